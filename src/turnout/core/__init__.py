@@ -1,0 +1,1 @@
+"""The pure core: decisions without clock, entropy, I/O, async or logging."""

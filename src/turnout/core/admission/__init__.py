@@ -1,0 +1,1 @@
+"""May this request enter at all."""

@@ -1,0 +1,1 @@
+"""The endpoints we know, how loaded they are, and whether they may be used."""
