@@ -203,7 +203,7 @@ class Key(Section):
     tenant: Annotated[Name, _doc("Whose requests these are.")]
     digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$"), _doc("sha256: and the hex digest of the whole key.")]
     prefix: Annotated[str, Meta(max_length=8), _doc("First characters of the key, for display.")] = ""
-    models: Annotated[list[Name], _doc("Exact ids, prefix* or *.")] = ["*"]
+    models: Annotated[list[Name], _doc("Exact ids, prefix* or *.")] = msgspec.field(default_factory=lambda: ["*"])
     permissions: Annotated[list[str], _doc("Named permissions beyond plain requests.")] = []
     state: Annotated[Literal["active", "revoked", "inactive"], _doc("revoked and inactive keys answer 403.")] = "active"
     expires_at: Annotated[str | None, _doc("ISO 8601 instant with offset after which the key answers 403.")] = None

@@ -1,0 +1,193 @@
+"""OpenAI prompts to `Prompt`: the rendering that block keys are made of, and the counts of the context pre-check.
+
+Rendering: scheduling §1.1 (records with tag bytes that cannot occur in UTF-8; it stops before the first part that is
+not text). Counting: request-path §7. Token prompts are never rendered.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import xxhash
+
+from turnout.core.admission.precheck import units
+from turnout.core.prefix.rendering import CALL, NAME, PROMPT, ROLE, TEXT, TOOLS, render_role
+from turnout.core.types import Prompt
+
+_Members = dict[str, msgspec.Raw]
+_PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
+_TOKEN_MAX = 2**31 - 1
+_SALTS = ("chat_template", "chat_template_kwargs", "reasoning_effort")
+# Compact forms of recent tools spans: agents send the same tools with every turn. Bounded by entries and by size.
+_TOOLS_MEMO: dict[int, bytes] = {}
+_TOOLS_MEMO_MAX = 256
+_TOOLS_MEMO_SPAN_MAX_BYTES = 65_536
+
+
+class InvalidPrompt(ValueError):
+    """A field of the prompt has the wrong shape."""
+
+    def __init__(self, field: str, seen: bytes | str, expected: str) -> None:
+        super().__init__(field)
+        self.field, self.seen, self.expected = field, seen, expected
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str = ""
+    arguments: str = ""
+
+
+class _Call(msgspec.Struct, gc=False):
+    function: _Function | None = None
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str | None = None
+    text: str | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+_MESSAGES = msgspec.json.Decoder(list[_Message])
+_LOOSE_MESSAGES = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
+
+
+def chat(found: _Members) -> Prompt:
+    """Render and count a chat conversation."""
+    raw = found.get("messages")
+    if raw is None:
+        raise InvalidPrompt("messages", "nothing", "a non-empty array of messages")
+    try:
+        messages = _MESSAGES.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _invalid("messages", bytes(raw), str(error)) from None
+    if not messages:
+        raise InvalidPrompt("messages", "[]", "a non-empty array of messages")
+    records: list[bytes] = []
+    tools_bytes = 0
+    tools = found.get("tools") or found.get("functions")
+    if tools is not None:
+        span = bytes(tools)
+        if span != b"null":
+            tools_bytes = len(bytes(found["tools"])) if "tools" in found else 0
+            records += (TOOLS, _compact(span))
+    total = 0
+    rendering = True
+    for message in messages:
+        content = message.content
+        if rendering:
+            records += (ROLE, render_role(message.role))
+            if message.name:
+                records += (NAME, message.name.encode())
+        if type(content) is str:
+            total += len(content) if content.isascii() else units(content)
+            if rendering:
+                records += (TEXT, content.encode())
+        elif content is not None:
+            rendering, counted = _parts(content, records, rendering=rendering)
+            total += counted
+        if message.tool_calls:
+            total += _calls(message.tool_calls, records if rendering else [])
+    return Prompt(rendered=b"".join(records), units=total, messages=len(messages), tools_bytes=tools_bytes)
+
+
+def completion(found: _Members) -> Prompt:
+    """Render and count the prompt of /v1/completions; of a list of prompts the largest counts and the first renders."""
+    raw = found.get("prompt")
+    if raw is None or bytes(raw) in (b"null", b'""', b"[]"):
+        raise InvalidPrompt("prompt", "nothing", "a non-empty string, array of strings or of token ids")
+    try:
+        prompt = _PROMPT.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidPrompt("prompt", bytes(raw), "a string, array of strings, of integers or of integer arrays") from None
+    if type(prompt) is str:
+        return Prompt(rendered=PROMPT + prompt.encode(), units=units(prompt))
+    kinds = {type(item) for item in prompt}
+    if kinds == {str}:
+        return Prompt(rendered=PROMPT + str(prompt[0]).encode(), units=max(units(str(item)) for item in prompt))
+    if kinds == {int}:
+        return Prompt(tokens=_token_ids(prompt))
+    if kinds == {list}:
+        lists = [_token_ids(item) for item in prompt]  # type: ignore[arg-type]
+        return Prompt(tokens=max(lists, key=len))
+    raise InvalidPrompt("prompt", bytes(raw), "items of one kind: strings, integers or integer arrays")
+
+
+def embedding(found: _Members) -> Prompt:
+    """Check and count the input of /v1/embeddings; embeddings leave no prefix behind, so nothing is rendered."""
+    raw = found.get("input")
+    if raw is None or bytes(raw) in (b"null", b"[]"):
+        raise InvalidPrompt("input", "nothing", "a string or non-empty array")
+    try:
+        value = _PROMPT.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidPrompt("input", bytes(raw), "a string or an array of strings or token ids") from None
+    if type(value) is str:
+        return Prompt(units=units(value))
+    return Prompt(units=max((units(item) for item in value if type(item) is str), default=0))
+
+
+def render_salt(found: _Members) -> str:
+    """Hex of xxh3_64 over the compact, key-sorted object of the fields that change the rendering; "" without any."""
+    present = {name: msgspec.json.decode(found[name]) for name in _SALTS if name in found}
+    if not present:
+        return ""
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode(present, order="sorted"))
+
+
+def _parts(parts: list[_Part], records: list[bytes], *, rendering: bool) -> tuple[bool, int]:
+    counted = 0
+    for part in parts:
+        if part.text is None:
+            rendering = False  # blocks before an image are kept, blocks after it do not exist
+            continue
+        counted += units(part.text)
+        if rendering:
+            records += (TEXT, part.text.encode())
+    return rendering, counted
+
+
+def _calls(calls: list[_Call], records: list[bytes]) -> int:
+    counted = 0
+    for call in calls:
+        if call.function is not None:
+            counted += units(call.function.arguments)
+            records += (CALL, call.function.name.encode(), NAME, call.function.arguments.encode())
+    return counted
+
+
+def _compact(span: bytes) -> bytes:
+    if len(span) > _TOOLS_MEMO_SPAN_MAX_BYTES:
+        return msgspec.json.encode(msgspec.json.decode(span))
+    digest = xxhash.xxh3_128_intdigest(span)
+    compact = _TOOLS_MEMO.get(digest)
+    if compact is None:
+        if len(_TOOLS_MEMO) >= _TOOLS_MEMO_MAX:
+            _TOOLS_MEMO.clear()
+        compact = _TOOLS_MEMO[digest] = msgspec.json.encode(msgspec.json.decode(span))
+    return compact
+
+
+def _token_ids(items: list[int]) -> tuple[int, ...]:
+    for index, item in enumerate(items):
+        if not 0 <= item <= _TOKEN_MAX:
+            raise InvalidPrompt(f"prompt[{index}]", str(item), f"a token id 0…{_TOKEN_MAX}")
+    return tuple(items)
+
+
+def _invalid(field: str, raw: bytes, message: str) -> InvalidPrompt:
+    """Turn a decoder's complaint into path, value seen and expectation."""
+    where = _PATH.search(message)
+    path = field + (where[1] if where else "").replace("[...]", "[…]")
+    expected = message.split(" - at ")[0].removeprefix("Expected ").split(", got")[0]
+    if "missing required field" in message:
+        return InvalidPrompt(f"{path}.role", "nothing", "a string")
+    seen = message.partition(", got ")[2].split(" - at ")[0] or raw[:64]
+    return InvalidPrompt(path, seen, expected.replace("`", ""))

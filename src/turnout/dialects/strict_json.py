@@ -1,0 +1,157 @@
+"""One JSON object, read so strictly that what is checked here is what any engine will parse (request-path §4, J1–J5).
+
+`members` splits the object into raw spans; nothing is decoded that nobody reads. The cheap test comes first in every
+rule and the exact scan runs only when the cheap test cannot rule the violation out.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_SURROGATE_HINT = re.compile(rb"\\u[dD][89a-fA-F]")
+_NOT_BRACKET = bytes(c for c in range(256) if c not in b"[]{}")
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_MEMBER_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
+_MEMBER_END = re.compile(rb"[ \t\r\n]*([,}])")
+_SCALAR = re.compile(rb"[^\s,\]}]+")
+
+_HIGH, _LOW, _END = 0xD800, 0xDC00, 0xE000
+
+
+class InvalidJSON(ValueError):
+    """The body is not one JSON object that every decoder reads alike. The message never holds content."""
+
+
+class DuplicateMember(ValueError):
+    """The same key twice: decoders take the last copy, so what is authorised might not be what runs (J3)."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def members(body: bytes, depth_max: int) -> dict[str, msgspec.Raw]:
+    """Split a JSON object into its members' raw spans.
+
+    Args:
+        body: the whole request body.
+        depth_max: most arrays and objects open at once; the outer object is 1.
+
+    Raises:
+        InvalidJSON: not exactly one valid JSON object in UTF-8 within the depth.
+        DuplicateMember: a key stands twice at the top level, compared after unescaping.
+
+    """
+    if body.count(b"{") + body.count(b"[") > depth_max and _depth_exceeds(body, depth_max):
+        raise InvalidJSON(f"nested deeper than {depth_max} levels")
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidJSON(f"not UTF-8 at byte {error.start}") from None
+    try:
+        found = _OBJECT.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidJSON(_reason(body, error)) from None
+    if b"\\u" in body and _SURROGATE_HINT.search(body):
+        _refuse_lone_surrogates(body)
+    quotes = 2 * len(found)
+    for raw in found.values():
+        quotes += bytes(raw).count(b'"')
+    if quotes != body.count(b'"'):
+        refuse_duplicates(body)
+    return found
+
+
+def refuse_duplicates(span: bytes) -> None:
+    """Raise DuplicateMember when a key of this JSON object stands twice at its top level."""
+    seen = set()
+    for key, _, _ in spans(span):
+        if key in seen:
+            raise DuplicateMember(key)
+        seen.add(key)
+
+
+def spans(body: bytes) -> list[tuple[str, int, int]]:
+    """Return (key, start, end) of every member value of a valid JSON object, in the order of the text."""
+    found = []
+    at = body.index(b"{") + 1
+    while (key := _MEMBER_KEY.match(body, at)) is not None:
+        start = key.end()
+        end = _value_end(body, start)
+        found.append((msgspec.json.decode(key[1], type=str), start, end))
+        closing = _MEMBER_END.match(body, end)
+        if closing is None or closing[1] == b"}":
+            break
+        at = closing.end()
+    return found
+
+
+def _value_end(body: bytes, start: int) -> int:
+    first = body[start : start + 1]
+    if first == b'"':
+        return _end_of(_STRING, body, start)
+    if first not in (b"{", b"["):
+        return _end_of(_SCALAR, body, start)
+    depth, at = 0, start
+    while True:
+        byte = body[at]
+        if byte == 0x22:  # a string may hold brackets: step over it whole
+            at = _end_of(_STRING, body, at)
+            continue
+        if byte in b"{[":
+            depth += 1
+        elif byte in b"}]":
+            depth -= 1
+            if depth == 0:
+                return at + 1
+        at += 1
+
+
+def _end_of(pattern: re.Pattern[bytes], body: bytes, start: int) -> int:
+    match = pattern.match(body, start)
+    if match is None:  # the object was decoded before: only a bug gets here
+        raise InvalidJSON(f"unreadable value at byte {start}")
+    return match.end()
+
+
+def _depth_exceeds(body: bytes, depth_max: int) -> bool:
+    """Peel the innermost brackets off, one level a pass: as many passes as levels, each at the speed of C."""
+    brackets = _STRING.sub(b"", body).translate(_ONE_KIND, _NOT_BRACKET)
+    for _ in range(depth_max):
+        peeled = brackets.replace(b"[]", b"")
+        if not peeled:
+            return False
+        if len(peeled) == len(brackets):
+            return peeled.count(b"[") > depth_max  # unbalanced: malformed either way
+        brackets = peeled
+    return True
+
+
+def _refuse_lone_surrogates(body: bytes) -> None:
+    high_ends_at = -1
+    for escape in _ESCAPE.finditer(body):
+        code = int(escape[1], 16) if escape[1] else 0
+        if _LOW <= code < _END and escape.start() == high_ends_at:
+            high_ends_at = -1
+            continue
+        if high_ends_at >= 0 or _LOW <= code < _END:
+            break
+        high_ends_at = escape.end() if _HIGH <= code < _LOW else -1
+    else:
+        if high_ends_at < 0:
+            return
+    raise InvalidJSON("a lone surrogate escape")
+
+
+def _reason(body: bytes, error: Exception) -> str:
+    if isinstance(error, msgspec.ValidationError) or (not isinstance(error, msgspec.DecodeError)):
+        return "not a JSON object" if not isinstance(error, RecursionError) else "nested too deep"
+    if not body.strip():
+        return "the body is empty"
+    return str(error).removeprefix("JSON is malformed: ")
