@@ -1,0 +1,67 @@
+# Two commands do all the set-up: `make demo` and `make test`. They need Python ≥ 3.11 and make, nothing else.
+# The environment lives in .venv and is rebuilt only when requirements.lock or pyproject.toml changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FOR ?=
+ARGS ?=
+
+# The first interpreter that is new enough; PYTHON=… overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit static lint format bench docs lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
+
+demo: $(READY) ## router, three simulated engines and a workload; FOR=10s ends by itself
+	@$(BIN)/turnout demo $(if $(FOR),--for $(FOR))
+
+test: static ## environment, lint, types, contracts, all tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-unit: $(READY) ## unit and property tests only
+	@$(BIN)/python -m pytest -q tests/unit tests/property $(ARGS)
+
+static: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo
+
+# Sizes and the currency of generated docs are tests, so that a failure says what is wrong; `make test` runs them anyway.
+lint: static ## ruff, format, mypy, import contracts, sizes, docs are current
+	@$(BIN)/python -m pytest -q tests/architecture tests/unit/config/test_reference.py
+
+format: $(READY) ## rewrite in the house format
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+bench: $(READY) ## compare with other routers, see benchmarks/README.md
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(READY) ## regenerate docs/configuration.md
+	@$(BIN)/python -m turnout.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
+
+lock: ## pin the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate \
+		--no-config --default-index https://pypi.org/simple --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# The stamp is written last, so that an interrupted set-up starts again from nothing.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: found no Python >= 3.11 (tried python3, python3.13, python3.12, python3.11)." \
+		"Install one, or run: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), but Turnout needs Python >= 3.11" >&2; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make an environment;" \
+		"on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
