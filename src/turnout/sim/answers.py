@@ -1,0 +1,167 @@
+"""One open generation on its connection: tokens to bytes, and the mid-answer faults made real.
+
+An armed fault always strikes: after its number of tokens, or before the last token when the answer is shorter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from turnout.sim.wire import DONE, Shape, usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.sim.engine import Emitted
+    from turnout.sim.faults import Fault
+    from turnout.sim.http import Connection
+    from turnout.sim.requests import Generate
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+MALFORMED = b'data: {"id":"chatcmpl-malformed","choices":[{"index":0,"delta":{"content"\n\n'
+WRONG_STREAM_BYTES = 2**40
+"""Declared length of a stream under `wrong_length`: more than is ever sent."""
+WRONG_EXTRA_BYTES = 64
+
+
+class Answer(Protocol):
+    """Receives the tokens of one generation."""
+
+    def emitted(self, event: Emitted, /) -> bool:
+        """Take one token; False ends the generation in the model."""
+
+
+class StreamAnswer:
+    """Server-sent events: role, deltas, finish, usage on request, `[DONE]`."""
+
+    def __init__(
+        self, connection: Connection, asked: Generate, shape: Shape, fault: Fault | None, *, cached_tokens: bool
+    ) -> None:
+        self._connection = connection
+        self._asked = asked
+        self._shape = shape
+        self._fault = fault
+        self._reports_cached = cached_tokens
+        self._started = False
+        self._stalled: list[Callable[[], None]] | None = None
+        # The head goes out before the first token, as vLLM's does.
+        wrong = fault is not None and fault.kind == "wrong_length"
+        connection.open(EVENT_STREAM, WRONG_STREAM_BYTES if wrong else None)
+
+    def emitted(self, event: Emitted) -> bool:
+        """Write one token's events."""
+        fault = self._fault
+        due = fault is not None and fault.kind != "wrong_length" and (
+            event.finish is not None or event.output_tokens > fault.after_tokens
+        )
+        if due and fault is not None and not self._strike(fault):
+            return False
+        data = self._events(event)
+        self._put(lambda: self._connection.write(data) if data else None)
+        if event.finish is not None:
+            self._put(self._end)
+        return True
+
+    def _events(self, event: Emitted) -> bytes:
+        prompt_tokens = self._asked.prompt_tokens
+        cached = event.cached_tokens if self._reports_cached else None
+        running = None
+        if self._asked.continuous_usage:
+            running = usage(prompt_tokens, event.output_tokens, cached)
+        data = b"" if self._started else self._shape.role(running)
+        self._started = True
+        if event.text or event.finish is not None:
+            data += self._shape.chunk(event.text, event.finish, event.stop_hit, running)
+        if event.finish is not None:
+            if self._asked.include_usage:
+                data += self._shape.usage_event(usage(prompt_tokens, event.output_tokens, cached))
+            data += DONE
+        return data
+
+    def _strike(self, fault: Fault) -> bool:
+        """Carry the fault out, once; False when the connection does not live on."""
+        self._fault = None
+        if fault.kind == "stall":
+            self._stalled = []
+            asyncio.get_running_loop().call_later(fault.seconds, self._resume)
+        elif fault.kind == "bad_sse":
+            self._connection.write(MALFORMED)
+        elif fault.kind == "reset_mid_stream":
+            self._connection.reset()
+            return False
+        elif fault.kind == "cut_mid_stream":
+            self._connection.cut()
+            return False
+        return True
+
+    def _put(self, action: Callable[[], None]) -> None:
+        if self._stalled is None:
+            action()
+        else:
+            self._stalled.append(action)
+
+    def _resume(self) -> None:
+        waiting, self._stalled = self._stalled or [], None
+        if self._connection.busy:
+            for action in waiting:
+                action()
+
+    def _end(self) -> None:
+        if self._fault is not None:
+            self._connection.cut()
+        else:
+            self._connection.end()
+
+
+class WholeAnswer:
+    """One JSON object when the generation ends."""
+
+    def __init__(
+        self, connection: Connection, asked: Generate, shape: Shape, fault: Fault | None, *, cached_tokens: bool
+    ) -> None:
+        self._connection = connection
+        self._asked = asked
+        self._shape = shape
+        self._fault = fault
+        self._reports_cached = cached_tokens
+        self._texts: list[str] = []
+
+    def emitted(self, event: Emitted) -> bool:
+        """Collect one token; the last one writes the answer."""
+        if event.text:
+            self._texts.append(event.text)
+        if event.finish is not None:
+            cached = event.cached_tokens if self._reports_cached else None
+            counts = usage(self._asked.prompt_tokens, event.output_tokens, cached)
+            body = self._shape.whole(self._texts, event.finish, event.stop_hit, counts)
+            if self._fault is None:
+                self._connection.reply(200, body)
+            else:
+                self._broken(body, self._fault)
+        return True
+
+    def _broken(self, body: bytes, fault: Fault) -> None:
+        connection = self._connection
+        half = len(body) // 2
+        if fault.kind == "bad_sse":
+            connection.reply(200, body[:-1])
+            return
+        connection.open("application/json", len(body) + (WRONG_EXTRA_BYTES if fault.kind == "wrong_length" else 0))
+        if fault.kind == "stall":
+            connection.write(body[:half])
+            asyncio.get_running_loop().call_later(fault.seconds, self._rest, body[half:])
+        elif fault.kind == "wrong_length":
+            connection.write(body)
+            connection.cut()
+        else:
+            connection.write(body[:half])
+            if fault.kind == "reset_mid_stream":
+                connection.reset()
+            else:
+                connection.cut()
+
+    def _rest(self, rest: bytes) -> None:
+        if self._connection.busy:
+            self._connection.write(rest)
+            self._connection.end()

@@ -1,0 +1,348 @@
+"""The real-time skin: HTTP requests into the model, one timer per step, tokens back onto the connections.
+
+Steps are planned from the end of the previous one, not from the moment the timer fired, so that timer jitter does not
+add up and the HTTP engine keeps the pace of the virtual one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import xxhash
+
+import turnout
+from turnout.sim import wire
+from turnout.sim.answers import EVENT_STREAM, Answer, StreamAnswer, WholeAnswer
+from turnout.sim.engine import EngineModel
+from turnout.sim.faults import MID_ANSWER, Fault, FaultPlan
+from turnout.sim.http import Connection, HttpRequest
+from turnout.sim.metrics import Metrics
+from turnout.sim.requests import Generate, Reader, Refusal
+from turnout.sim.text import readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.sim.options import EngineOptions
+
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+LAG_MAX_S = 0.1
+"""A process that falls further behind than this gives up catching up and plans from the present."""
+REMEMBERED_REQUESTS = 100
+DEATH_DELAY_S = 0.01
+"""Time for the answer to the control request that asked for the death."""
+_ERROR_KINDS = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
+
+
+class SimEngineServer:
+    """One simulated engine on a socket. `die` replaces the process death of the fault `exit`; None closes everything."""
+
+    def __init__(self, options: EngineOptions, *, die: Callable[[], None] | None = None) -> None:
+        self.options = options
+        self.faults = FaultPlan(options.seed, options.faults)
+        self._die = die or self._vanish
+        self._reader = Reader(options.model, options.context_tokens)
+        self._connections: set[Connection] = set()
+        self._listener: asyncio.Server | None = None
+        self._port = options.port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._recent: deque[dict[str, str]] = deque(maxlen=REMEMBERED_REQUESTS)
+        self._stale: bytes | None = None
+        self._last_abort_at: float | None = None
+        self._step_timer: asyncio.TimerHandle | None = None
+        self._routes: dict[tuple[str, str], Callable[[Connection, HttpRequest], None]] = {
+            ("POST", "/v1/chat/completions"): self._chat,
+            ("POST", "/v1/completions"): self._completion,
+            ("POST", "/v1/embeddings"): self._embedding,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/health"): self._health,
+            ("GET", "/metrics"): self._metrics_page,
+            ("GET", "/version"): self._version,
+            ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/detokenize"): self._detokenize,
+            ("GET", "/sim/state"): self._state,
+            ("GET", "/sim/faults"): self._faults_listed,
+            ("POST", "/sim/faults"): self._faults_added,
+            ("DELETE", "/sim/faults"): self._faults_cleared,
+        }
+        self._incarnate()
+
+    async def start(self) -> tuple[str, int]:
+        """Listen, and return host and port. Raises OSError when the address is taken."""
+        await self._listen()
+        if self.faults.draw("refuse") is not None:
+            self._close_listener()
+        return self.options.host, self._port
+
+    async def stop(self) -> None:
+        """Close the listener and every connection; safe to call twice."""
+        self._vanish()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def inject(self, fault: Fault) -> None:
+        """Put a fault in force, as `POST /sim/faults` does. Raises ValueError beyond the cap."""
+        self.faults.add(fault)
+        if fault.after_requests:
+            return
+        loop = asyncio.get_running_loop()
+        if fault.kind == "refuse" and (drawn := self.faults.draw("refuse")):
+            loop.call_later(DEATH_DELAY_S, self._refuse, drawn)
+        elif fault.kind == "exit" and self.faults.draw("exit"):
+            loop.call_later(DEATH_DELAY_S, self._die)
+        elif fault.kind == "restart_same_port" and (drawn := self.faults.draw("restart_same_port")):
+            loop.call_later(DEATH_DELAY_S, self._restart, drawn)
+
+    def clear_faults(self) -> None:
+        """Lift every fault; a closed listener opens again."""
+        self.faults.clear()
+        self._stale = None
+        if self._listener is None:
+            self._spawn_listen(0)
+
+    def state(self) -> dict[str, Any]:
+        """What tests ask: load, blocks, totals and the last requests."""
+        model = self.model
+        return {
+            "running": model.running,
+            "waiting": model.waiting,
+            "requests_total": model.counters.requests,
+            "aborted_total": model.counters.aborted,
+            "last_abort_at": self._last_abort_at,
+            "used_blocks": model.store.used,
+            "cached_blocks": model.store.cached,
+            "connections": len(self._connections),
+            "requests": list(self._recent),
+        }
+
+    # Life and death of the process that this server plays.
+
+    def _incarnate(self) -> None:
+        """A fresh process: empty prefix store, counters at zero, a later start time."""
+        self._started_at = time.time()
+        self.model = EngineModel(self.options)
+        self._metrics = Metrics(self.model, self._started_at)
+        self._answers: dict[int, Answer] = {}
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: Connection(self._handle, self._connections),
+            self.options.host,
+            self._port,
+            reuse_address=True,
+            backlog=4096,
+        )
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _spawn_listen(self, delay_s: float) -> None:
+        async def listen_later() -> None:
+            await asyncio.sleep(delay_s)
+            if self._listener is None:
+                await self._listen()
+
+        task = asyncio.get_running_loop().create_task(listen_later())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _refuse(self, fault: Fault) -> None:
+        """Close the listener and the idle connections; answers in progress and the control connection live on."""
+        self._close_listener()
+        for connection in tuple(self._connections):
+            if not connection.busy and not connection.control:
+                connection.cut()
+        if fault.seconds:
+            self._spawn_listen(fault.seconds)
+
+    def _vanish(self) -> None:
+        self._close_listener()
+        if self._step_timer is not None:
+            self._step_timer.cancel()
+            self._step_timer = None
+        self._answers.clear()
+        for connection in tuple(self._connections):
+            connection.gone = None
+            connection.kill()
+
+    def _restart(self, fault: Fault) -> None:
+        self._vanish()
+        self._incarnate()
+        self._spawn_listen(fault.seconds)
+
+    # Steps.
+
+    def _kick(self) -> None:
+        if self._step_timer is None:
+            self._begin(time.monotonic())
+
+    def _begin(self, start: float) -> None:
+        slow = self.faults.draw("slow")
+        self.model.slowness = slow.factor if slow is not None else 1.0
+        end = self.model.begin(start)
+        self._step_timer = None
+        if end is not None:
+            delay = max(end - time.monotonic(), 0.0)
+            self._step_timer = asyncio.get_running_loop().call_later(delay, self._finish, end)
+
+    def _finish(self, end: float) -> None:
+        answers = self._answers
+        for event in self.model.finish():
+            answer = answers.get(event.id)
+            if answer is None:
+                continue
+            if event.finish is not None:
+                del answers[event.id]
+            if not answer.emitted(event) and event.finish is None:
+                self._gone(event.id)
+        self._metrics.collect()
+        now = time.monotonic()
+        self._begin(end if now - end < LAG_MAX_S else now)
+
+    def _gone(self, number: int) -> None:
+        if self._answers.pop(number, None) is not None:
+            self.model.abort(number)
+            self._last_abort_at = time.monotonic()
+
+    # Requests.
+
+    def _handle(self, connection: Connection, request: HttpRequest) -> None:
+        if request.path.startswith("/sim/"):
+            connection.control = True
+        elif self._struck_before_answer(connection, request):
+            return
+        route = self._routes.get((request.method, request.path))
+        if route is None:
+            known = any(path == request.path for _, path in self._routes)
+            status, text = (405, "Method Not Allowed") if known else (404, "Not Found")
+            connection.reply(status, wire.to_json({"detail": text}))
+            return
+        try:
+            route(connection, request)
+        except Refusal as refusal:
+            connection.reply(refusal.status, wire.refusal_body(refusal))
+
+    def _struck_before_answer(self, connection: Connection, request: HttpRequest) -> bool:
+        """Whether a fault has dealt with this request already: nothing more is to be answered."""
+        generating = request.path in GENERATING
+        draw = functools.partial(self.faults.draw, path=request.path, body=request.body, by_path_only=not generating)
+        if generating:
+            self._remember(request)
+            if draw("exit") is not None:
+                self._die()
+                return True
+            if (restart := draw("restart_same_port")) is not None:
+                self._restart(restart)
+                return True
+            if (refuse := draw("refuse")) is not None:
+                self._refuse(refuse)
+            if draw("health_lies") is not None:
+                return True
+        if self.faults.draw("accept_hang", path=request.path, body=request.body) is not None:
+            return True
+        if (status := draw("status")) is not None:
+            retry = () if status.retry_after is None else (("retry-after", status.retry_after),)
+            kind = _ERROR_KINDS.get(status.status, "InternalServerError")
+            body = wire.error_body(status.status, f"injected status {status.status}", kind)
+            connection.reply(status.status, body, headers=retry)
+            return True
+        if draw("hang_before_first_byte") is not None:
+            connection.open(EVENT_STREAM)
+            return True
+        return False
+
+    def _remember(self, request: HttpRequest) -> None:
+        digest = hashlib.sha256(request.body).hexdigest()
+        self._recent.append(
+            {"path": request.path, "sha256": digest, "x-request-id": request.headers.get("x-request-id", "")},
+        )
+
+    def _identifier(self, request: HttpRequest, prefix: str) -> str:
+        given = request.headers.get("x-request-id")
+        number = self.model.counters.requests
+        return f"{prefix}-{given or xxhash.xxh3_64_hexdigest(f'{self.options.name}:{number}'.encode(), self.options.seed)}"
+
+    def _chat(self, connection: Connection, request: HttpRequest) -> None:
+        self._generate(connection, request, self._reader.chat(request.body))
+
+    def _completion(self, connection: Connection, request: HttpRequest) -> None:
+        self._generate(connection, request, self._reader.completion(request.body))
+
+    def _generate(self, connection: Connection, request: HttpRequest, asked: Generate) -> None:
+        draws = (self.faults.draw(kind, path=request.path, body=request.body) for kind in MID_ANSWER)
+        fault = next((drawn for drawn in draws if drawn is not None), None)
+        shape = wire.Shape(
+            chat=asked.chat,
+            identifier=self._identifier(request, "chatcmpl" if asked.chat else "cmpl"),
+            created=int(time.time()),
+            model=self.options.model,
+            with_logprobs=asked.logprobs,
+        )
+        number = self.model.add(asked.work, time.monotonic())
+        make = StreamAnswer if asked.stream else WholeAnswer
+        self._answers[number] = make(connection, asked, shape, fault, cached_tokens=self.options.cached_tokens)
+        connection.gone = functools.partial(self._gone, number)
+        self._kick()
+
+    def _embedding(self, connection: Connection, request: HttpRequest) -> None:
+        inputs, dimensions, as_base64 = self._reader.embedding(request.body)
+        identifier = self._identifier(request, "embd")
+        body = wire.embeddings_body(self.options.model, identifier, inputs, dimensions, as_base64=as_base64)
+        connection.reply(200, body)
+
+    def _models(self, connection: Connection, _: HttpRequest) -> None:
+        body = wire.models_body(self.options.model, int(self._started_at), self.options.context_tokens)
+        connection.reply(200, body)
+
+    def _health(self, connection: Connection, _: HttpRequest) -> None:
+        connection.reply(200, b"")
+
+    def _version(self, connection: Connection, _: HttpRequest) -> None:
+        connection.reply(200, wire.to_json({"version": f"turnout-{turnout.__version__}"}))
+
+    def _metrics_page(self, connection: Connection, _: HttpRequest) -> None:
+        if self.faults.draw("metrics_stale") is not None:
+            self._stale = text = self._stale or self._metrics.text()
+        else:
+            self._stale = None
+            missing = self.faults.draw("metrics_missing") is not None
+            text = self._metrics.text(zero=self.faults.draw("metrics_zero") is not None, missing=missing)
+        connection.reply(200, text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _tokenize(self, connection: Connection, request: HttpRequest) -> None:
+        tokens = self._reader.tokenize(request.body)
+        connection.reply(200, wire.tokens_body(tokens, self.options.context_tokens))
+
+    def _detokenize(self, connection: Connection, request: HttpRequest) -> None:
+        connection.reply(200, wire.to_json({"prompt": readable(self._reader.detokenize(request.body))}))
+
+    # The control door, for tests.
+
+    def _state(self, connection: Connection, _: HttpRequest) -> None:
+        connection.reply(200, wire.to_json(self.state()))
+
+    def _faults_listed(self, connection: Connection, _: HttpRequest) -> None:
+        connection.reply(200, wire.to_json({"faults": self.faults.listing()}))
+
+    def _faults_added(self, connection: Connection, request: HttpRequest) -> None:
+        try:
+            fault = msgspec.json.decode(request.body, type=Fault)
+            self.inject(fault)
+        except ValueError as error:  # msgspec's errors are ValueErrors
+            raise Refusal(400, str(error)) from error
+        self._faults_listed(connection, request)
+
+    def _faults_cleared(self, connection: Connection, request: HttpRequest) -> None:
+        self.clear_faults()
+        self._faults_listed(connection, request)
