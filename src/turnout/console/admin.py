@@ -1,0 +1,194 @@
+"""The admin application: read-only JSON over what the process knows, and the metrics page. Nothing here changes state.
+
+It answers only under names the operator configured (DNS rebinding, hardening U10), sends no CORS header, and needs a
+bearer token when one is set. Errors have one shape: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CALLS_DEFAULT = 100
+CALLS_MAX = 1000
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""Readable without the token: they hold no address, name or figure."""
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HEADERS = (
+    ("x-content-type-options", "nosniff"),
+    ("cache-control", "no-store"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'"),
+    ("referrer-policy", "no-referrer"),
+)
+
+
+class AdminSource(Protocol):
+    """What the application asks the process. `metrics` and `calls` run on a worker thread, the others on the loop."""
+
+    def metrics(self) -> bytes:
+        """The metrics page in Prometheus text format 0.0.4."""
+
+    def decision(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the word of the path
+        """The explain document of one decision; None when it is not kept."""
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Every endpoint with its state and load."""
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether new requests are served, and why not."""
+
+    def calls(self, limit: int) -> list[dict[str, Any]]:
+        """The newest rows of the ledger, newest first."""
+
+
+class Compact(JSONResponse):
+    """JSON by msgspec: structs and instants as they are, NaN and infinities as null."""
+
+    def render(self, content: Any) -> bytes:
+        """The document as bytes; TypeError for a value JSON cannot hold."""
+        return msgspec.json.encode(content)
+
+
+def admin_app(
+    source: AdminSource,
+    *,
+    hosts: Iterable[str] = (),
+    token: str = "",
+    report: Callable[[str, BaseException], None] | None = None,
+) -> Starlette:
+    """The application over one source.
+
+    `hosts` are admitted `Host` names besides loopback, without port. `token`, when set, is asked for as bearer token.
+    `report(path, error)` hears of every exception of the source; the client sees a bare 500.
+    """
+
+    async def metrics(_: Request) -> Response:
+        return Response(await run_in_threadpool(source.metrics), headers={"content-type": METRICS_TYPE})
+
+    async def decision(request: Request) -> Response:
+        wanted = request.path_params["id"]
+        found = source.decision(wanted) if _ID.fullmatch(wanted) else None
+        if found is None:
+            return error(404, "decision_not_found", "no decision of this id is kept; the newest ones are", param="id")
+        return Compact(found)
+
+    async def endpoints(_: Request) -> Response:
+        return Compact({"endpoints": source.endpoints()})
+
+    async def calls(request: Request) -> Response:
+        asked = request.query_params.get("limit", str(CALLS_DEFAULT))
+        if not re.fullmatch("[0-9]{1,4}", asked) or not 1 <= int(asked) <= CALLS_MAX:
+            return error(400, "invalid_request", f"limit must be an integer from 1 to {CALLS_MAX}", param="limit")
+        return Compact({"calls": await run_in_threadpool(source.calls, int(asked))})
+
+    async def health(_: Request) -> Response:
+        return Compact({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        good, detail = source.ready()
+        return Compact({"ready": good, **detail}, status_code=200 if good else 503)
+
+    routes = [
+        Route("/metrics", metrics),
+        Route("/x/decisions/{id}", decision),
+        Route("/x/endpoints", endpoints),
+        Route("/x/calls", calls),
+        Route("/health", health),
+        Route("/ready", ready),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False
+    allowed = LOOPBACK_NAMES | {name.lower() for name in hosts if name}
+    app.add_middleware(_Guard, hosts=frozenset(allowed), token=token, report=report)
+    return app
+
+
+def error(status: int, code: str, message: str, *, param: str | None = None) -> Response:
+    """The one shape of an error."""
+    kind = "internal_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 - the HTTP class
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return Compact(body, status_code=status)
+
+
+async def _http_error(_: Request, exc: Exception) -> Response:
+    status = exc.status_code if isinstance(exc, HTTPException) else 500
+    if status == 405:  # noqa: PLR2004 - the status it handles
+        answer = error(status, "method_not_allowed", "the admin listener is read-only: GET or HEAD")
+        answer.headers["allow"] = "GET, HEAD"
+        return answer
+    return error(status, "not_found", "no such path on the admin listener")
+
+
+class _Guard:
+    """Outermost layer: host names, token, security headers, and 500 for whatever a source raises."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: frozenset[str],
+        token: str,
+        report: Callable[[str, BaseException], None] | None,
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._token = token.encode()
+        self._report = report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started = False
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS:
+                    headers[name] = value
+            await send(message)
+
+        refusal = self._refusal(scope)
+        run: Callable[[Scope, Receive, Callable[[Message], Awaitable[None]]], Awaitable[None]] = refusal or self._app
+        try:
+            await run(scope, receive, send_guarded)
+        except Exception as exc:  # noqa: BLE001 - a fault of one page must not reach uvicorn's own logging
+            if self._report is not None:
+                self._report(scope["path"], exc)
+            if not started:
+                await error(500, "internal", "the page could not be made")(scope, receive, send_guarded)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        named = [value for name, value in headers if name == b"host"]
+        if len(named) != 1 or host_name(named[0].decode("latin-1")) not in self._hosts:
+            return error(403, "host_not_allowed", "the Host header names no host of the admin listener", param="host")
+        if self._token and scope["path"] not in OPEN_PATHS:
+            sent = [value for name, value in headers if name == b"authorization"]
+            scheme, _, value = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(value.strip(), self._token):
+                answer = error(401, "invalid_admin_token", "this path needs the admin token as bearer token")
+                answer.headers["www-authenticate"] = "Bearer"
+                return answer
+        return None
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, lower case, without port; `[::1]:9090` gives `[::1]`."""
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", header.lower())
+    return match.group(1) if match else ""

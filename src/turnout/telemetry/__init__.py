@@ -1,0 +1,1 @@
+"""Small renderers of facts: counters and histograms (meter), Prometheus text and structured logs."""

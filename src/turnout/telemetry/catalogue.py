@@ -1,0 +1,161 @@
+"""Every metric Turnout exposes, once: name, kind, labels, meaning. The renderer and docs/metrics.md follow this table.
+
+Names end in their unit; counters end in `_total`. Labels hold closed sets, configured names or capped names, never
+what a client typed, never a tenant (hardening T07).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Metric(msgspec.Struct, frozen=True, gc=False):
+    """One metric. `source` is the attribute or key that holds its value, where the name alone does not say it."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    source: str = ""
+
+
+REQUESTS: tuple[Metric, ...] = (
+    Metric(
+        "turnout_requests_total", "counter", "Accepted requests by their one outcome.", ("model", "outcome", "class")
+    ),
+    Metric(
+        "turnout_attempts_total",
+        "counter",
+        "Ended attempts and legs; result is ok or the error kind.",
+        ("endpoint", "result"),
+    ),
+    Metric("turnout_refusals_total", "counter", "Refusals before a request was accepted, by error code.", ("code",)),
+    Metric("turnout_ttft_seconds", "histogram", "Complete head of the request to first output event.", ("model",)),
+    Metric("turnout_itl_seconds", "histogram", "Gap between output events of a stream."),
+    Metric("turnout_e2e_seconds", "histogram", "Complete head of the request to its outcome.", ("model",)),
+    Metric("turnout_overhead_seconds", "histogram", "Own time up to the head, without queue and upstream waits."),
+    Metric("turnout_tokens_in_total", "counter", "Prompt tokens as reported.", ("model",)),
+    Metric("turnout_tokens_out_total", "counter", "Output tokens as reported.", ("model",)),
+    Metric("turnout_tokens_cached_total", "counter", "Prompt tokens the engines found in their KV caches.", ("model",)),
+    Metric(
+        "turnout_prompt_overestimates_total",
+        "counter",
+        "Requests whose prompt had fewer tokens than estimated.",
+        ("model",),
+    ),
+    Metric("turnout_queue_depth", "gauge", "Requests waiting for admission.", ("model",)),
+)
+
+SCHEDULING: tuple[Metric, ...] = (
+    Metric("turnout_schedule_seconds", "histogram", "One scheduling decision, trace included."),
+    Metric("turnout_schedule_picks_total", "counter", "Decisions that picked this endpoint.", ("endpoint",)),
+    Metric("turnout_schedule_dropped_total", "counter", "Candidates dropped by a filter.", ("reason",)),
+    Metric(
+        "turnout_schedule_fallback_total",
+        "counter",
+        "Decisions without the policy's own signal: no_match, no_signal, relaxed.",
+        ("policy", "reason"),
+    ),
+    Metric(
+        "turnout_prefix_lookups_total",
+        "counter",
+        "One per decision: match, declined, stale, miss or no_hash.",
+        ("result",),
+    ),
+    Metric("turnout_prefix_blocks_total", "counter", "Prompt blocks looked up.", source="prefix_blocks_total"),
+    Metric(
+        "turnout_prefix_matched_blocks_total",
+        "counter",
+        "Prompt blocks found at the endpoint picked.",
+        source="prefix_matched_blocks_total",
+    ),
+)
+
+_PLAIN: tuple[tuple[str, Kind, str], ...] = (
+    ("connections_open", "gauge", "Client connections open."),
+    ("connections_total", "counter", "Client connections accepted."),
+    ("exchanges_open", "gauge", "Requests accepted and not ended."),
+    ("bodies_held_bytes", "gauge", "Request bodies held by open exchanges."),
+    ("upstream_connects_total", "counter", "Connections opened to endpoints."),
+    ("upstream_connect_failures_total", "counter", "Connections to endpoints that could not be opened."),
+    ("upstream_reuses_total", "counter", "Attempts sent on a kept-alive connection."),
+    ("relay_events_inspected_total", "counter", "Stream events that were looked into."),
+    ("relay_events_oversized_total", "counter", "Stream events relayed uninspected for their size (L10)."),
+    ("relay_events_dropped_total", "counter", "Malformed stream events dropped (W6)."),
+    ("relay_keepalives_total", "counter", "Keep-alive comments sent to waiting clients (W2)."),
+    ("retry_budget_exhausted_total", "counter", "Extra attempts refused by the retry budget (N5)."),
+    ("late_results_total", "counter", "Results of attempts that arrived after their exchange had ended."),
+)
+PLAIN: tuple[Metric, ...] = tuple(
+    Metric("turnout_" + source, kind, text, source=source) for source, kind, text in _PLAIN
+)
+"""Attributes of `Meter` that the gateway increments in place; `source` is the attribute."""
+
+ENDPOINTS: tuple[Metric, ...] = (
+    Metric("turnout_in_flight", "gauge", "Attempts open at this endpoint, counted locally.", ("endpoint",)),
+    Metric("turnout_endpoint_queue_depth", "gauge", "Requests waiting inside the engine, as reported.", ("endpoint",)),
+    Metric("turnout_endpoint_kv_usage_ratio", "gauge", "KV cache in use, as reported.", ("endpoint",)),
+    Metric("turnout_endpoint_unreachable", "gauge", "1 while no connection can be opened (O1).", ("endpoint",)),
+    Metric("turnout_endpoint_probe_failing", "gauge", "1 while readiness probes fail (O4).", ("endpoint",)),
+    Metric(
+        "turnout_endpoint_breaker",
+        "gauge",
+        "1 for the state the breaker is in: closed, open or half_open.",
+        ("endpoint", "state"),
+    ),
+)
+
+PREFIX: tuple[Metric, ...] = (
+    Metric("turnout_prefix_entries", "gauge", "Blocks in the prefix index.", source="entries"),
+    Metric("turnout_prefix_bytes", "gauge", "Estimated memory of the prefix index.", source="bytes"),
+    Metric("turnout_prefix_slots", "gauge", "Endpoint incarnations with a bit in the index.", source="slots"),
+    Metric(
+        "turnout_prefix_evictions_total", "counter", "Entries removed from the index.", ("reason",), source="evictions"
+    ),
+    Metric("turnout_prefix_purges_total", "counter", "Slots purged from the index.", source="purges"),
+)
+"""Keys of the prefix index's stats; an absent key gives no sample."""
+
+LEDGER: tuple[Metric, ...] = (
+    Metric("turnout_ledger_rows_total", "counter", "Rows committed.", ("table",), source="rows"),
+    Metric("turnout_ledger_dropped_total", "counter", "Facts given up.", ("table", "reason"), source="dropped"),
+    Metric("turnout_ledger_queue_depth", "gauge", "Facts waiting for the writer.", source="queue_depth"),
+    Metric("turnout_ledger_write_errors_total", "counter", "Batches that failed.", ("kind",), source="write_errors"),
+    Metric("turnout_ledger_spool_bytes", "gauge", "Size of the spool.", source="spool_bytes"),
+    Metric("turnout_ledger_spool_replayed_total", "counter", "Facts replayed from the spool.", source="spool_replayed"),
+    Metric("turnout_ledger_recovered_total", "counter", "Calls recovered after a crash.", source="recovered"),
+    Metric("turnout_ledger_duplicates_total", "counter", "Facts already stored.", ("table",), source="duplicates"),
+)
+"""Keys of the ledger's stats (ledger §10); an absent key gives no sample."""
+
+PROCESS: tuple[Metric, ...] = (
+    Metric("turnout_build_info", "gauge", "Always 1; the labels say what runs.", ("version", "python")),
+    Metric("turnout_log_dropped_total", "counter", "Log records lost to a slow sink.", source="dropped"),
+    Metric("turnout_log_suppressed_total", "counter", "Log records over the rate of their event.", source="suppressed"),
+)
+
+METRICS: tuple[Metric, ...] = REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + PROCESS
+BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
+
+_TITLES: tuple[tuple[str, tuple[Metric, ...]], ...] = (
+    ("Requests", REQUESTS),
+    ("Scheduling and prefix match", SCHEDULING),
+    ("Connections and relay", PLAIN),
+    ("Endpoints", ENDPOINTS),
+    ("Prefix index", PREFIX),
+    ("Ledger", LEDGER),
+    ("Process", PROCESS),
+)
+
+
+def page() -> str:
+    """The reference tables of docs/metrics.md, from the catalogue."""
+    parts = []
+    for title, metrics in _TITLES:
+        rows = [f"| `{m.name}` | {m.kind} | {', '.join(f'`{x}`' for x in m.labels)} | {m.help} |" for m in metrics]
+        parts.append("\n".join([f"## {title}", "", "| Metric | Kind | Labels | Meaning |", "|---|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
