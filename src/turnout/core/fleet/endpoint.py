@@ -1,0 +1,185 @@
+"""One endpoint incarnation as scheduling sees it: what it can serve, how loaded it is, and what speaks against it.
+
+Attempts hold the incarnation they were opened on, so a late result of a removed one touches nothing new (I1).
+"""
+
+from __future__ import annotations
+
+from typing import Final, overload
+
+from turnout.core import options
+from turnout.core.fleet.breaker import Breaker
+
+_PRECISION_WEIGHT = 20_000.0  # scheduling §3.2: tokens that the prior is worth
+_PRECISION_PRIOR = 0.9  # own history
+_PRECISION_KEEP = 0.98
+
+
+class Mark:
+    """One reason not to use an endpoint, kept as a bit of `marks`: the usual endpoint is tested with one look."""
+
+    __slots__ = ("bit",)
+
+    def __init__(self, bit: int) -> None:
+        self.bit: Final = bit
+
+    @overload
+    def __get__(self, instance: None, owner: type[EndpointState]) -> Mark: ...
+    @overload
+    def __get__(self, instance: EndpointState, owner: type[EndpointState]) -> bool: ...
+    def __get__(self, instance: EndpointState | None, owner: type[EndpointState]) -> Mark | bool:
+        """Read the mark as a bool."""
+        return self if instance is None else bool(instance.marks & self.bit)
+
+    def __set__(self, instance: EndpointState, value: bool) -> None:  # noqa: FBT001 - an attribute has no keyword
+        """Set or clear the mark."""
+        if value:
+            instance.marks |= self.bit
+        else:
+            instance.marks &= ~self.bit
+
+
+class EndpointState:
+    """Mutable; one per endpoint incarnation. Unknown signals are None, never zero."""
+
+    __slots__ = (
+        "_cooldown_until",
+        "_pair",
+        "active_tokens",
+        "attempts_total",
+        "bit",
+        "breaker",
+        "context_max",
+        "family",
+        "in_flight",
+        "in_flight_at_report",
+        "incarnation",
+        "kv_usage_ratio",
+        "last_byte_at",
+        "lost_models",
+        "marks",
+        "max_in_flight",
+        "models",
+        "name",
+        "observed_at",
+        "pending_prefill_tokens",
+        "precision",
+        "probe_failures",
+        "provider",
+        "role",
+        "running",
+        "served_as",
+        "url",
+        "waiting",
+    )
+
+    gone = Mark(1)
+    draining = Mark(2)
+    unreachable = Mark(4)
+    probe_failing = Mark(8)
+    standby = Mark(16)
+    cooling = Mark(32)
+    losing = Mark(64)  # lost_models may not be empty
+    split = Mark(128)  # serves one leg only
+
+    def __init__(self, endpoint: options.Endpoint, breaker: options.Breaker, bit: int, incarnation: int) -> None:
+        self.marks = 0
+        self.name = endpoint.name
+        self.url = endpoint.url
+        self.provider = endpoint.provider
+        self.role = endpoint.role
+        self.models = frozenset(endpoint.models)
+        self.served_as = dict(endpoint.served_as)
+        self.context_max = endpoint.context_max
+        self.max_in_flight = endpoint.max_in_flight
+        self.family: str = endpoint.family
+        self.bit = bit
+        self.incarnation = incarnation
+        self.standby = endpoint.standby
+        self.split = endpoint.role != "both"
+        self.breaker = Breaker(breaker)
+        self.in_flight = 0
+        self.pending_prefill_tokens = 0
+        self.active_tokens = 0
+        self.attempts_total = 0
+        self.running: int | None = None
+        self.waiting: int | None = None
+        self.kv_usage_ratio: float | None = None
+        self.observed_at: float | None = None
+        self.in_flight_at_report = 0
+        self.last_byte_at: float | None = None
+        self.probe_failures = 0
+        self.lost_models: set[str] = set()
+        self.precision = _PRECISION_PRIOR
+        self._pair = (0.0, 0.0)
+        self._cooldown_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"EndpointState({self.name!r}, incarnation={self.incarnation}, in_flight={self.in_flight})"
+
+    def opened(self, tokens: int, uncached: int) -> None:
+        """An attempt opens: `tokens` is its estimate T, `uncached` what the engine has to prefill of it."""
+        self.in_flight += 1
+        self.attempts_total += 1
+        self.active_tokens += tokens
+        self.pending_prefill_tokens += uncached
+
+    def first_byte(self, uncached: int) -> None:
+        """Its prefill is over: give `uncached` back. Once per attempt, here or in `ended`."""
+        left = self.pending_prefill_tokens - uncached
+        self.pending_prefill_tokens = left if left > 0 else 0
+
+    def ended(self, tokens: int, uncached: int = 0) -> None:
+        """An attempt ends in any way, exactly once; `uncached` as at open when no first byte had come, else 0."""
+        if self.in_flight > 0:
+            self.in_flight -= 1
+        left = self.active_tokens - tokens
+        self.active_tokens = left if left > 0 else 0
+        if uncached:
+            self.first_byte(uncached)
+
+    def reported(
+        self,
+        observed_at: float,
+        in_flight_then: int,
+        running: int | None,
+        waiting: int | None,
+        kv_usage_ratio: float | None = None,
+    ) -> None:
+        """An engine report arrives; `observed_at` and `in_flight_then` are of the moment the scrape was *sent*.
+
+        What was opened less what ended since then is the change of `in_flight`, so no history is kept (scheduling §4).
+        """
+        self.observed_at = observed_at
+        self.in_flight_at_report = in_flight_then
+        self.running = running
+        self.waiting = waiting
+        self.kv_usage_ratio = kv_usage_ratio
+
+    def cached_reported(self, real: int, predicted: int) -> None:
+        """Compare cached tokens a response reported with those predicted for it: the precision of our history."""
+        realised, expected = self._pair
+        realised = _PRECISION_KEEP * realised + min(real, predicted)
+        expected = _PRECISION_KEEP * expected + predicted
+        self._pair = (realised, expected)
+        self.precision = (realised + _PRECISION_WEIGHT * _PRECISION_PRIOR) / (expected + _PRECISION_WEIGHT)
+
+    @property
+    def cooldown_until(self) -> float:
+        """Instant until which the endpoint asked to be left alone."""
+        return self._cooldown_until
+
+    @cooldown_until.setter
+    def cooldown_until(self, instant: float) -> None:
+        self._cooldown_until = instant
+        self.cooling = instant > 0
+
+    def lose(self, model: str) -> None:
+        """The endpoint said that it does not serve this model: not asked again until its next model list."""
+        self.lost_models.add(model)
+        self.losing = True
+
+    def listed(self) -> None:
+        """A fresh model list came: what was lost is served again, or is no longer in the list's pool."""
+        self.lost_models.clear()
+        self.losing = False

@@ -1,0 +1,152 @@
+"""The fleet: endpoints by name, pools by model, and the facts that change who may be scheduled.
+
+Same name again is a new incarnation that inherits nothing (I1); removal is idempotent (I2).
+"""
+
+from __future__ import annotations
+
+import math
+
+from turnout.core import options
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.kit.lru import LruMap
+from turnout.core.kit.rotation import Rotation
+from turnout.core.prefix.index import PrefixIndex
+
+_PINS_MAX = 100_000  # scheduling §5.3
+_PIN_TTL_S = 1800.0
+
+
+class Pool:
+    """The endpoints that serve one model, sorted by name, with the state of its rotation.
+
+    The tuples are columns beside `members`, rebuilt on each join and leave, so that a decision can share them.
+    """
+
+    __slots__ = ("bit_column", "bits", "last", "members", "model", "names", "policy", "rotation", "zeros")
+
+    def __init__(self, model: str, policy: str, seed: int) -> None:
+        self.model = model
+        self.policy = policy
+        self.rotation = Rotation(seed)
+        self.last = ""  # the name picked before, for round_robin
+        self._take([])
+
+    def join(self, endpoint: EndpointState) -> None:
+        """Add a member at its place in the order of names."""
+        self._take(sorted([*self.members, endpoint], key=lambda member: member.name))
+
+    def leave(self, endpoint: EndpointState) -> None:
+        """Remove a member; absent is fine."""
+        self._take([member for member in self.members if member is not endpoint])
+
+    def retry_after_s(self, now: float) -> int | None:
+        """Seconds until the first member that waits for a known instant may be used again, at least 1 (B9)."""
+        instants = [member.breaker.reopen_at for member in self.members if not member.breaker.allow(now)]
+        instants += [member.cooldown_until for member in self.members if member.cooldown_until > now]
+        return max(1, math.ceil(min(instants) - now)) if instants else None
+
+    def _take(self, members: list[EndpointState]) -> None:
+        # Always a new list: decisions share these columns and must go on showing what they saw.
+        self.members = members
+        self.names = tuple(member.name for member in members)
+        self.bit_column = tuple(member.bit for member in members)
+        self.zeros = [0] * len(members)
+        self.bits = 0
+        for bit in self.bit_column:
+            self.bits |= bit
+
+
+class Fleet:
+    """Everything scheduling reads. Pools exist while an endpoint or the catalogue names their model."""
+
+    def __init__(
+        self,
+        scheduling: options.Scheduling,
+        prefix: options.Prefix,
+        breaker: options.Breaker,
+        *,
+        probe_failures: int = 3,
+        models: tuple[options.Model, ...] = (),
+    ) -> None:
+        self.scheduling = scheduling
+        self.prefix = prefix
+        self.index = PrefixIndex(prefix)
+        self.endpoints: dict[str, EndpointState] = {}
+        self._breaker = breaker
+        self._probe_failures = probe_failures
+        self._policies = {model.id: model.policy for model in models if model.policy is not None}
+        self._pools: dict[str, Pool] = {}
+        self._incarnations = 0
+        self._pins: LruMap[int, tuple[EndpointState, float]] = LruMap(_PINS_MAX)
+
+    @property
+    def models(self) -> list[str]:
+        """Ids that some endpoint serves, sorted."""
+        return sorted(model for model, pool in self._pools.items() if pool.members)
+
+    def pool(self, model: str) -> Pool | None:
+        """The pool of a model, empty ones included; None for a model no endpoint ever served."""
+        return self._pools.get(model)
+
+    def add(self, endpoint: options.Endpoint, now: float) -> EndpointState:
+        """Register an endpoint; the same name again replaces the old incarnation.
+
+        It starts slowly when it joins a pool that has traffic already, so that a cold joiner is not flooded (B7).
+        """
+        self.remove(endpoint.name)
+        self._incarnations += 1
+        state = EndpointState(endpoint, self._breaker, self.index.assign(now), self._incarnations)
+        self.endpoints[state.name] = state
+        for model in sorted(state.models):
+            pool = self._pools.get(model)
+            if pool is None:
+                policy = self._policies.get(model, self.scheduling.policy)
+                pool = self._pools[model] = Pool(model, policy, self.scheduling.seed)
+            if any(member.attempts_total for member in pool.members):
+                state.breaker.start_slowly(now)
+            pool.join(state)
+        return state
+
+    def remove(self, name: str) -> EndpointState | None:
+        """Remove an endpoint at once; its open attempts keep their incarnation. None when it is not known."""
+        state = self.endpoints.pop(name, None)
+        if state is None:
+            return None
+        state.gone = True
+        self.index.retire(state.bit)
+        for model in state.models:
+            self._pools[model].leave(state)
+        return state
+
+    def on_connect_failure(self, endpoint: EndpointState, now: float) -> None:  # noqa: ARG002 - facts carry their instant
+        """No connection came about (O1): out until something reaches it. Providers have their breaker only."""
+        if not endpoint.provider:
+            endpoint.unreachable = True
+
+    def on_reachable(self, endpoint: EndpointState, now: float) -> None:
+        """A probe or an attempt reached it: online, slowly if it had been unreachable."""
+        endpoint.probe_failures = 0
+        endpoint.probe_failing = False
+        if endpoint.unreachable:
+            endpoint.unreachable = False
+            endpoint.breaker.start_slowly(now)
+
+    def on_probe(self, endpoint: EndpointState, now: float, *, ok: bool) -> None:
+        """A readiness probe ended (O4): one success brings back, `probe.failures` in a row take out."""
+        if ok:
+            endpoint.breaker.probe_answered(now)
+            self.on_reachable(endpoint, now)
+            return
+        endpoint.probe_failures += 1
+        if endpoint.probe_failures >= self._probe_failures:
+            endpoint.probe_failing = True
+
+    def pin(self, session: int, endpoint: EndpointState, now: float) -> None:
+        """Remember where a session was served; feeds ties only."""
+        self._pins.put(session, (endpoint, now + _PIN_TTL_S))
+
+    def pinned(self, session: int, now: float) -> EndpointState | None:
+        """The endpoint of a session's pin, while it lives and has not expired."""
+        pin = self._pins.peek(session)
+        return pin[0] if pin is not None and now < pin[1] and not pin[0].gone else None

@@ -1,0 +1,142 @@
+"""A decision as a document, and back: the printed inputs give the printed totals and the same pick (scheduling §6).
+
+Rendering reads the decision only, so it can happen long after and changes nothing. `recompute` feeds the document
+through the live policies, not through a copy of their formulas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turnout.core.kit.rotation import Rotation
+from turnout.core.scheduling.policies import POLICIES, affinity_totals
+from turnout.core.scheduling.types import Decision
+
+_VERSION = 1
+_UNITS = {"affinity_load": "score", "longest_prefix": "blocks"}
+
+
+def explain(decision: Decision, request_id: str) -> dict[str, Any]:
+    """Return the document of one decision; JSON types only, floats survive JSON bit for bit."""
+    totals = _totals(decision)
+    ranks = _ranks(decision, totals)
+    return {
+        "v": _VERSION,
+        "request_id": request_id,
+        "pool": decision.model,
+        "policy": decision.policy,
+        "params": {"affinity_beta": decision.beta, "block_tokens": decision.block_tokens},
+        "now_s": decision.now,
+        "seed": decision.counter,
+        "previous": decision.last,
+        "draws": list(decision.draws),
+        "blocks": decision.blocks,
+        "tokens": decision.tokens,
+        "candidates": [_candidate(decision, totals, ranks, position) for position in range(len(decision.names))],
+        "dropped": [{"endpoint": name, "reason": str(reason)} for name, reason in decision.dropped],
+        "relaxed": list(decision.relaxed),
+        "tie": decision.tie,
+        "fallback": decision.fallback,
+        "picked": None if decision.picked is None else decision.picked.name,
+        "matched_blocks": decision.matched_blocks,
+        "uncached_tokens": decision.uncached,
+        "prefix_result": decision.prefix_result,
+    }
+
+
+def recompute(document: dict[str, Any]) -> tuple[str | None, list[float]]:
+    """Run the policy over the printed inputs; returns the picked name and the totals."""
+    candidates = document["candidates"]
+    result = document["prefix_result"]
+    decision = Decision(
+        None,
+        document["pool"],
+        document["policy"],
+        [],
+        tuple(candidate["endpoint"] for candidate in candidates),
+        [candidate["matched_blocks"] for candidate in candidates],
+        [candidate["load"]["busy"] for candidate in candidates],
+        [candidate["load"]["in_flight"] for candidate in candidates],
+        document["blocks"],
+        document["tokens"],
+        document["params"]["block_tokens"],
+        document["params"]["affinity_beta"],
+        "match" if result == "declined" else result,
+        document["now_s"],
+        document["seed"],
+        document["previous"],
+        recency=[candidate.get("recency", 0) for candidate in candidates],
+    )
+    if not candidates:
+        return None, []
+    position = POLICIES[decision.policy](decision, Rotation(decision.counter), _Replayed(document["draws"]))
+    return decision.names[position], _totals(decision)
+
+
+class _Replayed:
+    """The rng of a document: hands out what was drawn then."""
+
+    def __init__(self, draws: list[int]) -> None:
+        self._draws = iter(draws)
+
+    def random(self) -> float:
+        return 0.0
+
+    def randrange(self, stop: int, /) -> int:
+        return next(self._draws) % stop
+
+
+def _totals(decision: Decision) -> list[float]:
+    if decision.totals or not decision.names:
+        return decision.totals
+    if decision.policy == "affinity_load":
+        return affinity_totals(decision.depths, decision.busy, decision.blocks, decision.beta)
+    if decision.policy == "longest_prefix":
+        return [float(depth) for depth in decision.depths]
+    return [float(load) for load in decision.busy]
+
+
+def _ranks(decision: Decision, totals: list[float]) -> list[int]:
+    """1 for the picked one, then by total, then by name."""
+    picked = None if decision.picked is None else decision.picked.name
+    sign = -1.0 if decision.policy in _UNITS else 1.0
+    order = sorted(range(len(totals)), key=lambda position: (decision.names[position] != picked, sign * totals[position]))
+    ranks = [0] * len(order)
+    for rank, position in enumerate(order, 1):
+        ranks[position] = rank
+    return ranks
+
+
+def _candidate(decision: Decision, totals: list[float], ranks: list[int], position: int) -> dict[str, Any]:
+    depth = decision.depths[position]
+    member = decision.members[position]
+    load: dict[str, Any] = {"busy": decision.busy[position], "in_flight": decision.in_flight[position]}
+    if decision.reports:
+        running, waiting, age_s = decision.reports[position]
+        load |= {"running": running, "waiting": waiting, "age_s": age_s, "estimated": age_s is None}
+    candidate: dict[str, Any] = {
+        "endpoint": decision.names[position],
+        "incarnation": member.incarnation,
+        "mode": "approximate",
+        "matched_blocks": depth,
+        "matched_tokens": min(int(depth * decision.block_tokens), decision.tokens),
+        "load": load,
+        "terms": _terms(decision, position),
+        "unit": _UNITS.get(decision.policy, "requests"),
+        "total": totals[position],
+        "rank": ranks[position],
+    }
+    if decision.recency:
+        candidate["recency"] = decision.recency[position]
+    return candidate
+
+
+def _terms(decision: Decision, position: int) -> dict[str, float]:
+    """The parts of the total: for affinity_load `affinity − load`, else the one column the policy reads."""
+    if decision.policy == "affinity_load":
+        mean = sum(decision.busy) / len(decision.busy)
+        share = decision.depths[position] / (decision.blocks or 1)
+        return {"affinity": share, "load": decision.beta * (decision.busy[position] - mean) / max(1.0, mean)}
+    if decision.policy == "longest_prefix":
+        return {"blocks": decision.depths[position]}
+    return {"busy": decision.busy[position]}
