@@ -21,10 +21,16 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     units: int = 0
     messages: int = 0
     tools_bytes: int = 0
+    count: int = 1
+    """Prompts in the request: each brings its own choices."""
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """One well-formed request. `include_usage` tells whether the client itself asked for usage in the stream."""
+    """One well-formed request.
+
+    `include_usage` tells whether the client itself asked for usage in the stream; `n` is the number of choices that the
+    answer has, over all prompts.
+    """
 
     dialect: str
     path: str

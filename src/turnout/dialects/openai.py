@@ -87,16 +87,17 @@ def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Re
         raise InvalidField("tools", bytes(tools), "an array")  # type: ignore[arg-type]
     _check_rarely_used(found)
     user = _string(found, "user")
+    prompt = _prompt(path, found)
     return Request(
         dialect="openai",
         path=path.decode(),
         body=body,
         model=_model(found, default_model),
-        prompt=_prompt(path, found),
+        prompt=prompt,
         stream=stream,
         include_usage=include_usage,
         has_stream_options="stream_options" in found,
-        n=n or 1,
+        n=(n or 1) * prompt.count,
         max_tokens=max_tokens if completion_max is None else completion_max,
         user=user,
         session=_string(found, "session_id") or _string(found, "prompt_cache_key") or user,

@@ -111,12 +111,12 @@ def completion(found: _Members) -> Prompt:
         return Prompt(rendered=PROMPT + prompt.encode(), units=units(prompt))
     kinds = {type(item) for item in prompt}
     if kinds == {str}:
-        return Prompt(rendered=PROMPT + str(prompt[0]).encode(), units=max(units(str(item)) for item in prompt))
+        return Prompt(rendered=PROMPT + str(prompt[0]).encode(), units=max(units(str(item)) for item in prompt), count=len(prompt))
     if kinds == {int}:
         return Prompt(tokens=_token_ids(prompt))
     if kinds == {list}:
         lists = [_token_ids(item) for item in prompt]  # type: ignore[arg-type]
-        return Prompt(tokens=max(lists, key=len))
+        return Prompt(tokens=max(lists, key=len), count=len(lists))
     raise InvalidPrompt("prompt", bytes(raw), "items of one kind: strings, integers or integer arrays")
 
 

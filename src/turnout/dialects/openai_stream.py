@@ -1,0 +1,200 @@
+"""The tap on an OpenAI event stream: finds first output, finish reasons, usage, errors and the terminator.
+
+Most events say none of these things, and `is_plain` recognises them by a few byte searches. Only the others are
+decoded. A terminator inside a text cannot be mistaken for one: quotes inside JSON strings are escaped.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from turnout.core.types import Usage
+
+_END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_TOKENS_MAX = 2**40
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+    function_call: msgspec.Raw | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def is_plain(payload: bytes) -> bool:
+    """Tell whether the payload is whole events that hold nothing but more output."""
+    if not (payload.startswith(b"data: {") and payload.endswith(b"}\n\n")):
+        return False
+    events = payload.count(b"\n\n")
+    if payload.count(b'"finish_reason":null') != events or b'"usage":{' in payload or b'"error"' in payload:
+        return False
+    return events == 1 or payload.count(b"}\n\ndata: {") == events - 1
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """What one event says. `keep` False: the client does not get it."""
+
+    raw: bytes
+    output: bool = False
+    keep: bool = True
+    done: bool = False
+    error: bytes | None = None
+    bad: bool = False
+
+
+class StreamTap:
+    """Reads the events of one stream. `complete` once every choice has its finish reason."""
+
+    __slots__ = ("_choices_n", "_event_max", "_finished", "_oversized", "_wants_usage", "bad_events", "partial", "terminated", "tools", "usage")
+
+    def __init__(self, choices_n: int, *, wants_usage: bool, event_max_bytes: int) -> None:
+        self._choices_n = choices_n
+        self._wants_usage = wants_usage
+        self._event_max = event_max_bytes
+        self._finished: set[int] = set()
+        self._oversized = False
+        self.partial = b""
+        self.usage: Usage | None = None
+        self.terminated = False
+        self.tools = False
+        self.bad_events = 0
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether an engine ended every choice."""
+        return len(self._finished) >= self._choices_n
+
+    def feed(self, payload: bytes) -> list[Event]:
+        """Take payload and return the whole events in it; the rest is kept, up to `event_max_bytes`."""
+        data = self.partial + payload if self.partial else payload
+        events: list[Event] = []
+        at = 0
+        while (end := _next_end(data, at)) is not None:
+            raw = data[at:end]
+            at = end
+            if self._oversized:  # its beginning is relayed already: it was never inspected
+                self._oversized = False
+                events.append(Event(raw))
+            elif not self.terminated:
+                events.append(self._inspect(raw))
+        rest = data[at:]
+        if len(rest) > self._event_max:
+            self._oversized = True
+            events.append(Event(rest))
+            rest = b""
+        self.partial = rest
+        return events
+
+    def _inspect(self, raw: bytes) -> Event:
+        data = raw[6:-2] if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 else _data_of(raw)
+        if data is None:
+            return Event(raw)
+        if data == b"[DONE]":
+            self.terminated = True
+            return Event(raw, done=True)
+        if not (data.startswith(b"{") and data.endswith(b"}")):
+            self.bad_events += 1
+            return Event(raw, keep=False, bad=True)
+        try:
+            chunk = _CHUNK.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            self.bad_events += 1
+            return Event(raw, bad=True)
+        if chunk.error is not None and bytes(chunk.error) != b"null":
+            return Event(raw, error=data)
+        if chunk.usage is not None:
+            self.usage = to_usage(chunk.usage)
+        choices = chunk.choices
+        if not choices:
+            return Event(raw, keep=self._wants_usage or chunk.usage is None or choices is None)
+        output = False
+        for choice in choices:
+            if choice.finish_reason is not None:
+                self._finished.add(choice.index)
+                output = True
+            output = output or bool(choice.text) or (choice.delta is not None and self._has_output(choice.delta))
+        return Event(raw, output=output)
+
+    def _has_output(self, delta: _Delta) -> bool:
+        if delta.tool_calls or delta.function_call is not None:
+            self.tools = True
+            return True
+        return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.refusal)
+
+
+def answer_usage(body: bytes) -> tuple[Usage | None, bool]:
+    """Return the usage of a whole JSON answer, and whether the answer is an error object."""
+    try:
+        answer = _ANSWER.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None, False
+    is_error = answer.error is not None and bytes(answer.error) != b"null"
+    return (to_usage(answer.usage) if answer.usage is not None else None), is_error
+
+
+def to_usage(seen: _Usage) -> Usage | None:
+    """Return plausible counts; negative or absurd ones make the whole usage unknown (U4)."""
+    prompt, completion = seen.prompt_tokens, seen.completion_tokens
+    cached = seen.prompt_tokens_details.cached_tokens if seen.prompt_tokens_details is not None else None
+    thought = seen.completion_tokens_details.reasoning_tokens if seen.completion_tokens_details is not None else None
+    for count in (prompt, completion, cached, thought):
+        if count is not None and not 0 <= count <= _TOKENS_MAX:
+            return None
+    return Usage(prompt, completion, cached, thought)
+
+
+def _next_end(data: bytes, at: int) -> int | None:
+    end = data.find(b"\n\n", at)
+    if b"\r" in data:
+        match = _END_OF_EVENT.search(data, at)
+        return match.end() if match is not None else None
+    return end + 2 if end >= 0 else None
+
+
+def _data_of(raw: bytes) -> bytes | None:
+    """Return the joined data lines of an event; None for comments and events without data."""
+    lines = [
+        line[5:].removeprefix(b" ")
+        for line in _LINE_END.split(raw)
+        if line.startswith(b"data:")
+    ]
+    return b"\n".join(lines) if lines else None

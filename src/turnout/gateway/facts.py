@@ -1,0 +1,109 @@
+"""From an ended run to the one fact that ledger and metrics take (ledger §2, §3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turnout.core.errors import ENDINGS
+from turnout.core.facts import AttemptFact, CallFact, RouteKey
+
+if TYPE_CHECKING:
+    from turnout.core.exchange import Attempt
+    from turnout.gateway.run import Run
+
+
+def call_fact(run: Run, now: float) -> CallFact:
+    """Return the fact of a run that has its outcome.
+
+    Instants of attempts are the exchange's start plus monotonic differences, so a clock step cannot reorder them.
+    """
+    exchange, request, outcome = run.exchange, run.request, run.outcome
+    assert outcome is not None  # noqa: S101 - facts are made of ended runs
+    attempts = exchange.attempts if exchange is not None else []
+    last = attempts[-1] if attempts else None
+    usage = last.usage if last is not None else None
+    response = run.response
+    facts = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in attempts])
+    final = facts[-1] if facts else None
+    decision = exchange.decision if exchange is not None else None
+    first_output_s = response.first_output_s if response is not None and request.stream else None
+    started_s = run.started_s
+    return CallFact(
+        run.call_id,
+        run.request_id.decode(),
+        run.started_ms,
+        run.started_ms + int((now - started_s) * 1000 + 0.5),
+        int((now - started_s) * 1000 + 0.5),
+        run.principal.tenant,
+        run.principal.key_id,
+        request.dialect,
+        request.path,
+        request.stream,
+        request.model,
+        outcome.value,
+        ENDINGS[outcome].cls,
+        run.status,
+        facts,
+        run.gateway.router_id,
+        None,
+        int(run.decide_s * 1e6 + 0.5),
+        int((first_output_s - started_s) * 1000 + 0.5) if first_output_s is not None else None,
+        run.prepared.session or request.session or run.prepared.session_fallback,
+        request.user,
+        run.model,
+        route=final.route if final is not None else None,
+        prefix_blocks=decision.blocks if decision is not None else None,
+        prefix_matched_blocks=decision.matched_blocks if decision is not None else None,
+        error_kind=final.error_kind if final is not None else "",
+        committed=last.committed if last is not None else False,
+        est_tokens=run.floor or None,
+        tokens_in=final.tokens_in if final is not None else None,
+        tokens_out=final.tokens_out if final is not None else None,
+        tokens_cached=final.tokens_cached if final is not None else None,
+        tokens_reasoning=usage.tokens_reasoning if usage is not None else None,
+        usage_source=final.usage_source if final is not None else "none",
+        tools_requested=request.tools_requested,
+        tools_emitted=final.tools_emitted if final is not None else False,
+    )
+
+
+def _attempt_fact(run: Run, attempt: Attempt, is_last: bool) -> AttemptFact:  # noqa: FBT001 - a fact about it
+    endpoint = attempt.endpoint
+    started_ms = run.started_ms + int((attempt.started_s - run.started_s) * 1000 + 0.5)
+    e2e_ms = int((attempt.ended_s - attempt.started_s) * 1000 + 0.5)
+    response = run.response if is_last else None
+    usage = attempt.usage
+    tokens_in = tokens_out = tokens_cached = ttft_ms = None
+    source = "none"
+    tools = False
+    if response is not None:
+        if response.first_output_s is not None and run.request.stream:
+            ttft_ms = int((response.first_output_s - attempt.started_s) * 1000 + 0.5)
+        tools = response.tap is not None and response.tap.tools
+        if usage is None and response.events:
+            tokens_in, tokens_out, source = attempt.tokens, response.events, "estimated"
+    if usage is not None:
+        tokens_in, tokens_out, tokens_cached = usage.tokens_in, usage.tokens_out, usage.tokens_cached
+        source = "engine"
+    kind = attempt.error_kind
+    return AttemptFact(
+        attempt.no,
+        "solo",
+        run.gateway.route(endpoint, run.model),
+        attempt.kind,
+        started_ms,
+        started_ms + e2e_ms,
+        kind is None,
+        attempt.counted,
+        attempt.committed,
+        kind.value if kind is not None else "",
+        attempt.http_status,
+        e2e_ms,
+        ttft_ms,
+        tokens_in,
+        tokens_out,
+        tokens_cached,
+        usage_source=source,
+        tools_requested=run.request.tools_requested,
+        tools_emitted=tools,
+    )

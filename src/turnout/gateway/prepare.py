@@ -1,0 +1,137 @@
+"""The gateway's reading of a request head: credentials, controls, and the header block that travels on.
+
+Everything here depends on the head's bytes alone, so it is computed once per distinct head and kept with it
+(request-path §9, the table of request headers; §4 H20).
+"""
+
+from __future__ import annotations
+
+import re
+
+from turnout.core.types import Refusal
+from turnout.gateway.principals import Principal, Principals, carriers
+from turnout.http.head import Head
+
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer")
+    + (b"transfer-encoding", b"upgrade", b"host", b"content-length", b"expect", b"accept-encoding", b"http2-settings")
+)
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"cookie"))
+_STEERING = frozenset(
+    (b"x-prefiller-host-port", b"x-encoder-hosts-ports", b"x-kv-cache-source-host-port", b"x-data-parallel-rank")
+    + (b"x-smg-target-worker", b"routing-strategy", b"external-filter", b"epp-profile")
+)
+_PROXY = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-gateway-destination-endpoint")
+_OURS = frozenset(
+    b"x-turnout-" + name
+    for name in (b"decision", b"model", b"endpoint", b"attempts", b"fallback-from", b"cache", b"overhead-ms")
+    + (b"ttft-ms", b"advice", b"tenant", b"key")
+)
+# scheduling §5.3: the order in which a session is looked for, before the body's fields and after them.
+_SESSION_FIRST = b"x-turnout-session"
+_SESSION_LATER = (
+    b"x-session-id",
+    b"x-dynamo-session-id",
+    b"x-smg-routing-key",
+    b"x-claude-code-session-id",
+    b"session-id",
+    b"thread-id",
+)
+_SESSION_LAST = b"x-user-id"
+_CONSUMED = frozenset((*_SESSION_LATER, _SESSION_LAST, b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id"))
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TIMEOUT_MS = re.compile(rb"[0-9]{1,9}")
+_TIMEOUT_MAX_MS = 600_000
+_SESSION_MAX_BYTES = 512
+# A control is accepted only with a value that is honoured (J10): the others are refused by name and value.
+_CHOICES = {
+    b"x-turnout-stream-safety": (b"fast",),
+    b"x-turnout-priority": (b"high", b"normal", b"low"),
+    b"x-turnout-fallback": (b"on", b"off"),
+    b"x-turnout-hedge": (b"off",),
+}
+
+
+class Prepared:
+    """What a head means to the gateway. `identity` remembers the answer of one key snapshot."""
+
+    __slots__ = ("carriers", "client_id", "forward", "identity", "refusal", "session", "session_fallback", "snapshot", "timeout_s", "user_agent")
+
+    def __init__(self, head: Head) -> None:
+        headers = head.headers
+        self.carriers = carriers(headers)
+        self.refusal = _refusal(headers)
+        raw_id = headers.get(b"x-request-id", b"")
+        self.client_id = raw_id if _REQUEST_ID.fullmatch(raw_id) else b""
+        self.session = _text(headers.get(_SESSION_FIRST))
+        later = next((headers[name] for name in _SESSION_LATER if headers.get(name)), None)
+        self.session_fallback = _text(later)
+        timeout = headers.get(b"x-turnout-timeout-ms")
+        self.timeout_s = int(timeout) / 1000 if timeout is not None and self.refusal is None else None
+        self.user_agent = headers.get(b"user-agent", b"")
+        self.forward = b"".join(
+            b"%b: %b\r\n" % (name, value) for name, value in headers.items() if _travels(name, headers)
+        )
+        self.snapshot: Principals | None = None
+        self.identity: Principal | Refusal | None = None
+
+
+def _travels(name: bytes, headers: dict[bytes, bytes]) -> bool:
+    if name in _HOP_BY_HOP or name in _CREDENTIALS or name in _STEERING or name in _CONSUMED or name == b"x-request-id":
+        return False
+    if name.startswith(b"x-turnout-") or name.startswith(_PROXY):
+        return False
+    named = headers.get(b"connection", b"").lower()
+    return not named or name not in {option.strip() for option in named.split(b",")}
+
+
+def _refusal(headers: dict[bytes, bytes]) -> Refusal | None:
+    for name, value in headers.items():
+        if name.startswith(b"x-turnout-"):
+            refusal = _control(name, value)
+            if refusal is not None:
+                return refusal
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None and encoding.lower() != b"identity":
+        return _unsupported("Content-Encoding", encoding, "identity")
+    kind = headers.get(b"content-type")
+    if kind is not None and not _is_json(kind):
+        return _unsupported("Content-Type", kind, "application/json in UTF-8")
+    return None
+
+
+def _control(name: bytes, value: bytes) -> Refusal | None:
+    if name in _OURS:
+        return None
+    if name == b"x-turnout-timeout-ms":
+        good = _TIMEOUT_MS.fullmatch(value) is not None and 1 <= int(value) <= _TIMEOUT_MAX_MS
+        expected = f"an integer 1…{_TIMEOUT_MAX_MS}"
+    elif name == _SESSION_FIRST:
+        good, expected = 0 < len(value) <= _SESSION_MAX_BYTES and value.isascii(), f"1 to {_SESSION_MAX_BYTES} ASCII bytes"
+    elif name in _CHOICES:
+        choices = _CHOICES[name]
+        good, expected = value in choices, "one of " + ", ".join(choice.decode() for choice in choices)
+    else:
+        good, expected = False, "a known control; a mistyped one must not act as its default"
+    if good:
+        return None
+    seen = value.decode("latin-1").encode("unicode_escape").decode()[:64]
+    return Refusal(400, "invalid_request", f"{name.decode()}: expected {expected}, got {seen}.", param=name.decode())
+
+
+def _is_json(kind: bytes) -> bool:
+    media, _, parameters = kind.lower().partition(b";")
+    media = media.strip()
+    if media != b"application/json" and not (media.startswith(b"application/") and media.endswith(b"+json")):
+        return False
+    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
+    return not charset or charset in (b"utf-8", b"utf8") or b"charset" not in parameters
+
+
+def _unsupported(name: str, seen: bytes, expected: str) -> Refusal:
+    shown = seen.decode("latin-1").encode("unicode_escape").decode()[:64]
+    return Refusal(415, "unsupported_media_type", f"{name}: expected {expected}, got {shown}.", param=name.lower())
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1")[:_SESSION_MAX_BYTES] if value else None

@@ -1,0 +1,307 @@
+"""The response of one attempt, from the engine's head to its end: held until it is safe to show, then relayed.
+
+Until the first output event of a stream, or the last byte of another answer, nothing reaches the client, so every
+failure up to there can lead to the next attempt (resilience §4). After it, bytes travel as they come: events that
+hold nothing but output are passed on with the engine's own chunk framing, unread.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from turnout.core.errors import ErrorKind
+from turnout.core.types import Usage
+from turnout.dialects.openai_answer import classify, retry_after_s
+from turnout.dialects.openai_stream import Event, StreamTap, answer_usage, is_plain
+from turnout.gateway import answers
+from turnout.http.client import EngineConnection
+from turnout.http.response_head import ResponseHead
+
+if TYPE_CHECKING:
+    from turnout.core.exchange import Attempt
+    from turnout.gateway.run import Run
+
+_REFUSAL_HOLD_BYTES = 65_536
+_GATE_EVENTS, _GATE_BYTES = 64, 262_144  # G1: what may be held before the first output event
+_KEEPALIVE = b": keep-alive\n\n"
+_OK_MAX = 299
+
+
+class Mode(enum.IntEnum):
+    """How the response is taken."""
+
+    NONE = 0
+    STREAM = 1
+    HOLD = 2
+    REFUSED = 3
+    THROUGH = 4
+
+
+class AttemptResponse:
+    """Receives the response of one attempt (`http.client.Sink`) and reports to its run."""
+
+    __slots__ = (
+        "_held",
+        "_held_bytes",
+        "_last_event_s",
+        "_last_output_s",
+        "_last_write_s",
+        "_paused",
+        "_run",
+        "attempt",
+        "committed",
+        "connection",
+        "events",
+        "first_output_s",
+        "head",
+        "head_at_s",
+        "mode",
+        "tap",
+        "usage",
+    )
+
+    def __init__(self, run: Run, attempt: Attempt) -> None:
+        self._run = run
+        self.attempt = attempt
+        self.connection: EngineConnection | None = None
+        self.head: ResponseHead | None = None
+        self.head_at_s = 0.0
+        self.mode = Mode.NONE
+        self.tap: StreamTap | None = None
+        self.usage: Usage | None = None
+        self.events = 0
+        self.committed = False
+        self.first_output_s: float | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._paused = False
+        self._last_write_s = self._last_event_s = self._last_output_s = attempt.started_s
+
+    # -- what the engine connection calls -----------------------------------------------------------------------------
+
+    def on_head(self, head: ResponseHead) -> None:
+        """Choose how to take the response."""
+        run = self._run
+        self.head = head
+        self.head_at_s = run.clock()
+        if head.prepared is None:
+            head.prepared = _prepare(head)
+        kind = head.prepared[1]
+        if head.status > _OK_MAX:
+            self.mode = Mode.REFUSED
+        elif run.request.stream and kind == "events":
+            self.mode = Mode.STREAM
+            self.tap = StreamTap(
+                run.request.n,
+                wants_usage=run.request.include_usage,
+                event_max_bytes=run.gateway.relay_options.event_max_bytes,
+            )
+        elif kind == "json" and not (head.length == 0):
+            self.mode = Mode.HOLD
+        else:
+            run.failed(self, ErrorKind.BAD_RESPONSE, head.status)
+
+    def on_body(self, payload: bytes, framed: bytes | None) -> None:
+        """Relay, hold or inspect payload."""
+        if self.mode is Mode.STREAM:
+            run = self._run
+            tap = self.tap
+            if self.committed and not tap.partial and is_plain(payload):  # type: ignore[union-attr]  # set with the mode
+                now = run.clock()
+                run.gateway.meter.itl.observe(now - self._last_event_s)
+                self._last_event_s = self._last_output_s = self._last_write_s = now
+                self.events += 1
+                if run.chunked:
+                    run.client.write(answers.chunk(payload) if framed is None else framed)
+                else:
+                    run.client.write(payload)
+                return
+            self._inspect(payload)
+        elif self.mode is Mode.HOLD:
+            if not self._held:
+                self._run.first_byte()
+            self._held.append(payload)
+            self._held_bytes += len(payload)
+            if self._held_bytes > self._run.gateway.relay_options.body_hold_bytes:
+                self._stream_from_here()
+        elif self.mode is Mode.THROUGH:
+            self._last_event_s = self._last_write_s = self._run.clock()
+            self._write(payload)
+        elif self.mode is Mode.REFUSED and self._held_bytes <= _REFUSAL_HOLD_BYTES:
+            self._held.append(payload)
+            self._held_bytes += len(payload)
+
+    def on_end(self) -> None:
+        """End the response that the engine ended."""
+        run = self._run
+        if self.mode is Mode.STREAM:
+            self._end_stream()
+        elif self.mode is Mode.HOLD:
+            self._end_held()
+        elif self.mode is Mode.THROUGH:
+            run.end_of_body()
+            run.completed(self)
+        else:
+            self._refused()
+
+    def on_failure(self, kind: ErrorKind, detail: str) -> None:  # noqa: ARG002 - the kind says all a client may know
+        """Hear that the engine will not complete this response."""
+        if kind is ErrorKind.STREAM_CUT and not self.committed:
+            kind = ErrorKind.BAD_RESPONSE  # nothing was shown yet: a body shorter than announced
+        self._run.failed(self, kind, None if self.head is None else self.head.status)
+
+    # -- what the run calls -------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop reading from the engine until the client caught up."""
+        if self.connection is not None and not self._paused:
+            self._paused = True
+            self.connection.pause()
+
+    def resume(self) -> None:
+        """Read on; the time spent waiting for the client is no stall of the engine."""
+        if self.connection is not None and self._paused:
+            self._paused = False
+            self._last_event_s = self._last_output_s = self._run.clock()
+            self.connection.resume()
+
+    def due(self, now: float) -> tuple[ErrorKind | None, float]:
+        """Return the timeout that has passed, if any, and when to look again."""
+        run = self._run
+        timeouts = run.gateway.timeout_options
+        if self._paused:
+            return None, now + timeouts.stall_s
+        if not self.committed:
+            kind = ErrorKind.TIMEOUT_FIRST_TOKEN if run.request.stream else ErrorKind.TIMEOUT_RESPONSE
+            limit = run.first_answer_limit_s(self)
+            due = self.attempt.started_s + limit
+            return (kind if now >= due else None), due
+        due = min(self._last_event_s + timeouts.stall_s, self._last_output_s + timeouts.content_stall_s)
+        return (ErrorKind.TIMEOUT_STALL if now >= due else None), due
+
+    def keep_alive(self, now: float) -> None:
+        """Send a comment when the client of a stream has waited long without a byte (W2)."""
+        run = self._run
+        if now - self._last_write_s < run.gateway.relay_options.keepalive_s or self._paused:
+            return
+        if not run.request.stream or self.mode in (Mode.HOLD, Mode.REFUSED, Mode.THROUGH):
+            return
+        self._last_write_s = now
+        if not run.head_sent:
+            run.send_early_head()
+        if not self.committed or not (self.tap and self.tap.partial):
+            self._write(_KEEPALIVE)
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    def _inspect(self, payload: bytes) -> None:
+        tap = self.tap
+        run = self._run
+        now = run.clock()
+        shown: list[bytes] = []
+        for event in tap.feed(payload):  # type: ignore[union-attr]  # set with the mode
+            if event.error is not None or (event.done and not tap.complete):  # type: ignore[union-attr]
+                self._flush(shown, now)
+                self._error_event(event)
+                return
+            if not self.committed and event.bad:
+                run.failed(self, ErrorKind.BAD_RESPONSE, self.head.status)  # type: ignore[union-attr]
+                return
+            if event.keep:
+                shown.append(event.raw)
+            if event.output:
+                self._output(now)
+        self._flush(shown, now)
+
+    def _output(self, now: float) -> None:
+        self.events += 1
+        run = self._run
+        if self.first_output_s is None:
+            self.first_output_s = now
+            run.first_byte()
+        else:
+            run.gateway.meter.itl.observe(now - self._last_output_s)
+        self._last_output_s = now
+
+    def _flush(self, shown: list[bytes], now: float) -> None:
+        self._last_event_s = now
+        if not self.committed:
+            self._held += shown
+            self._held_bytes += sum(map(len, shown))
+            if self.first_output_s is None and len(self._held) <= _GATE_EVENTS and self._held_bytes <= _GATE_BYTES:
+                return
+            shown, self._held = self._held, []
+            self.committed = True
+            self._run.commit(self, b"".join(shown))
+        elif shown:
+            self._write(b"".join(shown))
+        self._last_write_s = now
+
+    def _error_event(self, event: Event) -> None:
+        """G3: an error inside a 200 is classified by its own code; a terminator that ends nothing is a cut."""
+        run = self._run
+        if event.error is not None:
+            kind = classify(200, event.error, run.engine_model(self.attempt))
+        else:
+            kind = ErrorKind.STREAM_CUT if self.committed else ErrorKind.BAD_RESPONSE
+        run.failed(self, kind, 200)
+
+    def _end_stream(self) -> None:
+        run = self._run
+        if not self.tap.complete:  # type: ignore[union-attr]  # set with the mode
+            run.failed(self, ErrorKind.STREAM_CUT if self.committed else ErrorKind.BAD_RESPONSE, 200)
+            return
+        self.usage = self.tap.usage  # type: ignore[union-attr]
+        if not self.committed:  # finish reasons are output: only an oversized, uninspected event ends up here
+            self._flush([], run.clock())
+        run.end_of_body()
+        run.completed(self)
+
+    def _write(self, payload: bytes) -> None:
+        self._run.client.write(answers.chunk(payload) if self._run.chunked else payload)
+
+    # -- whole answers ------------------------------------------------------------------------------------------------
+
+    def _end_held(self) -> None:
+        """G4: half a body is never delivered."""
+        run = self._run
+        body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        text = body.strip(b" \t\r\n") if not (body.startswith(b"{") and body.endswith(b"}")) else body
+        if not (text.startswith(b"{") and text.endswith(b"}")):
+            run.failed(self, ErrorKind.BAD_RESPONSE, self.head.status)  # type: ignore[union-attr]  # a body has a head
+            return
+        self.usage, is_error = answer_usage(body)
+        if is_error:
+            run.failed(self, classify(200, body, run.engine_model(self.attempt)), 200)
+            return
+        self.first_output_s = self.head_at_s
+        self.committed = True
+        run.deliver(self, body)
+        run.completed(self)
+
+    def _stream_from_here(self) -> None:
+        """L10: an answer too large to hold is relayed from here on and can no longer be replaced."""
+        self.mode = Mode.THROUGH
+        self.committed = True
+        body, self._held = b"".join(self._held), []
+        self._last_event_s = self._last_output_s = self._last_write_s = self._run.clock()
+        self._run.commit(self, body)
+
+    def _refused(self) -> None:
+        run = self._run
+        head = self.head
+        assert head is not None  # noqa: S101 - on_end follows on_head
+        body = b"".join(self._held)
+        run.remember_answer(head, body if self._held_bytes <= _REFUSAL_HOLD_BYTES else None)
+        kind = classify(head.status, body, run.engine_model(self.attempt))
+        run.failed(self, kind, head.status, retry_after_s(head.get, run.gateway.now_ms() / 1000))
+
+
+def _prepare(head: ResponseHead) -> tuple[bytes, str]:
+    """Return the relayed header block and the kind of content; kept with the remembered head."""
+    content_type = (head.get(b"content-type") or b"").lower()
+    if content_type.startswith(b"text/event-stream"):
+        return answers.relayed_headers(head, content_type=False), "events"
+    kind = "json" if b"json" in content_type else "other"
+    return answers.relayed_headers(head), kind

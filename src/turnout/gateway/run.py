@@ -1,0 +1,459 @@
+"""One exchange at work: joins a client connection to the engine connections of its attempts.
+
+The core decides (`Exchange`), this file carries the decisions out and reports what happened. It costs no task and no
+timer of its own: the client connection, the response of the current attempt and the gateway's tick call it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from turnout.core.admission.precheck import context_exceeded, estimate_floor
+from turnout.core.errors import ENDINGS, ErrorKind, Outcome
+from turnout.core.exchange import Attempt, Exchange, GiveUp, Next, Open, State
+from turnout.core.types import Request
+from turnout.dialects.envelope import error_body, in_band_error, of_outcome
+from turnout.dialects.splice import upstream_body
+from turnout.gateway import answers
+from turnout.gateway.advice import advice
+from turnout.gateway.facts import call_fact
+from turnout.gateway.prepare import Prepared
+from turnout.gateway.principals import Principal
+from turnout.gateway.response import AttemptResponse
+from turnout.http.head import Head
+from turnout.http.response_head import ResponseHead
+from turnout.http.server import Connection
+
+if TYPE_CHECKING:
+    from turnout.gateway.service import Gateway
+
+_NEVER = float("inf")
+_RESPONSE_BASE_S, _RESPONSE_TOKENS_PER_S, _RESPONSE_MIN_S, _RESPONSE_MAX_S = 10.0, 30.0, 60.0, 300.0
+_RESPONSE_UNKNOWN_S = 90.0
+
+
+class Run:
+    """Drives one accepted request to its one outcome (`http.server.Exchanged`)."""
+
+    __slots__ = (
+        "_answer",
+        "_wait",
+        "call_id",
+        "chunked",
+        "client",
+        "clock",
+        "decide_s",
+        "exchange",
+        "floor",
+        "gateway",
+        "head_sent",
+        "model",
+        "next_at_s",
+        "outcome",
+        "prepared",
+        "principal",
+        "request",
+        "request_id",
+        "response",
+        "started_ms",
+        "started_s",
+        "status",
+    )
+
+    def __init__(self, gateway: Gateway, client: Connection, head: Head, request: Request, principal: Principal) -> None:
+        self.gateway = gateway
+        self.clock = gateway.clock
+        self.client = client
+        self.prepared: Prepared = head.prepared
+        self.request = request
+        self.principal = principal
+        self.chunked = head.version_minor == 1
+        self.started_s = self.clock()
+        self.started_ms = gateway.now_ms()
+        self.call_id = gateway.next_id(self.started_ms)
+        self.request_id = self.prepared.client_id or self.call_id.encode()
+        self.model = ""
+        self.exchange: Exchange | None = None
+        self.response: AttemptResponse | None = None
+        self.outcome: Outcome | None = None
+        self.status = 0
+        self.floor = 0
+        self.decide_s = 0.0
+        self.head_sent = False
+        self.next_at_s = _NEVER
+        self._answer: tuple[ResponseHead, bytes | None] | None = None
+        self._wait: asyncio.TimerHandle | None = None
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Check what needs no engine, then open the first attempt (request-path §1, steps 10 to 16)."""
+        gateway, request = self.gateway, self.request
+        model = self.model = gateway.catalogue.resolve(request.model)
+        pool = gateway.fleet.pool(model) if model else None
+        if pool is None:
+            self._refuse(Outcome.MODEL_NOT_FOUND, f"The model {request.model[:64]!r} does not exist.")
+            return
+        if not self.principal.may_use(model):
+            self._refuse(Outcome.MODEL_FORBIDDEN, f"This key may not use the model {model!r}.")
+            return
+        prompt = request.prompt
+        entry = gateway.catalogue.entry(model)
+        self.floor = (
+            max(1, len(prompt.tokens))
+            if prompt.tokens
+            else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, entry.chars_per_token)
+        )
+        context_max = context_exceeded(self.floor, [member.context_max for member in pool.members])
+        if context_max is not None:
+            self._refuse_context(context_max)
+            return
+        ask = gateway.ask(self, pool)
+        exchange = self.exchange = Exchange(
+            ask, pool, gateway.fleet, gateway.retry_options, gateway.budget(model), gateway.rng, self.started_s, self._total_s()
+        )
+        gateway.runs.add(self)
+        self.client.attach(self)
+        following = exchange.begin(self.started_s)
+        decided_s = self.clock()
+        self.decide_s = decided_s - self.started_s
+        gateway.decided(self)
+        self._follow(following)
+
+    # -- the attempt loop ---------------------------------------------------------------------------------------------
+
+    def failed(
+        self, response: AttemptResponse, kind: ErrorKind, status: int | None, retry_after_s: float | None = None
+    ) -> None:
+        """End an attempt that failed and do what follows."""
+        self._cancel(response)
+        self._follow(self._exchange.attempt_failed(kind, self.clock(), status=status, retry_after_s=retry_after_s))
+
+    def first_byte(self) -> None:
+        """Tell the core that the engine is through with the prompt."""
+        self._exchange.first_byte(self.clock())
+
+    def completed(self, response: AttemptResponse) -> None:
+        """End the exchange after the last byte was handed over."""
+        now = self.clock()
+        self.status = 200
+        self._exchange.completed(response.usage, now, 200)
+        self._end(Outcome.COMPLETED, now)
+        self.client.finish(close=not self.chunked)
+
+    def _follow(self, following: Next) -> None:
+        if type(following) is Open:
+            self._open(following.attempt)
+        elif type(following) is GiveUp:
+            self._give_up(following.outcome)
+        else:
+            now = self.clock()
+            self.next_at_s = self._exchange.deadline_s
+            self._wait = self.gateway.loop.call_later(max(0.0, following.until_s - now), self._wait_over)  # type: ignore[union-attr]
+
+    def _wait_over(self) -> None:
+        self._wait = None
+        if self.outcome is None:
+            self._follow(self._exchange.wait_over(self.clock()))
+
+    def _open(self, attempt: Attempt) -> None:
+        request = self.request
+        upstream = self.gateway.upstreams[attempt.endpoint.name]
+        body = upstream_body(request, self.engine_model(attempt), ask_usage=upstream.stream_usage)
+        response = self.response = AttemptResponse(self, attempt)
+        self.next_at_s = response.due(attempt.started_s)[1]
+        head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            upstream.head(request.path),
+            self.prepared.forward,
+            self.request_id,
+            len(body),
+        )
+        upstream.pool.request(head + body, response)
+
+    def _give_up(self, outcome: Outcome) -> None:
+        exchange = self._exchange
+        if outcome is Outcome.STREAM_INTERRUPTED or self.head_sent:
+            self._end_in_band(outcome)
+        elif outcome is Outcome.UPSTREAM_ANSWERED and self._answer is not None:
+            self._relay_answer(*self._answer)
+        else:
+            tried = "; ".join(
+                f"{a.endpoint.name}={a.error_kind}({a.http_status or '-'})" for a in exchange.attempts
+            )
+            message = f"{_MESSAGES[outcome]} {tried}".rstrip()
+            self._close_exchange(outcome)
+            self._refuse(outcome, message)
+
+    # -- what the client and the clock do -----------------------------------------------------------------------------
+
+    def client_gone(self) -> None:
+        """Close the engine's connection at once: nobody waits for the answer (W7)."""
+        if self.outcome is not None:
+            return
+        self._stop_attempt()
+        self.status = 499
+        self._close_exchange(Outcome.CLIENT_GONE)
+        self._end(Outcome.CLIENT_GONE, self.clock())
+
+    def client_paused(self) -> None:
+        """Pass the client's pace on to the engine."""
+        if self.response is not None:
+            self.response.pause()
+
+    def client_resumed(self) -> None:
+        """Let the engine go on."""
+        if self.response is not None:
+            self.response.resume()
+
+    def tick(self, now: float) -> None:
+        """Act on the deadlines that have passed."""
+        exchange = self._exchange
+        if now >= exchange.deadline_s:
+            self.interrupt(Outcome.DEADLINE_EXCEEDED, ErrorKind.DEADLINE)
+            return
+        response = self.response
+        if response is None or self._wait is not None:
+            self.next_at_s = exchange.deadline_s
+            return
+        kind, due_s = response.due(now)
+        if kind is not None:
+            self.failed(response, kind, None)
+            return
+        response.keep_alive(now)
+        self.next_at_s = min(exchange.deadline_s, due_s, now + self.gateway.relay_options.keepalive_s / 4)
+
+    def interrupt(self, outcome: Outcome, kind: ErrorKind) -> None:
+        """End the exchange from our side: deadline or shutdown."""
+        if self.outcome is not None:
+            return
+        self._stop_attempt()
+        if self.head_sent or (self.response is not None and self.response.committed):
+            self._end_in_band(outcome, kind)
+        else:
+            self._close_exchange(outcome, kind)
+            self._refuse(outcome, _MESSAGES[outcome])
+
+    # -- what the response of an attempt uses -------------------------------------------------------------------------
+
+    def engine_model(self, attempt: Attempt) -> str:
+        """Return the endpoint's own name of the model; the client's spelling when it has none (U1)."""
+        name = attempt.endpoint.served_as.get(self.model)
+        return name or self.model
+
+    def first_answer_limit_s(self, response: AttemptResponse) -> float:
+        """Return how long this attempt may stay without its first output (D2, D2a, D3)."""
+        timeouts = self.gateway.timeout_options
+        elsewhere = self._could_go_elsewhere(response.attempt)
+        if self.request.stream:
+            return timeouts.first_token_failover_s if elsewhere else timeouts.first_token_s
+        if not elsewhere:
+            return _NEVER
+        if self.request.max_tokens is None:
+            return _RESPONSE_UNKNOWN_S
+        tokens_s = _RESPONSE_BASE_S + self.request.max_tokens / _RESPONSE_TOKENS_PER_S
+        return min(max(tokens_s, _RESPONSE_MIN_S), _RESPONSE_MAX_S)
+
+    def commit(self, response: AttemptResponse, held: bytes) -> None:
+        """Send head and held events in one write: the commit point (G2)."""
+        exchange = self._exchange
+        exchange.committed()
+        payload = (answers.chunk(held) if held else b"") if self.chunked else held
+        if self.head_sent:
+            if payload:
+                self.client.write(payload)
+            return
+        self.head_sent = True
+        upstream = response.head
+        stream = response.tap is not None
+        ttft_ms = ((response.first_output_s or self.clock()) - self.started_s) * 1000
+        self.client.write(
+            b"".join(
+                (
+                    answers.STATUS_LINES[200],
+                    answers.STREAM_HEADERS if stream else b"",
+                    upstream.prepared[0] if upstream is not None else b"",
+                    b"transfer-encoding: chunked\r\n" if self.chunked else b"connection: close\r\n",
+                    self._own_headers(response),
+                    b"x-turnout-ttft-ms: %.3f\r\n\r\n" % ttft_ms if stream else b"\r\n",
+                    payload,
+                )
+            )
+        )
+
+    def send_early_head(self) -> None:
+        """Send a head that promises nothing, because the client has waited long (W2)."""
+        self.head_sent = True
+        self.client.write(
+            b"%b%b%bx-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n\r\n"
+            % (
+                answers.STATUS_LINES[200],
+                answers.STREAM_HEADERS,
+                b"transfer-encoding: chunked\r\n" if self.chunked else b"connection: close\r\n",
+                self.request_id,
+                self.call_id.encode(),
+                self.model.encode(),
+            )
+        )
+
+    def end_of_body(self) -> None:
+        """End a chunked answer correctly: the engine ended it, too."""
+        if self.chunked:
+            self.client.write(answers.LAST_CHUNK)
+
+    def deliver(self, response: AttemptResponse, body: bytes) -> None:
+        """Send a whole answer."""
+        self._exchange.committed()
+        if self.head_sent:
+            self.client.write(answers.chunk(b"data: " + body + b"\n\n") if self.chunked else body)
+            self.end_of_body()
+            return
+        head = response.head
+        relayed = head.prepared[0] if head is not None else b""
+        self.client.write(
+            b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
+            % (answers.STATUS_LINES[200], relayed, self._own_headers(response), self._connection_header(), len(body), body)
+        )
+
+    def remember_answer(self, head: ResponseHead, body: bytes | None) -> None:
+        """Keep the latest answer of an engine that refused; body None: too large to relay."""
+        self._answer = (head, body)
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _exchange(self) -> Exchange:
+        assert self.exchange is not None  # noqa: S101 - every caller runs after begin() opened it
+        return self.exchange
+
+    def _could_go_elsewhere(self, attempt: Attempt) -> bool:
+        exchange = self._exchange
+        options = self.gateway.retry_options
+        if len(exchange.attempts) >= min(options.attempts, options.attempts_per_model):
+            return False
+        pool = self.gateway.fleet.pool(self.model)
+        tried = exchange.ask.tried
+        return pool is not None and any(
+            member is not attempt.endpoint and member.name not in tried and not member.unreachable
+            for member in pool.members
+        )
+
+    def _relay_answer(self, head: ResponseHead, body: bytes | None) -> None:
+        """U2: a final refusal is relayed verbatim, with Retry-After by Y2 and x-should-retry by Y4."""
+        exchange = self._exchange
+        attempts = len(exchange.attempts)
+        self.status = head.status
+        headers = head.prepared[0]
+        if attempts > 1:
+            headers = b"".join(
+                line + b"\r\n"
+                for line in headers.split(b"\r\n")
+                if line and not line.startswith((b"retry-after", b"x-should-retry"))
+            )
+            if exchange.retry_after_s is not None:
+                headers += b"retry-after: %d\r\n" % max(1, -int(-exchange.retry_after_s // 1))
+            headers += b"x-should-retry: false\r\n"
+        if body is None:
+            error = of_outcome(Outcome.UPSTREAM_INVALID, "The engine's answer is too large to relay.")
+            body = error_body("openai", error, self.request_id.decode())
+            headers = answers.JSON_TYPE
+        own = self._own_headers(self.response) + self._connection_header()
+        self._close_exchange(Outcome.UPSTREAM_ANSWERED)
+        self.client.write(answers.whole(head.status, headers + own, body))
+        self._end(Outcome.UPSTREAM_ANSWERED, self.clock())
+        self.client.finish()
+
+    def _refuse_context(self, context_max: int) -> None:
+        message = (
+            f"This request needs at least {self.floor} tokens, but the maximum context length of {self.model} is "
+            f"{context_max} tokens. Please reduce the length of the messages."
+        )
+        text = advice(self.prepared.user_agent, context_max)
+        header = b"x-turnout-advice: %b\r\n" % text if text else b""
+        self._refuse(
+            Outcome.CONTEXT_EXCEEDED, message, header, (("max", context_max), ("estimated_prompt_tokens", self.floor))
+        )
+
+    def _refuse(
+        self, outcome: Outcome, message: str, header: bytes = b"", extra: tuple[tuple[str, object], ...] = ()
+    ) -> None:
+        ending = ENDINGS[outcome]
+        self.status = ending.status
+        body = error_body("openai", of_outcome(outcome, message, extra), self.request_id.decode())
+        parts = [answers.JSON_TYPE, header, self._own_headers(self.response), self._connection_header()]
+        if ending.retry_after_s is not None:
+            parts.append(b"retry-after: %d\r\n" % ending.retry_after_s)
+        if self.exchange is not None and len(self.exchange.attempts) > 1:
+            parts.append(b"x-should-retry: false\r\n")
+        self.client.write(answers.whole(ending.status, b"".join(parts), body))
+        self._end(outcome, self.clock())
+        self.client.finish()
+
+    def _end_in_band(self, outcome: Outcome, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
+        """W3: the head is out, so the stream itself must say that it failed, and must not end as if it were whole."""
+        event = in_band_error(of_outcome(outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED, _MESSAGES[outcome]))
+        self.status = 200
+        self._close_exchange(outcome, kind)
+        self.client.write(answers.chunk(event) if self.chunked else event)
+        self._end(outcome, self.clock())
+        self.client.close_without_terminator()
+
+    def _close_exchange(self, outcome: Outcome, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
+        if self.exchange is not None and self.exchange.state is not State.CLOSED:
+            self.exchange.close(outcome, self.clock(), kind)
+
+    def _stop_attempt(self) -> None:
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
+        elif self.response is not None:
+            self._cancel(self.response)
+
+    def _cancel(self, response: AttemptResponse) -> None:
+        self.gateway.upstreams[response.attempt.endpoint.name].pool.cancel(response)
+
+    def _end(self, outcome: Outcome, now: float) -> None:
+        self.outcome = outcome
+        self.next_at_s = _NEVER
+        gateway = self.gateway
+        gateway.runs.discard(self)
+        gateway.record(call_fact(self, now))
+
+    def _own_headers(self, response: AttemptResponse | None) -> bytes:
+        attempts = self.exchange.attempts if self.exchange is not None else ()
+        if not attempts:
+            return b"x-request-id: %b\r\nx-turnout-decision: %b\r\n" % (self.request_id, self.call_id.encode())
+        overhead_s = self.decide_s
+        if response is not None and response.head_at_s:
+            overhead_s += self.clock() - (response.first_output_s or response.head_at_s)
+        return b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\nx-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n" % (
+            self.request_id,
+            self.call_id.encode(),
+            self.model.encode(),
+            attempts[-1].endpoint.name.encode(),
+            len(attempts),
+            overhead_s * 1000,
+        )
+
+    def _connection_header(self) -> bytes:
+        closing = not self.client.keep_alive or self.gateway.draining
+        return b"connection: close\r\n" if closing else b""
+
+    def _total_s(self) -> float:
+        total_s = self.gateway.timeout_options.total_s
+        asked_s = self.prepared.timeout_s
+        return total_s if asked_s is None else min(asked_s, total_s)
+
+
+_MESSAGES: dict[Outcome, str] = {
+    Outcome.NO_ENDPOINT: "No endpoint can serve this model now.",
+    Outcome.SHED: "Every endpoint of this model is full.",
+    Outcome.UPSTREAM_ANSWERED: "The engine refused the request.",
+    Outcome.UPSTREAM_UNREACHABLE: "No engine could be reached.",
+    Outcome.UPSTREAM_INVALID: "The engine's answer is not valid.",
+    Outcome.UPSTREAM_CREDENTIAL: "The engine refused the router's own credential.",
+    Outcome.UPSTREAM_TIMEOUT: "The engine did not answer in time.",
+    Outcome.STREAM_INTERRUPTED: "The stream was interrupted before it was complete.",
+    Outcome.DEADLINE_EXCEEDED: "The deadline of this request has passed.",
+    Outcome.SHUTDOWN: "The router is shutting down.",
+}

@@ -1,0 +1,29 @@
+"""One endpoint as the gateway reaches it: its connections and the constant part of its request heads."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from turnout.core.options import Endpoint, Pool
+from turnout.http.client import EndpointPool
+
+_HTTP_PORT = 80
+
+
+class Upstream:
+    """Connections and prebuilt heads of one endpoint. `stream_usage`: ask its streams for usage (U3, U4)."""
+
+    def __init__(self, endpoint: Endpoint, pool: Pool, connect_timeout_s: float) -> None:
+        url = urlsplit(endpoint.url)
+        self.stream_usage = endpoint.stream_usage != "no"
+        self.pool = EndpointPool(url.hostname or "", url.port or _HTTP_PORT, pool, connect_timeout_s)
+        credential = f"authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
+        self._common = f"host: {url.netloc}\r\naccept-encoding: identity\r\n{credential}".encode()
+        self._heads: dict[str, bytes] = {}
+
+    def head(self, path: str, method: str = "POST") -> bytes:
+        """Return request line and constant headers; paths come from our own table, never from a client (U1)."""
+        known = self._heads.get(path)
+        if known is None:
+            known = self._heads[path] = f"{method} {path} HTTP/1.1\r\n".encode() + self._common
+        return known

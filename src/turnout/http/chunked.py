@@ -1,0 +1,124 @@
+"""Chunked framing, decoded strictly and incrementally, on both sides (request-path §2 L4, §3 H7, H8).
+
+The decoder yields payload only; extensions and trailers are dropped and never merged into a head. Bytes are kept
+until they are understood, and what may be kept is bounded: chunk lines and trailers here, payload by the caller.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)")
+_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
+_NOT_IN_TRAILERS = frozenset(
+    (b"content-length", b"transfer-encoding", b"host", b"authorization", b"x-api-key", b"cookie", b"connection", b"te")
+)
+_OVERHEAD_MAX_BYTES = 4096
+_LINE_MAX_BYTES = 4096
+_TRAILERS_MAX_BYTES = 32_768
+_SIZE, _DATA, _AFTER, _TRAILERS, _DONE = range(5)
+
+
+class FramingError(ValueError):
+    """The chunked framing is invalid; the message says where."""
+
+
+class ChunkedDecoder:
+    """Turns framed bytes into payload. `done` once the last chunk and the trailers are in; `rest` holds what follows."""
+
+    __slots__ = ("_at", "_buffer", "_left", "_overhead", "_payload", "_trailer_bytes", "done", "rest")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._at = _SIZE
+        self._left = 0
+        self._overhead = 0
+        self._payload = 0
+        self._trailer_bytes = 0
+        self.done = False
+        self.rest = b""
+
+    @property
+    def at_boundary(self) -> bool:
+        """True between two chunks with nothing buffered."""
+        return self._at == _SIZE and not self._buffer
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take framed bytes and return the payload pieces in them.
+
+        Raises:
+            FramingError: bad size line, missing CRLF, oversized overhead or a forbidden trailer.
+
+        """
+        buffer = self._buffer + data if self._buffer else data
+        pieces: list[bytes] = []
+        pos, end = 0, len(buffer)
+        while pos < end:
+            if self._at == _DATA:
+                take = min(self._left, end - pos)
+                pieces.append(buffer[pos : pos + take])
+                pos += take
+                self._left -= take
+                self._payload += take
+                if self._left:
+                    break
+                self._at = _AFTER
+            elif self._at == _AFTER:
+                if end - pos < 2:  # noqa: PLR2004 - CRLF
+                    if buffer[pos:end] != b"\r":
+                        raise FramingError("chunk data is not followed by CRLF")
+                    break
+                if buffer[pos : pos + 2] != b"\r\n":
+                    raise FramingError("chunk data is not followed by CRLF")
+                pos += 2
+                self._at = _SIZE
+            else:
+                line_end = buffer.find(b"\r\n", pos)
+                if line_end < 0:
+                    self._check_partial(buffer[pos:end])
+                    break
+                line = buffer[pos:line_end]
+                pos = line_end + 2
+                if self._line(line):
+                    self.rest = buffer[pos:]
+                    pos = end
+        self._buffer = buffer[pos:]
+        return pieces
+
+    def _line(self, line: bytes) -> bool:
+        """Consume a size line or trailer line; True at the end of the message."""
+        if self._at == _SIZE:
+            match = _SIZE_LINE.fullmatch(line)
+            if match is None:
+                raise FramingError("an invalid chunk size")
+            self._left = int(match[1], 16)
+            self._overhead += len(line) + 4
+            # L4: extensions, leading zeros and one-byte chunks may cost as much as the payload and 4 KiB, no more.
+            if self._overhead > _OVERHEAD_MAX_BYTES + self._payload + self._left:
+                raise FramingError("more framing than payload")
+            self._at = _DATA if self._left else _TRAILERS
+            return False
+        if not line:
+            self._at = _DONE
+            self.done = True
+            return True
+        match = _TRAILER.fullmatch(line)
+        if match is None or match[1].lower() in _NOT_IN_TRAILERS:
+            raise FramingError("a forbidden or malformed trailer")
+        self._trailer_bytes += len(line) + 2
+        if self._trailer_bytes > _TRAILERS_MAX_BYTES:
+            raise FramingError("too many trailers")
+        return False
+
+    def _check_partial(self, partial: bytes) -> None:
+        if b"\n" in partial or b"\r" in partial[:-1]:
+            raise FramingError("a bare CR or LF as line end")
+        if len(partial) > (_LINE_MAX_BYTES if self._at == _SIZE else _TRAILERS_MAX_BYTES):
+            raise FramingError("an endless line")
+        if self._at == _SIZE and partial and not _could_be_size(partial):
+            raise FramingError("an invalid chunk size")
+
+
+def _could_be_size(partial: bytes) -> bool:
+    text = partial.removesuffix(b"\r")
+    return not text or _SIZE_LINE.fullmatch(text) is not None

@@ -1,0 +1,318 @@
+"""Connections to engines: one request at a time, kept alive in a pool per endpoint.
+
+The thing that ends a response ends the lease, once. A connection that is not provably clean is closed, never pooled.
+A reused connection that dies before any response byte was the engine's idle time-out racing our request: the request
+is sent once more on a fresh one, which is no attempt and nobody's fault (resilience §2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import Protocol, cast
+
+from turnout.core.errors import ErrorKind
+from turnout.core.options import Pool
+from turnout.http.chunked import ChunkedDecoder, FramingError
+from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
+
+_INFORMATIONAL_MAX = 8
+_HEAD_END = b"\r\n\r\n"
+_HEX_MAX = 17  # 16 digits and one more that proves the line too long
+
+
+class Sink(Protocol):
+    """Receives one response. After `on_end` or `on_failure` nothing more comes.
+
+    `connection` is set by the pool as soon as there is one, so that the receiver can pause or cancel it.
+    """
+
+    connection: EngineConnection | None
+
+    def on_head(self, head: ResponseHead) -> None:
+        """Take the final response head."""
+
+    def on_body(self, payload: bytes, framed: bytes | None) -> None:
+        """Take payload; `framed` is the same as whole chunks, when it arrived so and may be passed on as it is."""
+
+    def on_end(self) -> None:
+        """Hear that the response is complete and its framing was correct."""
+
+    def on_failure(self, kind: ErrorKind, detail: str) -> None:
+        """Hear that there will be no complete response."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to one endpoint."""
+
+    __slots__ = (
+        "_buffer",
+        "_chunks",
+        "_head",
+        "_informational",
+        "_left",
+        "_pool",
+        "_request",
+        "_seen_bytes",
+        "idle_since",
+        "reused",
+        "sink",
+        "transport",
+    )
+
+    def __init__(self, pool: EndpointPool) -> None:
+        self._pool = pool
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before any other call
+        self.sink: Sink | None = None
+        self.reused = False
+        self.idle_since = 0.0
+        self._request = b""
+        self._seen_bytes = False
+        self._head: ResponseHead | None = None
+        self._chunks: ChunkedDecoder | None = None
+        self._left = 0
+        self._buffer = b""
+        self._informational = 0
+
+    def send(self, request: bytes, sink: Sink) -> None:
+        """Send a whole request; the response goes to the sink."""
+        self.sink = sink
+        sink.connection = self
+        self._request = request
+        self._seen_bytes = False
+        self._head = None
+        self._chunks = None
+        self._buffer = b""
+        self._informational = 0
+        self.transport.write(request)
+
+    def cancel(self) -> None:
+        """Close now: the engine's sign that nobody waits for the answer."""
+        self.sink = None
+        self._pool.forget(self)
+        self.transport.abort()
+
+    def pause(self) -> None:
+        """Stop reading from the engine."""
+        self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        self.transport.resume_reading()
+
+    # -- what the event loop calls ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self.transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """Advance the response."""
+        self._seen_bytes = True
+        sink = self.sink
+        if sink is None:  # bytes nobody asked for: the connection cannot be trusted
+            self._pool.forget(self)
+            self.transport.abort()
+            return
+        try:
+            if self._head is None:
+                self._read_head(self._buffer + data if self._buffer else data)
+            else:
+                self._read_body(sink, data)
+        except (BadResponse, FramingError) as error:
+            self._fail(ErrorKind.STREAM_CUT if self._chunks else ErrorKind.BAD_RESPONSE, str(error))
+
+    def eof_received(self) -> bool:
+        """Let the transport close; `connection_lost` tells what it means."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a response that ends with the connection, or report the loss."""
+        self._pool.forget(self)
+        sink, self.sink = self.sink, None
+        if sink is None:
+            return
+        if self._head is None and self.reused and not self._seen_bytes:
+            self._pool.resend(self._request, sink)
+        elif self._head is None:
+            sink.on_failure(ErrorKind.CONNECTION_RESET, "closed before the response head")
+        elif exc is None and self._chunks is None and self._head.length is None:
+            sink.on_end()
+        else:
+            sink.on_failure(ErrorKind.STREAM_CUT, "closed inside the response")
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _read_head(self, data: bytes) -> None:
+        end = data.find(_HEAD_END)
+        if end < 0:
+            if len(data) > HEAD_MAX_BYTES or (len(data) >= 5 and not data.startswith(b"HTTP/")):  # noqa: PLR2004
+                raise BadResponse("not an HTTP response head")
+            self._buffer = data
+            return
+        if end > HEAD_MAX_BYTES:
+            raise BadResponse("response head too large")
+        head = parse(data[:end])
+        rest = data[end + 4 :]
+        self._buffer = b""
+        if head.informational:
+            self._informational += 1
+            if self._informational > _INFORMATIONAL_MAX:
+                raise BadResponse("too many informational responses")
+            if rest:
+                self._read_head(rest)
+            return
+        self._head = head
+        self._chunks = ChunkedDecoder() if head.chunked else None
+        self._left = head.length or 0
+        sink = cast("Sink", self.sink)
+        sink.on_head(head)
+        if self.sink is sink and (rest or head.length == 0):
+            self._read_body(sink, rest)
+
+    def _read_body(self, sink: Sink, data: bytes) -> None:
+        chunks = self._chunks
+        if chunks is not None:
+            if chunks.at_boundary and _is_one_chunk(data):
+                sink.on_body(data[data.index(b"\n") + 1 : -2], data)
+                return
+            pieces = chunks.feed(data)
+            if pieces:
+                sink.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces), None)
+            if chunks.done and self.sink is sink:
+                self._end(sink, clean=not chunks.rest)
+            return
+        head = cast("ResponseHead", self._head)
+        if head.length is None:
+            sink.on_body(data, None)
+            return
+        payload = data if len(data) <= self._left else data[: self._left]
+        self._left -= len(payload)
+        if payload:
+            sink.on_body(payload, None)
+        if not self._left and self.sink is sink:
+            self._end(sink, clean=len(payload) == len(data))
+
+    def _end(self, sink: Sink, *, clean: bool) -> None:
+        self.sink = None
+        self._request = b""
+        if clean and cast("ResponseHead", self._head).keep_alive:
+            self._pool.release(self)
+        else:  # bytes after a complete response spoil the connection, not the response
+            self._pool.forget(self)
+            self.transport.abort()
+        sink.on_end()
+
+    def _fail(self, kind: ErrorKind, detail: str) -> None:
+        sink, self.sink = self.sink, None
+        self._pool.forget(self)
+        self.transport.abort()
+        if sink is not None:
+            sink.on_failure(kind, detail)
+
+
+class EndpointPool:
+    """The connections to one endpoint: idle ones are reused last-in-first-out, closed when idle for too long."""
+
+    def __init__(self, host: str, port: int, options: Pool, connect_timeout_s: float) -> None:
+        self._host, self._port = host, port
+        self._options = options
+        self._connect_timeout_s = connect_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._idle: deque[EngineConnection] = deque()
+        self._open: set[EngineConnection] = set()
+        self._connecting: dict[Sink, asyncio.Task[None]] = {}
+        self.connects_total = 0
+
+    def request(self, request: bytes, sink: Sink) -> None:
+        """Send on an idle connection, or connect first."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport.is_closing():
+                continue
+            connection.reused = True
+            connection.send(request, sink)
+            return
+        self.resend(request, sink)
+
+    def resend(self, request: bytes, sink: Sink) -> None:
+        """Send on a fresh connection."""
+        sink.connection = None
+        self._connecting[sink] = self._loop.create_task(self._connect(request, sink))
+
+    def cancel(self, sink: Sink) -> None:
+        """Give up a request wherever it is: connecting, or on a connection."""
+        task = self._connecting.pop(sink, None)
+        if task is not None:
+            task.cancel()
+        if sink.connection is not None and sink.connection.sink is sink:
+            sink.connection.cancel()
+        sink.connection = None
+
+    def release(self, connection: EngineConnection) -> None:
+        """Keep a clean connection for the next request."""
+        if len(self._idle) >= self._options.idle_max:
+            self.forget(connection)
+            connection.transport.close()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+
+    def forget(self, connection: EngineConnection) -> None:
+        """Drop a connection that is closed or about to be; any number of times."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, now: float) -> None:
+        """Close connections that were idle for too long, before the engine does (D8)."""
+        while self._idle and now - self._idle[0].idle_since > self._options.idle_s:
+            connection = self._idle.popleft()
+            self._open.discard(connection)
+            connection.transport.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for task in list(self._connecting.values()):
+            task.cancel()
+        for connection in list(self._open):
+            connection.transport.abort()
+
+    async def _connect(self, request: bytes, sink: Sink) -> None:
+        self.connects_total += 1
+        failure: tuple[ErrorKind, str]
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await self._loop.create_connection(lambda: EngineConnection(self), self._host, self._port)
+        except TimeoutError:
+            failure = (ErrorKind.TIMEOUT_CONNECT, "no connection in time")
+        except OSError as error:
+            failure = (ErrorKind.CONNECT_ERROR, error.strerror or type(error).__name__)
+        else:
+            self._open.add(connection)
+            if self._connecting.pop(sink, None) is None:  # cancelled in this very moment
+                connection.cancel()
+            else:
+                connection.send(request, sink)
+            return
+        if self._connecting.pop(sink, None) is not None:
+            sink.on_failure(*failure)
+
+
+def _is_one_chunk(data: bytes) -> bool:
+    """Tell whether the bytes are exactly one non-empty chunk without extensions: the shape of a streamed event."""
+    line_end = data.find(b"\r\n", 0, _HEX_MAX + 2)
+    if line_end <= 0:
+        return False
+    size = data[:line_end]
+    if not size.isalnum():
+        return False
+    try:
+        length = int(size, 16)
+    except ValueError:
+        return False
+    return length > 0 and len(data) == line_end + length + 4 and data[-2:] == b"\r\n"

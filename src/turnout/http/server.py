@@ -1,0 +1,419 @@
+"""The public listener: connections that read one request at a time and hand it over whole.
+
+A connection owns framing, limits, timeouts and lingering close; what a request means is the handler's business. All
+deadlines are checked by one sweep per listener, so a request costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from turnout.core.options import Server
+from turnout.core.types import Refusal
+from turnout.http.chunked import ChunkedDecoder, FramingError
+from turnout.http.head import Head, HeadParser
+
+SWEEP_S = 0.25
+_LINGER_S = 2.0
+_IGNORED_BODY_MAX_BYTES = 65_536
+_SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
+_HEAD_END = b"\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_IDLE, _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = range(6)
+
+
+class Exchanged(Protocol):
+    """What a connection tells the exchange that runs on it."""
+
+    def client_gone(self) -> None:
+        """Hear that nobody waits for the answer any more."""
+
+    def client_paused(self) -> None:
+        """Hear that the client takes bytes more slowly than they come."""
+
+    def client_resumed(self) -> None:
+        """Hear that the client has caught up."""
+
+
+class Handler(Protocol):
+    """Decides about heads, serves requests, words refusals."""
+
+    def on_head(self, head: Head) -> Refusal | None:
+        """Check what can be checked before the body is read (request-path §1, steps 2 to 5)."""
+
+    def on_request(self, connection: Connection, head: Head, body: bytes) -> None:
+        """Serve a complete request on the connection, now or later."""
+
+    def refusal(self, path: bytes, refusal: Refusal) -> bytes:
+        """Return the whole answer of a refusal, head included, in the dialect of the path."""
+
+
+class Listener:
+    """Accepts connections and keeps their common limits."""
+
+    def __init__(self, options: Server, handler: Handler, clock: Callable[[], float]) -> None:
+        self.options = options
+        self.handler = handler
+        self.clock = clock
+        self.parser = HeadParser(options)
+        self.connections: set[Connection] = set()
+        self.connections_total = 0
+        self.body_bytes = 0
+        self.draining = False
+        self.now = clock()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen and return the port."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=4096, reuse_address=True)
+        self._sweep(loop)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def drain(self) -> None:
+        """Close idle connections and let every further response close its own (X1)."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    async def stop(self) -> None:
+        """Stop accepting and close what is left."""
+        if self._server is not None:
+            self._server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.sleep(0)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.now = now = self.clock()
+        for connection in list(self.connections):
+            if connection.deadline <= now:
+                connection.expired(now)
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)
+
+
+class Connection(asyncio.Protocol):
+    """One client connection: reads a request, waits for its answer, reads the next."""
+
+    __slots__ = (
+        "_body",
+        "_body_held",
+        "_buffer",
+        "_chunks",
+        "_exchange",
+        "_head",
+        "_listener",
+        "_paused_reading",
+        "_state",
+        "_transport",
+        "_unsent_bytes",
+        "deadline",
+        "keep_alive",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before any other call
+        self._state = _IDLE
+        self._buffer = b""
+        self._head: Head | None = None
+        self._body: list[bytes] = []
+        self._body_held = 0
+        self._chunks: ChunkedDecoder | None = None
+        self._exchange: Exchanged | None = None
+        self._paused_reading = False
+        self._unsent_bytes = 0
+        self.keep_alive = True
+        self.deadline = listener.now + listener.options.idle_s
+
+    # -- what the gateway uses ----------------------------------------------------------------------------------------
+
+    def attach(self, exchange: Exchanged) -> None:
+        """Tell this exchange about the client from here on."""
+        self._exchange = exchange
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the current answer."""
+        self._transport.write(data)
+
+    def finish(self, *, close: bool = False) -> None:
+        """End the current answer; the next request of the connection may begin."""
+        if self._state != _BUSY:
+            return
+        self._exchange = None
+        self._listener.body_bytes -= self._body_held
+        self._body_held = 0
+        if close or not self.keep_alive or self._listener.draining:
+            self._linger()
+            return
+        self._state = _IDLE
+        self.deadline = self._listener.now + self._listener.options.idle_s
+        if self._paused_reading:
+            self._paused_reading = False
+            self._transport.resume_reading()
+        if self._buffer:  # pipelined: from the loop, so that many small requests cannot grow the stack
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def abort(self) -> None:
+        """Close at once, without a word more."""
+        self._transport.abort()
+
+    def close_without_terminator(self) -> None:
+        """Flush what was written and close, so that a cut chunked answer reads as cut (request-path W3)."""
+        self._exchange = None
+        if self._state != _CLOSED:
+            self._linger()
+
+    # -- what the event loop calls ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, or refuse at once when there are too many connections (L7)."""
+        self._transport = cast("asyncio.Transport", transport)
+        listener = self._listener
+        listener.connections.add(self)
+        listener.connections_total += 1
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF_BYTES)
+        self._transport.set_write_buffer_limits(high=listener.options.write_buffer_bytes)
+        if len(listener.connections) > listener.options.connections_max:
+            self._refuse(
+                b"", Refusal(503, "too_many_connections", "Too many connections.", None, "overloaded", 1, close=True)
+            )
+
+    def data_received(self, data: bytes) -> None:
+        """Advance the request that is being read."""
+        state = self._state
+        if state == _IDLE or state == _HEAD:  # noqa: PLR1714 - two comparisons are the fast form
+            self._read_head(self._buffer + data if self._buffer else data)
+        elif state == _BODY:
+            self._read_body(data)
+        elif state == _BUSY:
+            self._buffer += data
+            if len(self._buffer) > self._listener.options.pipeline_max_bytes and not self._paused_reading:
+                self._paused_reading = True
+                self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Treat a half-close as gone: nobody can be told apart from one who left (W7)."""
+        self._gone()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the cause changes nothing
+        """Give everything back."""
+        self._listener.connections.discard(self)
+        self._listener.body_bytes -= self._body_held
+        self._body_held = 0
+        self._gone()
+        self._state = _CLOSED
+
+    def pause_writing(self) -> None:
+        """Pass the client's slowness on (L9)."""
+        if self._state != _BUSY:
+            return
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self.deadline = self._listener.now + self._listener.options.write_idle_s
+        if self._exchange is not None:
+            self._exchange.client_paused()
+
+    def resume_writing(self) -> None:
+        """Pass on that the client caught up."""
+        if self._state != _BUSY:
+            return
+        self._unsent_bytes = 0
+        self.deadline = float("inf")
+        if self._exchange is not None:
+            self._exchange.client_resumed()
+
+    def expired(self, now: float) -> None:
+        """Act on the deadline of the state the connection is in (L5, L6, L9)."""
+        options = self._listener.options
+        if self._state in (_HEAD, _BODY):
+            what = "head" if self._state == _HEAD else "body"
+            path = self._head.path if self._head is not None else b""
+            self._refuse(path, Refusal(408, "request_timeout", f"The request {what} did not arrive in time.", close=True))
+        elif self._state == _BUSY and self._unsent_bytes:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent >= self._unsent_bytes:
+                self._gone()
+                self.abort()
+                return
+            self._unsent_bytes = unsent
+            self.deadline = now + options.write_idle_s
+        elif self._state == _BUSY:
+            self.deadline = float("inf")
+        elif self._state == _LINGER:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent and unsent != self._unsent_bytes:  # the answer is still on its way
+                self._unsent_bytes = unsent
+                self.deadline = now + options.write_idle_s
+                return
+            self.abort()
+        else:
+            self._transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being read or served."""
+        if self._state == _IDLE:
+            self._transport.close()
+
+    def _next(self) -> None:
+        if self._state == _IDLE and self._buffer:
+            data, self._buffer = self._buffer, b""
+            self._read_head(data)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _read_head(self, data: bytes) -> None:
+        end = data.find(_HEAD_END)
+        listener = self._listener
+        if end < 0 or data[0] == 0x0D:
+            data = _without_leading_line_ends(data)
+            end = data.find(_HEAD_END)
+            if end < 0:
+                self._wait_for_head(data)
+                return
+        parsed = listener.parser.parse(data[:end])
+        if type(parsed) is not Head:
+            self._refuse(_path_of(data), cast("Refusal", parsed))
+            return
+        head = cast("Head", parsed)
+        self.keep_alive = head.keep_alive
+        refusal = listener.handler.on_head(head)
+        if refusal is not None or head.content_length or head.chunked:
+            self._begin_body(head, refusal, data[end + 4 :])
+            return
+        self._complete(head, b"", data[end + 4 :])
+
+    def _wait_for_head(self, data: bytes) -> None:
+        refusal = self._listener.parser.incomplete(data) if data else None
+        if refusal is not None:
+            self._refuse(_path_of(data), refusal)
+            return
+        self._buffer = data
+        if data and self._state == _IDLE:
+            self._state = _HEAD
+            self.deadline = self._listener.clock() + self._listener.options.head_timeout_s
+
+    def _begin_body(self, head: Head, refusal: Refusal | None, rest: bytes) -> None:
+        listener = self._listener
+        limit = listener.options.body_max_bytes if head.method == b"POST" else _IGNORED_BODY_MAX_BYTES
+        length = head.content_length
+        if refusal is None and length > limit:
+            refusal = Refusal(
+                413, "request_too_large", f"The body has {length} bytes; expected at most {limit}.", close=True
+            )
+        if refusal is None and listener.body_bytes + length > listener.options.bodies_max_bytes:
+            refusal = Refusal(503, "shed", "Too many request bodies are held.", None, "overloaded", 1, close=True)
+        if refusal is not None:
+            # The unread body would be taken for the next request: unless it is all here, the connection ends.
+            unread = head.chunked or length > len(rest)
+            self._buffer = b"" if unread else rest[length:]
+            self._refuse(head.path, refusal, close=unread)
+            return
+        if 0 < length <= len(rest):
+            self._complete(head, rest[:length], rest[length:])
+            return
+        self._head = head
+        self._body = []
+        self._buffer = b""
+        self._chunks = ChunkedDecoder() if head.chunked else None
+        self._state = _BODY
+        if head.expect_continue and not rest:
+            self._transport.write(_CONTINUE)
+        self._read_body(rest)
+
+    def _read_body(self, data: bytes) -> None:
+        listener = self._listener
+        head = cast("Head", self._head)
+        self.deadline = listener.now + listener.options.body_idle_s
+        chunks = self._chunks
+        if chunks is None:
+            self._hold(data)
+            if self._body_held < head.content_length:
+                return
+            whole = b"".join(self._body)
+            self._complete(head, whole[: head.content_length], whole[head.content_length :])
+            return
+        try:
+            for piece in chunks.feed(data):
+                self._hold(piece)
+        except FramingError as error:
+            self._refuse(
+                head.path, Refusal(400, "bad_http", f"The request body has {error}; expected valid chunks.", close=True)
+            )
+            return
+        limit = listener.options.body_max_bytes if head.method == b"POST" else _IGNORED_BODY_MAX_BYTES
+        if self._body_held > limit:
+            self._refuse(
+                head.path,
+                Refusal(413, "request_too_large", f"The body exceeds the limit of {limit} bytes.", close=True),
+            )
+        elif chunks.done:
+            self._complete(head, b"".join(self._body), chunks.rest)
+
+    def _hold(self, piece: bytes) -> None:
+        self._body.append(piece)
+        self._body_held += len(piece)
+        self._listener.body_bytes += len(piece)
+
+    def _complete(self, head: Head, body: bytes, rest: bytes) -> None:
+        listener = self._listener
+        listener.body_bytes += len(body) - self._body_held
+        self._body_held = len(body)
+        self._body = []
+        self._head = self._chunks = None
+        self._buffer = rest
+        self._state = _BUSY
+        self.deadline = float("inf")
+        listener.handler.on_request(self, head, body)
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, path: bytes, refusal: Refusal, *, close: bool = False) -> None:
+        closing = close or refusal.close or not self.keep_alive or self._listener.draining
+        answer = self._listener.handler.refusal(path, refusal)
+        if closing:
+            answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+        self._transport.write(answer)
+        self._state = _BUSY
+        self._head = self._chunks = None
+        self._body = []
+        self.finish(close=closing)
+
+    def _linger(self) -> None:
+        """Say that we are done, and keep reading a moment: a reset now would destroy the answer on its way."""
+        self._state = _LINGER
+        self._buffer = b""
+        self.deadline = self._listener.now + _LINGER_S
+        if self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._paused_reading:
+            self._paused_reading = False
+            self._transport.resume_reading()
+
+    def _gone(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+
+def _without_leading_line_ends(data: bytes) -> bytes:
+    for _ in range(2):  # H21: clients of the nineties sent one after a POST body
+        data = data.removeprefix(b"\r\n")
+    return data
+
+
+def _path_of(data: bytes) -> bytes:
+    """Return the path of a request that may be malformed, to choose the dialect of the refusal."""
+    parts = data[:8192].split(b"\r\n", 1)[0].split(b" ")
+    return parts[1].partition(b"?")[0] if len(parts) > 1 else b""
