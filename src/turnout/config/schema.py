@@ -1,0 +1,29 @@
+"""The whole configuration file as one value: each option section of the core is one table of the file."""
+
+from __future__ import annotations
+
+import msgspec
+
+from turnout.core import options
+
+
+class Config(options.Section, frozen=True, kw_only=True):
+    """What one router process is told. `model`, `endpoint` and `key` are arrays of tables, the rest are tables."""
+
+    server: options.Server = msgspec.field(default_factory=options.Server)
+    relay: options.Relay = msgspec.field(default_factory=options.Relay)
+    timeout: options.Timeout = msgspec.field(default_factory=options.Timeout)
+    retry: options.Retry = msgspec.field(default_factory=options.Retry)
+    breaker: options.Breaker = msgspec.field(default_factory=options.Breaker)
+    probe: options.Probe = msgspec.field(default_factory=options.Probe)
+    pool: options.Pool = msgspec.field(default_factory=options.Pool)
+    scheduling: options.Scheduling = msgspec.field(default_factory=options.Scheduling)
+    prefix: options.Prefix = msgspec.field(default_factory=options.Prefix)
+    drain: options.Drain = msgspec.field(default_factory=options.Drain)
+    ledger: options.Ledger = msgspec.field(default_factory=options.Ledger)
+    log: options.Log = msgspec.field(default_factory=options.Log)
+    auth: options.Auth = msgspec.field(default_factory=options.Auth)
+    models: options.Models = msgspec.field(default_factory=options.Models)
+    model: list[options.Model] = msgspec.field(default_factory=list)
+    endpoint: list[options.Endpoint] = msgspec.field(default_factory=list)
+    key: list[options.Key] = msgspec.field(default_factory=list)
