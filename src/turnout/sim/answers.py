@@ -13,10 +13,10 @@ from turnout.sim.wire import DONE, Shape, usage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.sim.engine import Emitted
     from turnout.sim.faults import Fault
     from turnout.sim.http import Connection
     from turnout.sim.requests import Generate
+    from turnout.sim.sequence import Emitted
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 MALFORMED = b'data: {"id":"chatcmpl-malformed","choices":[{"index":0,"delta":{"content"\n\n'
@@ -52,8 +52,10 @@ class StreamAnswer:
     def emitted(self, event: Emitted) -> bool:
         """Write one token's events."""
         fault = self._fault
-        due = fault is not None and fault.kind != "wrong_length" and (
-            event.finish is not None or event.output_tokens > fault.after_tokens
+        due = (
+            fault is not None
+            and fault.kind != "wrong_length"
+            and (event.finish is not None or event.output_tokens > fault.after_tokens)
         )
         if due and fault is not None and not self._strike(fault):
             return False

@@ -1,117 +1,21 @@
-"""Continuous batching as a pure model: time is given, nothing is read, the same arrivals give the same steps and bytes.
+"""Continuous batching as a pure model: time is given, the same arrivals give the same steps and bytes.
 
-One step: every decoding sequence computes one token, the rest of the batch budget goes to prefill chunks in queue order.
-`begin` decides the step and says when it ends, `finish` applies it and returns what was emitted. Between the two,
-arrivals wait and aborted sequences keep their blocks, as in a real engine.
+One step: every decoding sequence computes one token, the rest of the batch budget goes to prefill chunks in queue
+order. `begin` decides the step and says when it ends, `finish` applies it and returns what was emitted. Between the
+two, arrivals wait and aborted sequences keep their blocks, as in a real engine.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-import msgspec
 import xxhash
 
 from turnout.sim.blocks import BlockStore, extend_chain
 from turnout.sim.options import EngineOptions
-from turnout.sim.text import TOKEN_BYTES, StopSearch, Writer, text_seed
+from turnout.sim.sequence import Counters, Emitted, Latencies, Sequence, Work
+from turnout.sim.text import TOKEN_BYTES, Writer, text_seed
 from turnout.sim.timing import Batch, timing_of
-
-
-class Work(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One generation to run. `prompt` is rendered bytes, `tokens` the same prompt packed."""
-
-    prompt: bytes
-    tokens: bytes
-    max_tokens: int
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop: tuple[str, ...] = ()
-    cache_salt: str = ""
-
-
-class Emitted(msgspec.Struct, frozen=True, gc=False):
-    """One token of one sequence at the end of a step. `text` excludes what a stop string withholds."""
-
-    id: int
-    text: str
-    output_tokens: int
-    cached_tokens: int
-    """Prompt tokens that the first admission found in the store."""
-    finish: str | None
-    """`stop` or `length` with the last token, else None."""
-    stop_hit: str | None = None
-
-
-class Counters(msgspec.Struct):
-    """Totals since the engine started."""
-
-    requests: int = 0
-    aborted: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    prefix_tokens_asked: int = 0
-    prefix_tokens_found: int = 0
-    preemptions: int = 0
-    stopped: int = 0
-    length: int = 0
-    steps: int = 0
-
-
-class Latencies(msgspec.Struct):
-    """Durations in seconds, recorded since the last `drain`; in the order they ended."""
-
-    ttft_s: list[float] = []
-    itl_s: list[float] = []
-    queue_s: list[float] = []
-
-
-class _Sequence:
-    """One generation in flight."""
-
-    __slots__ = (
-        "aborted",
-        "arrived_at",
-        "cached_tokens",
-        "chain",
-        "chunk",
-        "computed",
-        "held",
-        "id",
-        "last_token_at",
-        "output_tokens",
-        "partial",
-        "prefilled",
-        "root",
-        "stop",
-        "tokens",
-        "work",
-        "writer",
-    )
-
-    def __init__(self, number: int, work: Work, writer: Writer, root: int, now: float) -> None:
-        self.id = number
-        self.work = work
-        self.writer = writer
-        self.root = root
-        self.arrived_at = now
-        self.tokens = bytearray(work.tokens)
-        self.chain: list[int] = []
-        # The first `held` keys of the chain are referenced in the store, `partial` further blocks are ours alone.
-        self.held = 0
-        self.partial = 0
-        self.computed = 0
-        self.chunk = 0
-        self.prefilled = False
-        self.aborted = False
-        self.cached_tokens: int | None = None
-        self.output_tokens = 0
-        self.last_token_at: float | None = None
-        self.stop = StopSearch(work.stop) if work.stop else None
-
-    @property
-    def total(self) -> int:
-        return len(self.tokens) // TOKEN_BYTES
 
 
 class EngineModel:
@@ -128,10 +32,10 @@ class EngineModel:
         self._text_seed = text_seed(options.model, options.seed)
         self._jitter_seed = xxhash.xxh3_64_intdigest(options.name.encode(), options.seed)
         self._block_bytes = options.block_tokens * TOKEN_BYTES
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-        self._live: dict[int, _Sequence] = {}
-        self._batch: list[_Sequence] = []
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._live: dict[int, Sequence] = {}
+        self._batch: list[Sequence] = []
         self._step_end: float | None = None
 
     @property
@@ -144,10 +48,19 @@ class EngineModel:
         """Sequences not yet admitted, or preempted."""
         return len(self._waiting)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no sequence is running or waiting."""
+        return not self._live and not self._running and not self._waiting
+
     def add(self, work: Work, now: float) -> int:
         """Queue one generation and return its id. Raises ValueError when it can never fit."""
         prompt_tokens = len(work.tokens) // TOKEN_BYTES
-        if not 1 <= prompt_tokens or work.max_tokens < 1 or prompt_tokens + work.max_tokens > self.options.context_tokens:
+        if (
+            not prompt_tokens >= 1
+            or work.max_tokens < 1
+            or prompt_tokens + work.max_tokens > self.options.context_tokens
+        ):
             message = (
                 f"prompt tokens = {prompt_tokens}, max_tokens = {work.max_tokens}: expected at least 1 each and "
                 f"{self.options.context_tokens} together at most"
@@ -159,14 +72,14 @@ class EngineModel:
             so_far=work.prompt,
         )
         root = xxhash.xxh3_64_intdigest(f"{self.options.model}\0{work.cache_salt}".encode())
-        sequence = _Sequence(self.counters.requests, work, writer, root, now)
+        sequence = Sequence(self.counters.requests, work, writer, root, now)
         self.counters.requests += 1
         self._live[sequence.id] = sequence
         self._waiting.append(sequence)
         return sequence.id
 
     def abort(self, number: int) -> None:
-        """End a generation: at once while it waits, else at the end of the step in progress. Unknown ids are ignored."""
+        """End a generation: at once while it waits, else at the end of the step. Unknown ids are ignored."""
         sequence = self._live.pop(number, None)
         if sequence is None:
             return
@@ -258,7 +171,7 @@ class EngineModel:
         return budget
 
     def _schedule_arrivals(self, batch: Batch, budget: int, now: float) -> None:
-        """Admit in order of arrival while the batch has room, so that the blocks of this step can be found by the next."""
+        """Admit in order of arrival while the batch has room: what this step computes, the next admission can find."""
         waiting = self._waiting
         while waiting and budget > 0 and len(self._running) < self.options.max_num_seqs:
             sequence = waiting[0]
@@ -272,7 +185,7 @@ class EngineModel:
                 self.latencies.queue_s.append(now - sequence.arrived_at)
             budget -= self._schedule_chunk(sequence, batch, budget)
 
-    def _schedule_chunk(self, sequence: _Sequence, batch: Batch, budget: int) -> int:
+    def _schedule_chunk(self, sequence: Sequence, batch: Batch, budget: int) -> int:
         chunk = min(sequence.total - sequence.computed, budget)
         context = sequence.computed + chunk
         sequence.chunk = chunk
@@ -282,7 +195,7 @@ class EngineModel:
         batch.prefill_context += context
         return chunk
 
-    def _admit(self, sequence: _Sequence) -> bool:
+    def _admit(self, sequence: Sequence) -> bool:
         """Hold the blocks of all its tokens; what the store has counts as computed, except the last token."""
         total = sequence.total
         size = self.options.block_tokens
@@ -298,7 +211,7 @@ class EngineModel:
         self.counters.prefix_tokens_found += sequence.computed
         return True
 
-    def _preempt_youngest(self) -> _Sequence:
+    def _preempt_youngest(self) -> Sequence:
         """Take the blocks of the sequence admitted last; it is recomputed, prompt and output, when it fits again."""
         sequence = self._running.pop()
         self._release(sequence)
@@ -308,12 +221,12 @@ class EngineModel:
         self.counters.preemptions += 1
         return sequence
 
-    def _release(self, sequence: _Sequence) -> None:
+    def _release(self, sequence: Sequence) -> None:
         self.store.release(sequence.chain[: sequence.held], sequence.partial)
         sequence.held = 0
         sequence.partial = 0
 
-    def _complete_blocks(self, sequence: _Sequence) -> None:
+    def _complete_blocks(self, sequence: Sequence) -> None:
         full = sequence.computed // self.options.block_tokens
         if full == sequence.held:
             return
@@ -323,7 +236,7 @@ class EngineModel:
         sequence.partial -= full - sequence.held
         sequence.held = full
 
-    def _emit(self, sequence: _Sequence, end: float) -> Emitted:
+    def _emit(self, sequence: Sequence, end: float) -> Emitted:
         work = sequence.work
         text, token = sequence.writer.word()
         sequence.tokens += token
@@ -339,9 +252,8 @@ class EngineModel:
         if stop is not None and sequence.output_tokens >= work.min_tokens:
             text = stop.feed(text)
         finish: str | None = None
-        if stop is not None and stop.hit is not None:
-            finish = "stop"
-        elif sequence.writer.ended and not work.ignore_eos and sequence.output_tokens >= work.min_tokens:
+        natural = sequence.writer.ended and not work.ignore_eos and sequence.output_tokens >= work.min_tokens
+        if natural or (stop is not None and stop.hit is not None):
             finish = "stop"
         elif sequence.output_tokens >= work.max_tokens:
             finish = "length"
@@ -358,7 +270,7 @@ class EngineModel:
             stop_hit=None if stop is None else stop.hit,
         )
 
-    def _end(self, sequence: _Sequence, finish: str) -> None:
+    def _end(self, sequence: Sequence, finish: str) -> None:
         if finish == "stop":
             self.counters.stopped += 1
         else:

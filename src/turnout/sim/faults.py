@@ -52,7 +52,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     retry_after: str | None = None
     """`status`: value of the Retry-After header; absent when None."""
     seconds: float = 30.0
-    """`stall`: length of the gap. `refuse`, `restart_same_port`: time until the listener is back; 0 of `refuse`: never."""
+    """`stall`: length of the gap. `refuse`: how long the listener stays closed, 0 until the faults are cleared.
+    `restart_same_port`: how long the process is away."""
     factor: float = 10.0
     """`slow`: step durations are multiplied by this."""
 

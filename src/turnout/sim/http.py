@@ -1,7 +1,7 @@
 """The engine's side of one HTTP/1.1 connection: requests in order, one answer at a time, and honest or broken endings.
 
-The protocol knows framing only; what to answer is the handler's business. `reset` and `cut` exist because an engine that
-dies must look dead on the wire.
+The protocol knows framing only; what to answer is the handler's business. `reset`, `cut` and `kill` exist because an
+engine that dies must look dead on the wire.
 """
 
 from __future__ import annotations

@@ -88,6 +88,10 @@ class Metrics:
             ("prompt_tokens_total", counters.prompt_tokens),
             ("generation_tokens_total", counters.generated_tokens),
         )
+        facts = (
+            f'block_size="{options.block_tokens}",num_gpu_blocks="{store.capacity}",'
+            'enable_prefix_caching="True",engine="0"'
+        )
         out: list[str] = []
         for name, value in gauges:
             out += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {value * scale}"]
@@ -95,8 +99,7 @@ class Metrics:
             "# TYPE vllm:engine_sleep_state gauge",
             f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} 1.0',
             "# TYPE vllm:cache_config_info gauge",
-            f'vllm:cache_config_info{{block_size="{options.block_tokens}",num_gpu_blocks="{store.capacity}",'
-            f'enable_prefix_caching="True",engine="0"}} 1.0',
+            f"vllm:cache_config_info{{{facts}}} 1.0",
         ]
         for name, count in totals:
             out += [f"# TYPE vllm:{name} counter", f"vllm:{name}{{{labels}}} {float(count * scale)}"]

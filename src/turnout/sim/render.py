@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from turnout.core.prefix.rendering import CALL, NAME, PROMPT, ROLE, TEXT, TOOLS, render_role
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-TOOLS = b"\xfb"
-ROLE = b"\xff"
-NAME = b"\xf9"
-TEXT = b"\xfe"
-CALL = b"\xfd"
-PROMPT = b"\xf8"
-_ROLES = {"developer": "system", "model": "assistant", "function": "tool"}
 
 
 class Message(msgspec.Struct):
@@ -36,12 +30,14 @@ def render_chat(messages: Sequence[Message], tools: object = None, *, generation
     if tools:
         parts += (TOOLS, msgspec.json.encode(tools))
     for message in messages:
-        parts += (ROLE, _ROLES.get(message.role, message.role).encode())
+        parts += (ROLE, render_role(message.role))
         if message.name:
             parts += (NAME, message.name.encode())
         parts += _content(message.content)
         for call in message.tool_calls or ():
-            function = call.get("function") or {}
+            function = call.get("function")
+            if not isinstance(function, dict):
+                continue
             parts += (CALL, str(function.get("name", "")).encode(), NAME, str(function.get("arguments", "")).encode())
     if generation_prompt:
         parts += (ROLE, b"assistant", TEXT)

@@ -6,19 +6,21 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from turnout.sim.engine import Work
 from turnout.sim.render import Message, render_chat, render_prompt
+from turnout.sim.sequence import Work
 from turnout.sim.text import TOKEN_BYTES, pack, pack_ids, rendered_of
 
 COMPLETION_TOKENS = 16
 """Output limit of a completion that names none, as in vLLM."""
 STOPS_MAX = 16
+DIMENSIONS_MAX = 4096
+DIMENSIONS = 16
 TOKEN_ID_MAX = 2**32 - 1
 
 T = TypeVar("T")
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer in vLLM's error shape instead of a generation."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
@@ -112,17 +114,17 @@ class Reader:
         self._context = context_tokens
 
     def chat(self, body: bytes) -> Generate:
-        """`POST /v1/chat/completions`. Raises Refusal."""
+        """`POST /v1/chat/completions`. Raises RefusalError."""
         asked = _decode(_chat, body)
         self._check_model(asked.model)
         if not asked.messages:
-            raise Refusal(400, "messages = []: expected at least one message", param="messages")
+            raise RefusalError(400, "messages = []: expected at least one message", param="messages")
         prompt = _render(asked.messages, asked.tools or asked.functions, asked)
         limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
         return self._generate(asked, prompt, pack(prompt), limit, chat=True)
 
     def completion(self, body: bytes) -> Generate:
-        """`POST /v1/completions`. Raises Refusal."""
+        """`POST /v1/completions`. Raises RefusalError."""
         asked = _decode(_completion, body)
         self._check_model(asked.model)
         prompt, tokens = _prompt(asked.prompt, "prompt")
@@ -130,39 +132,39 @@ class Reader:
         return self._generate(asked, prompt, tokens, limit, chat=False)
 
     def embedding(self, body: bytes) -> tuple[list[bytes], int, bool]:
-        """`POST /v1/embeddings`: packed inputs, dimensions, and whether vectors are base64. Raises Refusal."""
+        """`POST /v1/embeddings`: packed inputs, dimensions, and whether vectors are base64. Raises RefusalError."""
         asked = _decode(_embedding, body)
         self._check_model(asked.model)
         several = isinstance(asked.input, list) and asked.input and not isinstance(asked.input[0], int)
         inputs = asked.input if several else [asked.input]
-        dimensions = 16 if asked.dimensions is None else asked.dimensions
-        if not 1 <= dimensions <= 4096:
-            raise Refusal(400, f"dimensions = {dimensions}: expected 1 to 4096", param="dimensions")
+        dimensions = DIMENSIONS if asked.dimensions is None else asked.dimensions
+        if not 1 <= dimensions <= DIMENSIONS_MAX:
+            raise RefusalError(400, f"dimensions = {dimensions}: expected 1 to {DIMENSIONS_MAX}", param="dimensions")
         return [_prompt(each, "input")[1] for each in inputs], dimensions, asked.encoding_format == "base64"
 
     def tokenize(self, body: bytes) -> bytes:
-        """`POST /tokenize`: packed tokens of a prompt or of messages. Raises Refusal."""
+        """`POST /tokenize`: packed tokens of a prompt or of messages. Raises RefusalError."""
         asked = _decode(_tokenize, body)
         self._check_model(asked.model)
         if asked.messages is not None:
             return pack(_render(asked.messages, asked.tools, asked))
         if asked.prompt is None:
-            raise Refusal(400, "prompt is absent: expected prompt or messages", param="prompt")
+            raise RefusalError(400, "prompt is absent: expected prompt or messages", param="prompt")
         return pack(render_prompt(asked.prompt))
 
     def detokenize(self, body: bytes) -> bytes:
-        """`POST /detokenize`: rendered bytes of token ids. Raises Refusal."""
+        """`POST /detokenize`: rendered bytes of token ids. Raises RefusalError."""
         asked = _decode(_detokenize, body)
         self._check_model(asked.model)
         return rendered_of(_packed_ids(asked.tokens, "tokens"))
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self._model:
-            raise Refusal(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
+            raise RefusalError(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
 
     def _generate(self, asked: _Sampling, prompt: bytes, tokens: bytes, limit: int | None, *, chat: bool) -> Generate:
         if asked.n not in (None, 1):
-            raise Refusal(400, f"n = {asked.n}: expected 1", param="n")
+            raise RefusalError(400, f"n = {asked.n}: expected 1", param="n")
         options = asked.stream_options or _StreamOptions()
         return Generate(
             work=Work(
@@ -189,18 +191,18 @@ class Reader:
                 f"This model's maximum context length is {self._context} tokens. However, your request has "
                 f"{prompt_tokens} input tokens. Please reduce the length of the input messages."
             )
-            raise Refusal(400, message)
+            raise RefusalError(400, message)
         if limit is None:
             return room
         if limit < 1:
-            raise Refusal(400, f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
+            raise RefusalError(400, f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
         if limit > room:
             message = (
                 f"'max_tokens' or 'max_completion_tokens' is too large: {limit}. This model's maximum context length "
                 f"is {self._context} tokens and your request has {prompt_tokens} input tokens "
                 f"({limit} > {self._context} - {prompt_tokens})."
             )
-            raise Refusal(400, message, param="max_tokens")
+            raise RefusalError(400, message, param="max_tokens")
         return limit
 
 
@@ -208,7 +210,7 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(400, f"{type(error).__name__}: {error}") from error
+        raise RefusalError(400, f"{type(error).__name__}: {error}") from error
 
 
 def _render(messages: list[Message], tools: object, asked: _Chat | _Tokenize) -> bytes:
@@ -216,7 +218,7 @@ def _render(messages: list[Message], tools: object, asked: _Chat | _Tokenize) ->
     if asked.continue_final_message:
         if wanted and asked.add_generation_prompt is not None:
             message = "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
-            raise Refusal(400, message, param="continue_final_message")
+            raise RefusalError(400, message, param="continue_final_message")
         wanted = False
     return render_chat(messages, tools, generation_prompt=wanted)
 
@@ -231,18 +233,18 @@ def _prompt(prompt: object, field: str) -> tuple[bytes, bytes]:
         return rendered_of(tokens), tokens
     if isinstance(prompt, list) and len(prompt) == 1:
         return _prompt(prompt[0], field)
-    raise Refusal(400, f"{field}: expected one string or one list of token ids", param=field)
+    raise RefusalError(400, f"{field}: expected one string or one list of token ids", param=field)
 
 
 def _packed_ids(ids: list[Any], field: str) -> bytes:
     for place, token in enumerate(ids):
         if type(token) is not int or not 0 <= token <= TOKEN_ID_MAX:
-            raise Refusal(400, f"{field}[{place}]: expected a token id from 0 to {TOKEN_ID_MAX}", param=field)
+            raise RefusalError(400, f"{field}[{place}]: expected a token id from 0 to {TOKEN_ID_MAX}", param=field)
     return pack_ids(ids)
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > STOPS_MAX:
-        raise Refusal(400, f"stop has {len(stops)} strings: expected at most {STOPS_MAX}", param="stop")
+        raise RefusalError(400, f"stop has {len(stops)} strings: expected at most {STOPS_MAX}", param="stop")
     return tuple(each for each in stops if each)

@@ -1,8 +1,4 @@
-"""The real-time skin: HTTP requests into the model, one timer per step, tokens back onto the connections.
-
-Steps are planned from the end of the previous one, not from the moment the timer fired, so that timer jitter does not
-add up and the HTTP engine keeps the pace of the virtual one.
-"""
+"""The engine on a socket: each path to its answer, and the faults that strike before an answer or end the process."""
 
 from __future__ import annotations
 
@@ -18,12 +14,11 @@ import xxhash
 
 import turnout
 from turnout.sim import wire
-from turnout.sim.answers import EVENT_STREAM, Answer, StreamAnswer, WholeAnswer
-from turnout.sim.engine import EngineModel
+from turnout.sim.answers import EVENT_STREAM, StreamAnswer, WholeAnswer
 from turnout.sim.faults import MID_ANSWER, Fault, FaultPlan
 from turnout.sim.http import Connection, HttpRequest
-from turnout.sim.metrics import Metrics
-from turnout.sim.requests import Generate, Reader, Refusal
+from turnout.sim.pump import Pump
+from turnout.sim.requests import Generate, Reader, RefusalError
 from turnout.sim.text import readable
 
 if TYPE_CHECKING:
@@ -32,8 +27,6 @@ if TYPE_CHECKING:
     from turnout.sim.options import EngineOptions
 
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-LAG_MAX_S = 0.1
-"""A process that falls further behind than this gives up catching up and plans from the present."""
 REMEMBERED_REQUESTS = 100
 DEATH_DELAY_S = 0.01
 """Time for the answer to the control request that asked for the death."""
@@ -41,7 +34,7 @@ _ERROR_KINDS = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitErr
 
 
 class SimEngineServer:
-    """One simulated engine on a socket. `die` replaces the process death of the fault `exit`; None closes everything."""
+    """One simulated engine on a socket. `die` ends the process for the fault `exit`; None closes every socket."""
 
     def __init__(self, options: EngineOptions, *, die: Callable[[], None] | None = None) -> None:
         self.options = options
@@ -54,8 +47,8 @@ class SimEngineServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._recent: deque[dict[str, str]] = deque(maxlen=REMEMBERED_REQUESTS)
         self._stale: bytes | None = None
-        self._last_abort_at: float | None = None
-        self._step_timer: asyncio.TimerHandle | None = None
+        self._alive = False
+        self._pump = Pump(options, self.faults)
         self._routes: dict[tuple[str, str], Callable[[Connection, HttpRequest], None]] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
@@ -71,10 +64,11 @@ class SimEngineServer:
             ("POST", "/sim/faults"): self._faults_added,
             ("DELETE", "/sim/faults"): self._faults_cleared,
         }
-        self._incarnate()
 
     async def start(self) -> tuple[str, int]:
-        """Listen, and return host and port. Raises OSError when the address is taken."""
+        """Listen, and return host and port; after `stop`, a new incarnation. Raises OSError if the port is taken."""
+        self._pump = Pump(self.options, self.faults)
+        self._alive = True
         await self._listen()
         if self.faults.draw("refuse") is not None:
             self._close_listener()
@@ -104,18 +98,18 @@ class SimEngineServer:
         """Lift every fault; a closed listener opens again."""
         self.faults.clear()
         self._stale = None
-        if self._listener is None:
+        if self._alive and self._listener is None:
             self._spawn_listen(0)
 
     def state(self) -> dict[str, Any]:
         """What tests ask: load, blocks, totals and the last requests."""
-        model = self.model
+        model = self._pump.model
         return {
             "running": model.running,
             "waiting": model.waiting,
             "requests_total": model.counters.requests,
             "aborted_total": model.counters.aborted,
-            "last_abort_at": self._last_abort_at,
+            "last_abort_at": self._pump.last_abort_at,
             "used_blocks": model.store.used,
             "cached_blocks": model.store.cached,
             "connections": len(self._connections),
@@ -123,13 +117,6 @@ class SimEngineServer:
         }
 
     # Life and death of the process that this server plays.
-
-    def _incarnate(self) -> None:
-        """A fresh process: empty prefix store, counters at zero, a later start time."""
-        self._started_at = time.time()
-        self.model = EngineModel(self.options)
-        self._metrics = Metrics(self.model, self._started_at)
-        self._answers: dict[int, Answer] = {}
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -150,7 +137,7 @@ class SimEngineServer:
     def _spawn_listen(self, delay_s: float) -> None:
         async def listen_later() -> None:
             await asyncio.sleep(delay_s)
-            if self._listener is None:
+            if self._alive and self._listener is None:
                 await self._listen()
 
         task = asyncio.get_running_loop().create_task(listen_later())
@@ -167,53 +154,21 @@ class SimEngineServer:
             self._spawn_listen(fault.seconds)
 
     def _vanish(self) -> None:
+        self._alive = False
         self._close_listener()
-        if self._step_timer is not None:
-            self._step_timer.cancel()
-            self._step_timer = None
-        self._answers.clear()
+        self._pump.stop()
         for connection in tuple(self._connections):
             connection.gone = None
             connection.kill()
 
     def _restart(self, fault: Fault) -> None:
+        if not self._alive:
+            return
         self._vanish()
-        self._incarnate()
+        self._pump = Pump(self.options, self.faults)
+        self._stale = None
+        self._alive = True
         self._spawn_listen(fault.seconds)
-
-    # Steps.
-
-    def _kick(self) -> None:
-        if self._step_timer is None:
-            self._begin(time.monotonic())
-
-    def _begin(self, start: float) -> None:
-        slow = self.faults.draw("slow")
-        self.model.slowness = slow.factor if slow is not None else 1.0
-        end = self.model.begin(start)
-        self._step_timer = None
-        if end is not None:
-            delay = max(end - time.monotonic(), 0.0)
-            self._step_timer = asyncio.get_running_loop().call_later(delay, self._finish, end)
-
-    def _finish(self, end: float) -> None:
-        answers = self._answers
-        for event in self.model.finish():
-            answer = answers.get(event.id)
-            if answer is None:
-                continue
-            if event.finish is not None:
-                del answers[event.id]
-            if not answer.emitted(event) and event.finish is None:
-                self._gone(event.id)
-        self._metrics.collect()
-        now = time.monotonic()
-        self._begin(end if now - end < LAG_MAX_S else now)
-
-    def _gone(self, number: int) -> None:
-        if self._answers.pop(number, None) is not None:
-            self.model.abort(number)
-            self._last_abort_at = time.monotonic()
 
     # Requests.
 
@@ -230,7 +185,7 @@ class SimEngineServer:
             return
         try:
             route(connection, request)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             connection.reply(refusal.status, wire.refusal_body(refusal))
 
     def _struck_before_answer(self, connection: Connection, request: HttpRequest) -> bool:
@@ -270,8 +225,10 @@ class SimEngineServer:
 
     def _identifier(self, request: HttpRequest, prefix: str) -> str:
         given = request.headers.get("x-request-id")
-        number = self.model.counters.requests
-        return f"{prefix}-{given or xxhash.xxh3_64_hexdigest(f'{self.options.name}:{number}'.encode(), self.options.seed)}"
+        number = self._pump.model.counters.requests
+        return (
+            f"{prefix}-{given or xxhash.xxh3_64_hexdigest(f'{self.options.name}:{number}'.encode(), self.options.seed)}"
+        )
 
     def _chat(self, connection: Connection, request: HttpRequest) -> None:
         self._generate(connection, request, self._reader.chat(request.body))
@@ -289,11 +246,10 @@ class SimEngineServer:
             model=self.options.model,
             with_logprobs=asked.logprobs,
         )
-        number = self.model.add(asked.work, time.monotonic())
         make = StreamAnswer if asked.stream else WholeAnswer
-        self._answers[number] = make(connection, asked, shape, fault, cached_tokens=self.options.cached_tokens)
-        connection.gone = functools.partial(self._gone, number)
-        self._kick()
+        answer = make(connection, asked, shape, fault, cached_tokens=self.options.cached_tokens)
+        pump = self._pump
+        connection.gone = functools.partial(pump.abort, pump.run(asked.work, answer))
 
     def _embedding(self, connection: Connection, request: HttpRequest) -> None:
         inputs, dimensions, as_base64 = self._reader.embedding(request.body)
@@ -302,7 +258,7 @@ class SimEngineServer:
         connection.reply(200, body)
 
     def _models(self, connection: Connection, _: HttpRequest) -> None:
-        body = wire.models_body(self.options.model, int(self._started_at), self.options.context_tokens)
+        body = wire.models_body(self.options.model, int(self._pump.started_at), self.options.context_tokens)
         connection.reply(200, body)
 
     def _health(self, connection: Connection, _: HttpRequest) -> None:
@@ -313,11 +269,11 @@ class SimEngineServer:
 
     def _metrics_page(self, connection: Connection, _: HttpRequest) -> None:
         if self.faults.draw("metrics_stale") is not None:
-            self._stale = text = self._stale or self._metrics.text()
+            self._stale = text = self._stale or self._pump.metrics.text()
         else:
             self._stale = None
             missing = self.faults.draw("metrics_missing") is not None
-            text = self._metrics.text(zero=self.faults.draw("metrics_zero") is not None, missing=missing)
+            text = self._pump.metrics.text(zero=self.faults.draw("metrics_zero") is not None, missing=missing)
         connection.reply(200, text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _tokenize(self, connection: Connection, request: HttpRequest) -> None:
@@ -340,7 +296,7 @@ class SimEngineServer:
             fault = msgspec.json.decode(request.body, type=Fault)
             self.inject(fault)
         except ValueError as error:  # msgspec's errors are ValueErrors
-            raise Refusal(400, str(error)) from error
+            raise RefusalError(400, str(error)) from error
         self._faults_listed(connection, request)
 
     def _faults_cleared(self, connection: Connection, request: HttpRequest) -> None:

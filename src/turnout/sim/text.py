@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from turnout.core.prefix.rendering import PROMPT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 TOKEN_BYTES = 4
 """A token is one piece of at most this many bytes, packed as little-endian u32."""
 MASK = 2**64 - 1
-PROMPT_TAG = 0xF8
 
 # Sixteen letters per position give exactly 4096 words; a word and its space fill one token.
 _FIRST = "bcdfghjklmnprstv"
@@ -54,7 +55,7 @@ def rendered_of(packed: bytes) -> bytes:
 
 def readable(rendered: bytes) -> str:
     """Rendered bytes as text for `/detokenize`: the leading prompt tag is structure and is left out."""
-    return rendered[rendered[:1] == bytes((PROMPT_TAG,)) :].decode("utf-8", "replace")
+    return rendered.removeprefix(PROMPT).decode("utf-8", "replace")
 
 
 def text_seed(model: str, seed: int) -> int:

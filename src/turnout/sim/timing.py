@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Batch(msgspec.Struct, gc=False):
-    """What one step computes. Tokens and contexts are counts; a chunk's context is its length plus what is before it."""
+    """What one step computes, in tokens. A chunk's context is its length plus what is before it."""
 
     decodes: int = 0
     decode_context: int = 0
     prefill_tokens: int = 0
     chunk_context: int = 0
-    """Sum over the prefill chunks of chunk × context, tokens squared."""
+    """Sum over the prefill chunks of chunk · context, tokens squared."""
     prefill_context: int = 0
     """Sum over the prefill chunks of their context."""
 

@@ -9,7 +9,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.sim.engine import EngineModel, Work
+    from turnout.sim.engine import EngineModel
+    from turnout.sim.sequence import Work
 
 
 class Generation(msgspec.Struct):

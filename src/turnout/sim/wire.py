@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from turnout.sim.requests import Refusal
+from turnout.sim.requests import RefusalError
 from turnout.sim.text import TOKEN_BYTES, unpack
 
 DONE = b"data: [DONE]\n\n"
@@ -23,11 +23,11 @@ def to_json(value: object) -> bytes:
 
 
 def error_body(status: int, message: str, kind: str, param: str | None = None) -> bytes:
-    """vLLM's error envelope; its code is the HTTP status as a number."""
+    """The error envelope of vLLM; its code is the HTTP status as a number."""
     return to_json({"error": {"message": message, "type": kind, "param": param, "code": status}})
 
 
-def refusal_body(refusal: Refusal) -> bytes:
+def refusal_body(refusal: RefusalError) -> bytes:
     """A refusal in vLLM's error envelope."""
     return error_body(refusal.status, refusal.message, refusal.kind, refusal.param)
 
