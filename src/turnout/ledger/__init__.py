@@ -1,0 +1,1 @@
+"""What happened: the append-only record of calls and attempts, written off the request path."""

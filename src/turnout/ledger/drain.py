@@ -1,0 +1,156 @@
+"""Where each recorded call goes next: straight into the database, or into the spool until there is time for it.
+
+The database costs ten times what the spool costs, and the writer shares its interpreter with the event loop. So a
+round inserts at most one batch; more than that arriving per interval goes to the spool, which is replayed in order
+once traffic is low. While the spool holds anything, new calls are appended to it: order is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turnout.ledger.sink import Sink, SinkDownError, Written
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+
+    from turnout.core.facts import CallFact
+    from turnout.ledger.spool import Spool
+    from turnout.ledger.upgrade import OnEvent
+
+RETRY_FIRST_S: Final = 0.1
+RETRY_MAX_S: Final = 5.0
+# Pause after a replayed batch as a multiple of its duration: a tenth of the time while calls arrive, half otherwise.
+_PAUSE_BUSY: Final = 9.0
+_PAUSE_IDLE: Final = 1.0
+_PAUSE_MIN_S: Final = 0.001
+
+
+class Drain:
+    """Empties the queue, one `round` at a time. Knows no thread and never waits itself."""
+
+    def __init__(
+        self,
+        queue: deque[CallFact],
+        spool: Spool,
+        *,
+        batch_max: int,
+        interval_s: float,
+        monotonic: Callable[[], float],
+        on_event: OnEvent,
+    ) -> None:
+        """Take calls from `queue`; there is no sink until `sink` is set."""
+        self.sink: Sink | None = None
+        self.inflight: list[CallFact] = []
+        self.written = Written()
+        self.replayed = 0
+        self.write_errors: dict[str, int] = {}
+        self.last_commit_s = 0.0
+        self._queue = queue
+        self._spool = spool
+        self._batch_max = batch_max
+        self._interval_s = interval_s
+        self._monotonic = monotonic
+        self._on_event = on_event
+        self._down = False
+        self._retry_at = 0.0
+        self._retry_s = RETRY_FIRST_S
+
+    @property
+    def settled(self) -> bool:
+        """Every call taken so far is in the database."""
+        return not self._queue and not self.inflight and self._spool.empty
+
+    @property
+    def down(self) -> bool:
+        """The last try to store a batch failed."""
+        return self._down
+
+    def round(self) -> float:
+        """Do one round of work; return the seconds until the next one is due."""
+        fresh = len(self._queue)
+        ready = self.sink is not None and self._monotonic() >= self._retry_at
+        if fresh and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
+            self.spool_queue()
+        if not ready or self._spool.empty or fresh > self._batch_max:
+            return self._interval_s
+        started = self._monotonic()
+        self.replay_one()
+        spent = self._monotonic() - started
+        return max(_PAUSE_MIN_S, min(self._interval_s, spent * (_PAUSE_BUSY if fresh else _PAUSE_IDLE)))
+
+    def finish(self, deadline: float) -> None:
+        """Store everything until `deadline` (monotonic seconds); what is left then is in the spool."""
+        while not self.settled and self.sink is not None and not self._down and self._monotonic() < deadline:
+            if not self._spool.empty:
+                self.spool_queue()
+                self.replay_one()
+            else:
+                self._insert_fresh()
+        self.spool_queue()
+
+    def spool_queue(self) -> None:
+        """Append all that waits to the spool, in frames of one batch."""
+        self._spool_facts(self._take_all())
+        self._spool.sync()
+
+    def replay_one(self) -> None:
+        """Store the oldest frame of the spool and remove it."""
+        facts = self._spool.read()
+        if facts and self._write(facts):
+            self._spool.advance()
+            self.replayed += len(facts)
+
+    def prune(self) -> bool:
+        """Delete one chunk of old rows; True while there is more."""
+        if self.sink is None or self._down:
+            return False
+        try:
+            return self.sink.prune()
+        except SinkDownError as error:
+            self._failed(error)
+            return False
+
+    def _insert_fresh(self) -> bool:
+        """Store one batch straight from the queue; False when the database did not take it (it is in the spool)."""
+        self.inflight = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
+        stored = self._write(self.inflight)
+        if not stored:
+            self._spool_facts(self.inflight)
+        self.inflight = []
+        return stored
+
+    def _take_all(self) -> list[CallFact]:
+        # Bounded by the length at the start, since the event loop keeps appending.
+        return [self._queue.popleft() for _ in range(len(self._queue))]
+
+    def _spool_facts(self, facts: list[CallFact]) -> None:
+        for start in range(0, len(facts), self._batch_max):
+            self._spool.append(facts[start : start + self._batch_max])
+
+    def _write(self, facts: list[CallFact]) -> bool:
+        assert self.sink is not None, "callers ask first"
+        started = self._monotonic()
+        try:
+            written = self.sink.write(facts)
+        except SinkDownError as error:
+            self._failed(error)
+            return False
+        self.last_commit_s = self._monotonic() - started
+        self.written = self.written.plus(written)
+        if written.invalid:
+            self._on_event("ledger_invalid_calls", calls=written.invalid)
+        if self._down:
+            self._down = False
+            self._retry_at, self._retry_s = 0.0, RETRY_FIRST_S
+            self._on_event("ledger_up", spool_bytes=self._spool.size_bytes)
+        return True
+
+    def _failed(self, error: SinkDownError) -> None:
+        self.write_errors[error.kind] = self.write_errors.get(error.kind, 0) + 1
+        if not self._down:
+            self._on_event("ledger_down", kind=error.kind, error=error.detail)
+        self._down = True
+        self._retry_at = self._monotonic() + self._retry_s
+        self._retry_s = min(RETRY_MAX_S, self._retry_s * 2)

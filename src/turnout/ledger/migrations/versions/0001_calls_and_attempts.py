@@ -1,0 +1,190 @@
+"""Routes, writers, calls, attempts, buckets and decisions: the first schema, frozen as it was released.
+
+Revision ID: 0001
+Revises:
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from alembic import op
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.type_api import TypeEngine
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+DECISION_MAX_BYTES = 16_384
+
+metadata = sa.MetaData()
+
+INT: TypeEngine[int] = sa.BigInteger()
+# SQLite gives automatic row ids to a primary key declared exactly INTEGER, and to nothing else.
+SEQ: TypeEngine[int] = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+FLAG: TypeEngine[bool] = sa.Boolean(create_constraint=False).with_variant(sa.Integer(), "sqlite")
+
+
+def _text(*names: str) -> list[sa.Column[str]]:
+    return [sa.Column(name, sa.Text(), nullable=False) for name in names]
+
+
+def _text_or_null(*names: str) -> list[sa.Column[str]]:
+    return [sa.Column(name, sa.Text()) for name in names]
+
+
+def _int(*names: str) -> list[sa.Column[int]]:
+    return [sa.Column(name, INT, nullable=False) for name in names]
+
+
+def _int_or_null(*names: str) -> list[sa.Column[int]]:
+    return [sa.Column(name, INT) for name in names]
+
+
+def _flag(*names: str) -> list[sa.Column[bool]]:
+    return [sa.Column(name, FLAG, nullable=False) for name in names]
+
+
+def _flag_checks(table: str, *names: str) -> list[sa.CheckConstraint]:
+    checks = (sa.CheckConstraint(f"{name} IN (0, 1)", name=f"ck_{table}_{name}") for name in names)
+    return [check.ddl_if(dialect="sqlite") for check in checks]
+
+
+def _money_checks(table: str, *names: str) -> list[sa.CheckConstraint]:
+    return [sa.CheckConstraint(f"{name} >= 0", name=f"ck_{table}_{name}") for name in names]
+
+
+def _route(*, nullable: bool = True) -> sa.Column[int]:
+    return sa.Column("route_id", INT, sa.ForeignKey("routes.route_id"), nullable=nullable)
+
+
+def _writer() -> sa.Column[int]:
+    return sa.Column("writer_id", INT, sa.ForeignKey("writers.writer_id"), nullable=False)
+
+
+routes = sa.Table(
+    "routes",
+    metadata,
+    sa.Column("route_id", SEQ, primary_key=True),
+    *(sa.Column(name, sa.Text(), nullable=False, server_default="") for name in ("provider", "model", "replica")),
+    sa.UniqueConstraint("provider", "model", "replica", name="uq_routes_key"),
+)
+
+writers = sa.Table(
+    "writers",
+    metadata,
+    sa.Column("writer_id", SEQ, primary_key=True),
+    *_text("router_id"),
+    *_int("started_at_ms"),
+)
+
+calls = sa.Table(
+    "calls",
+    metadata,
+    sa.Column("seq", SEQ, primary_key=True),
+    *_text("call_id", "request_id", "router_id"),
+    _writer(),
+    *_int("started_at_ms", "ended_at_ms", "recorded_at_ms"),
+    *_int_or_null("queue_ms", "decide_us", "ttft_ms"),
+    *_int("e2e_ms"),
+    *_text("tenant", "key_id"),
+    *_text_or_null("session_id", "user_id"),
+    *_text("dialect", "path"),
+    *_flag("stream"),
+    *_text("requested_model", "selected_model", "reason", "bundle_version", "knobs_hash", "clusters"),
+    *_int_or_null("score_e9"),
+    _route(),
+    *_int("attempts_n"),
+    *_int_or_null("prefix_blocks", "prefix_matched_blocks"),
+    *_text("outcome", "class"),
+    *_int("http_status"),
+    *_text("error_kind"),
+    *_flag("committed", "resumed", "hedged", "recovered"),
+    *_int_or_null("est_tokens", "tokens_in", "tokens_out", "tokens_cached", "tokens_cache_write", "tokens_reasoning"),
+    *_text("usage_source"),
+    *_flag("tools_requested", "tools_emitted"),
+    *_text("cache_match"),
+    *_int_or_null("cache_similarity_e3"),
+    *_text_or_null("cache_source"),
+    *_int_or_null("saved_nusd", "cost_nusd"),
+    *_text("cost_basis"),
+    *_int_or_null("reserved_nusd"),
+    sa.UniqueConstraint("call_id", name="uq_calls_call_id"),
+    *_money_checks("calls", "saved_nusd", "cost_nusd", "reserved_nusd"),
+    *_flag_checks("calls", "stream", "committed", "resumed", "hedged", "recovered", "tools_requested", "tools_emitted"),
+)
+sa.Index(
+    "ix_calls_session",
+    calls.c.tenant,
+    calls.c.session_id,
+    calls.c.ended_at_ms.desc(),
+    calls.c.seq.desc(),
+    sqlite_where=calls.c.session_id.is_not(None),
+    postgresql_where=calls.c.session_id.is_not(None),
+)
+sa.Index("ix_calls_tenant_ended", calls.c.tenant, calls.c.ended_at_ms)
+sa.Index("ix_calls_ended", calls.c.ended_at_ms)
+sa.Index("ix_calls_recorded", calls.c.recorded_at_ms, calls.c.seq)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("seq", SEQ, primary_key=True),
+    *_text("call_id"),
+    *_int("attempt_no"),
+    *_text("phase"),
+    _route(),
+    *_text("kind"),
+    _writer(),
+    *_int("started_at_ms", "ended_at_ms", "recorded_at_ms"),
+    *_int_or_null("e2e_ms", "ttft_ms"),
+    *_flag("ok", "counted"),
+    *_text("error_kind"),
+    *_int_or_null("http_status"),
+    *_flag("committed"),
+    *_int_or_null("tokens_in", "tokens_out", "tokens_cached", "tokens_cache_write"),
+    *_text("usage_source"),
+    *_flag("tools_requested", "tools_emitted"),
+    *_int_or_null("cost_nusd"),
+    *_text("cost_basis"),
+    *_int_or_null("list_nusd", "price_version"),
+    sa.UniqueConstraint("call_id", "attempt_no", "phase", name="uq_attempts_key"),
+    *_money_checks("attempts", "cost_nusd", "list_nusd"),
+    *_flag_checks("attempts", "ok", "counted", "committed", "tools_requested", "tools_emitted"),
+)
+sa.Index(
+    "ix_attempts_stats",
+    *(attempts.c[name] for name in ("ended_at_ms", "route_id", "ok", "counted", "e2e_ms", "ttft_ms")),
+    attempts.c.tools_requested,
+    attempts.c.tools_emitted,
+)
+sa.Index("ix_attempts_route", attempts.c.route_id, attempts.c.ended_at_ms.desc(), attempts.c.seq.desc())
+sa.Index("ix_attempts_recorded", attempts.c.recorded_at_ms, attempts.c.seq)
+
+attempt_buckets = sa.Table(
+    "attempt_buckets",
+    metadata,
+    *_int("bucket_ms"),
+    _route(nullable=False),
+    _writer(),
+    *_int("n", "counted_n", "ok_n", "e2e_n", "e2e_sum_ms", "ttft_n", "ttft_sum_ms", "tools_n", "tools_emitted_n"),
+    sa.PrimaryKeyConstraint("bucket_ms", "route_id", "writer_id", name="pk_attempt_buckets"),
+    sqlite_with_rowid=False,
+)
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("call_id", sa.Text(), primary_key=True),
+    *_text("json"),
+    sa.CheckConstraint(f"length(json) <= {DECISION_MAX_BYTES}", name="ck_decisions_json"),
+)
+
+
+def upgrade() -> None:
+    """Create every table and index."""
+    metadata.create_all(op.get_bind(), checkfirst=False)

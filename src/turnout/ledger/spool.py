@@ -1,0 +1,204 @@
+"""Batches the database cannot take now, kept in order in files beside it and given back in the same order.
+
+A frame is length and CRC32 (little endian, 4 bytes each), then the msgpack list of calls. A segment file belongs to the
+process that holds its lock, so a segment whose owner died is taken over by the next process on the same database. When
+no file can be written, frames wait in memory up to a bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import zlib
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from turnout.core.facts import CallFact
+from turnout.ledger.segment import HEADER, Segment, TornError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SEGMENT_BYTES: Final = 16_777_216
+MEMORY_BYTES: Final = 67_108_864
+# Beyond this share of the memory bound calls are kept without their attempts: the call is what is billed.
+_STRIP_SHARE: Final = 0.8
+
+
+class Spool:
+    """An ordered, bounded queue of frames in files, then in memory. Safe to call from two threads."""
+
+    def __init__(
+        self,
+        database: Path,
+        *,
+        name: str,
+        max_bytes: int,
+        segment_bytes: int = SEGMENT_BYTES,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        """Use files `<database>.spool-<name>-<n>`; `name` must sort after the names of earlier processes."""
+        self._database = database
+        self._name = name
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes
+        self._memory_bytes = memory_bytes
+        self._segments: deque[Segment] = deque()
+        self._created = 0
+        self._memory: deque[bytes] = deque()
+        self._memory_used = 0
+        self._read: Segment | None = None
+        self._lock = threading.Lock()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(list[CallFact])
+        self.torn = 0
+        self.unreadable = 0
+        self.calls_refused = 0
+        self.calls_stripped = 0
+        self.calls_unencodable = 0
+
+    def adopt(self) -> int:
+        """Take over the segments of processes that are gone; return how many."""
+        with self._lock:
+            mine = {segment.path for segment in self._segments}
+            found: list[Segment] = []
+            for path in sorted(self._database.parent.glob(f"{self._database.name}.spool-*")):
+                segment = None if path in mine else Segment.adopt(path)
+                if segment is not None:
+                    found.append(segment)
+            self._segments.extendleft(reversed(found))
+            return len(found)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing waits."""
+        return not self._segments and not self._memory
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in files and memory, read or not."""
+        return sum(segment.size for segment in tuple(self._segments)) + self._memory_used
+
+    @property
+    def memory_used_bytes(self) -> int:
+        """Bytes that only memory holds, because no file takes them."""
+        return self._memory_used
+
+    def append(self, facts: Sequence[CallFact]) -> bool:
+        """Keep one frame; False when neither file nor memory has room (the calls are counted as refused)."""
+        payload = self._encode(facts)
+        if payload is None:
+            return True
+        with self._lock:
+            if self._spill() and self._to_file(payload):
+                return True
+            if self._memory_used > self._memory_bytes * _STRIP_SHARE:
+                payload = self._encoder.encode([msgspec.structs.replace(fact, attempts=()) for fact in facts])
+                self.calls_stripped += len(facts)
+            if self._memory_used + len(payload) > self._memory_bytes:
+                self.calls_refused += len(facts)
+                return False
+            self._memory.append(payload)
+            self._memory_used += len(payload)
+            return True
+
+    def read(self) -> list[CallFact]:
+        """Give the oldest frame without removing it; empty when nothing waits. Damaged frames are cut and counted."""
+        with self._lock:
+            while self._segments:
+                segment = self._read = self._segments[0]
+                try:
+                    payload = segment.peek()
+                except TornError:
+                    self.torn += 1
+                    payload = None
+                if payload is None:
+                    self._drop_head()
+                    continue
+                try:
+                    return self._decoder.decode(payload)
+                except msgspec.DecodeError:
+                    self.unreadable += 1
+                    segment.advance()
+            self._read = None
+            return self._decoder.decode(self._memory[0]) if self._memory else []
+
+    def advance(self) -> None:
+        """Remove the frame that `read` gave."""
+        with self._lock:
+            if self._read is not None:
+                self._read.advance()
+                if self._read.exhausted:
+                    self._drop_head()
+                self._read = None
+            elif self._memory:
+                self._memory_used -= len(self._memory.popleft())
+
+    def sync(self) -> None:
+        """Bring appended frames to the disk."""
+        if self._segments:
+            self._segments[-1].sync()
+
+    def close(self) -> int:
+        """Write what memory holds to files if possible, and let go of them; return the calls that are lost."""
+        with self._lock:
+            self._spill()
+            lost = sum(len(self._decoder.decode(payload)) for payload in self._memory)
+            for segment in self._segments:
+                segment.sync()
+                segment.close()
+            self._segments.clear()
+            return lost
+
+    def _encode(self, facts: Sequence[CallFact]) -> bytes | None:
+        try:
+            return self._encoder.encode(facts)
+        except (ValueError, OverflowError, TypeError):
+            pass  # one fact cannot be encoded (text that is not UTF-8, an integer beyond 64 bits): find it
+        good: list[CallFact] = []
+        for fact in facts:
+            try:
+                self._encoder.encode(fact)
+            except (ValueError, OverflowError, TypeError):
+                self.calls_unencodable += 1
+            else:
+                good.append(fact)
+        return self._encoder.encode(good) if good else None
+
+    def _spill(self) -> bool:
+        """Move memory frames to files, oldest first; True when none is left."""
+        while self._memory:
+            if not self._to_file(self._memory[0]):
+                return False
+            self._memory_used -= len(self._memory.popleft())
+        return True
+
+    def _to_file(self, payload: bytes) -> bool:
+        frame_bytes = HEADER.size + len(payload)
+        if sum(segment.size for segment in self._segments) + frame_bytes > self._max_bytes:
+            return False
+        try:
+            last = self._segments[-1] if self._segments else None
+            if last is None or not last.own or last.size + frame_bytes > self._segment_bytes:
+                if last is not None:
+                    last.sync()
+                last = Segment.create(self._database.with_name(self._segment_name()))
+                self._created += 1
+                self._segments.append(last)
+            last.append(HEADER.pack(len(payload), zlib.crc32(payload)), payload)
+        except OSError:
+            return False
+        return True
+
+    def _segment_name(self) -> str:
+        return f"{self._database.name}.spool-{self._name}-{self._created:06d}"
+
+    def _drop_head(self) -> None:
+        segment = self._segments.popleft()
+        segment.close()
+        # A name that stays is read again at the next start, which changes nothing.
+        with contextlib.suppress(OSError):
+            segment.path.unlink()

@@ -1,0 +1,143 @@
+"""Bring the database file to the newest schema before anything else opens it, or say why the process must not start.
+
+A file from an older release is copied first; a file that is no database is moved aside so that serving starts.
+`check` needs only the standard library, so it can run before the first request without loading SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from turnout.ledger.sink import LedgerRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Every revision, oldest first. A test compares it with the migrations.
+REVISIONS: Final = ("0001",)
+HEAD: Final = REVISIONS[-1]
+_SCHEME: Final = "sqlite:///"
+_LOCK_WAIT_S: Final = 60.0
+
+
+class OnEvent(Protocol):
+    """Receives what an operator should know: a name and its fields. Must not raise."""
+
+    def __call__(self, name: str, /, **fields: object) -> None:
+        """Take one event."""
+
+
+class State(msgspec.Struct, frozen=True):
+    """What stands at the path: a revision, nothing yet (revision None), or something that is no database."""
+
+    revision: str | None = None
+    corrupt: str = ""
+
+
+def path_of(url: str) -> Path:
+    """Give the file of a ledger address.
+
+    Raises:
+        LedgerRefusedError: the address is not `sqlite:///<file>`.
+    """
+    name = url.removeprefix(_SCHEME)
+    if name == url or not name or name == ":memory:":
+        msg = f"ledger.url: {url!r}, expected sqlite:///<file>"
+        raise LedgerRefusedError(msg)
+    return Path(name)
+
+
+def check(path: Path) -> State:
+    """Read what stands at `path` without changing it.
+
+    Raises:
+        LedgerRefusedError: its schema is newer than this code.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return State()
+    try:
+        revision = _revision(path)
+    except sqlite3.OperationalError:
+        return State()  # locked or unreadable at the moment: the writer retries, and reports it
+    except sqlite3.DatabaseError as error:
+        return State(corrupt=str(error))
+    if revision is not None and revision not in REVISIONS:
+        msg = f"{path}: schema revision {revision!r}, this version knows {HEAD!r} and older; start a newer Turnout"
+        raise LedgerRefusedError(msg)
+    return State(revision)
+
+
+def prepare(path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> None:
+    """Make `path` a database of the newest schema.
+
+    Raises:
+        LedgerRefusedError: its schema is newer than this code.
+        Exception: the file cannot be created, copied or changed at the moment.
+    """
+    state = check(path)
+    if state.corrupt:
+        aside = _move_aside(path, clock_ms())
+        on_event("ledger_corrupt", path=str(path), moved_to=str(aside), error=state.corrupt)
+        state = State()
+    if state.revision == HEAD:
+        return
+    if state.revision is not None:
+        copy = _copy(path, state.revision)
+        on_event("ledger_copied", path=str(path), copy=str(copy), revision=state.revision)
+    _migrate(path)
+    on_event("ledger_upgraded", path=str(path), before=state.revision or "", revision=HEAD)
+
+
+def _revision(path: Path) -> str | None:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)) as conn:
+        conn.execute("PRAGMA schema_version").fetchone()
+        if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+            return None
+        row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+        return str(row[0]) if row else None
+
+
+def _move_aside(path: Path, now_ms: int) -> Path:
+    aside = path.with_name(f"{path.name}.corrupt-{now_ms}")
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _copy(path: Path, revision: str) -> Path:
+    """Copy through SQLite, which includes what only the write-ahead log holds yet."""
+    copy = path.with_name(f"{path.name}.before-{HEAD}-was-{revision}")
+    unfinished = copy.with_name(f"{copy.name}.tmp-{os.getpid()}")
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(unfinished)) as target:
+        source.backup(target)
+    unfinished.replace(copy)
+    return copy
+
+
+def _migrate(path: Path) -> None:
+    # Loaded only when there is something to do: alembic costs 12 MB and 0.15 s that a normal start does not pay.
+    from alembic import command
+    from alembic.config import Config
+
+    from turnout.ledger import connection
+
+    engine = connection.writing_engine(path, begin="BEGIN EXCLUSIVE", busy_timeout_s=_LOCK_WAIT_S)
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        # Revisions and version number change in one exclusive transaction; a second process that starts at the
+        # same time waits for it and then finds nothing to do.
+        with engine.connect() as conn, conn.begin():
+            config.attributes["connection"] = conn
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()

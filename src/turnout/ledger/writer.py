@@ -1,0 +1,225 @@
+"""The one door into the ledger: `record` never waits, one thread of the process writes behind it.
+
+Nothing of the database is loaded before that thread runs: importing SQLAlchemy takes longer than serving the first
+request may.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from turnout.ledger import upgrade
+from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S, Drain
+from turnout.ledger.sink import LedgerRefusedError
+from turnout.ledger.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.core import options
+    from turnout.core.facts import CallFact
+    from turnout.ledger.sink import Sink
+    from turnout.ledger.upgrade import OnEvent
+
+_PRUNE_EVERY_S: Final = 60.0
+_PRUNE_PAUSE_S: Final = 0.05
+# The database is opened this long after `start`, so that loading its libraries does not slow the first requests.
+_OPEN_DELAY_S: Final = 0.3
+
+
+class Ledger:
+    """Records calls and stores them in the background. `start` once, `close` once."""
+
+    def __init__(
+        self,
+        options: options.Ledger,
+        *,
+        router_id: str,
+        clock_ms: Callable[[], int],
+        on_event: OnEvent | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        open_delay_s: float = _OPEN_DELAY_S,
+        open_sink: Callable[[], Sink] | None = None,
+    ) -> None:
+        """Describe the ledger of one router process; touches no file yet.
+
+        Raises:
+            LedgerRefusedError: `options.url` is not `sqlite:///<file>`.
+        """
+        self._options = options
+        self._router_id = router_id
+        self._clock_ms = clock_ms
+        self._monotonic = monotonic
+        self._on_event: OnEvent = on_event or _ignore
+        self._open_delay_s = open_delay_s
+        self._open_sink = open_sink or self._open_store
+        self._path = upgrade.path_of(options.url)
+        self._queue: deque[CallFact] = deque()
+        self._queue_max = options.queue_max
+        self._dropped_full = 0
+        self._dropped_closed = 0
+        self._closed = False
+        self._closing = threading.Event()
+        self._deadline = 0.0
+        self._next_prune = 0.0
+        self._wake = threading.Event()
+        self._round_done = threading.Condition()
+        self._opened = threading.Event()
+        self._spool = Spool(self._path, name=f"{clock_ms():013d}-{os.getpid()}", max_bytes=options.spool_max_bytes)
+        self._drain = Drain(
+            self._queue,
+            self._spool,
+            batch_max=options.batch_max,
+            interval_s=options.flush_interval_ms / 1000,
+            monotonic=monotonic,
+            on_event=self._on_event,
+        )
+        self._sink: Sink | None = None
+        # Daemons: a database that hangs must not keep the process from ending; `close` is what loses nothing.
+        self._writer = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._opener = threading.Thread(target=self._open, name="ledger-opener", daemon=True)
+
+    def start(self) -> None:
+        """Begin writing in the background.
+
+        Raises:
+            LedgerRefusedError: the schema of the database is newer than this code.
+        """
+        upgrade.check(self._path)
+        self._writer.start()
+        self._opener.start()
+
+    def record(self, call: CallFact) -> None:
+        """Keep one closed exchange with its attempts. Never waits, never raises; without room the call is counted."""
+        if self._closed:
+            self._dropped_closed += 1
+        elif len(self._queue) < self._queue_max:
+            self._queue.append(call)
+        else:
+            self._dropped_full += 1
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until everything recorded is in the database; return the calls that are not after `timeout_s`.
+
+        Calls in spool files of earlier processes count as one.
+        """
+        self._wake.set()
+        with self._round_done:
+            self._round_done.wait_for(lambda: self._drain.settled, timeout_s)
+        waiting = len(self._queue) + len(self._drain.inflight)
+        return waiting or (0 if self._spool.empty else 1)
+
+    def close(self, timeout_s: float = 5.0) -> int:
+        """Refuse new calls, store the rest within `timeout_s`, spool what is left; return the calls in neither."""
+        self._closed = True
+        self._deadline = self._monotonic() + timeout_s
+        self._closing.set()
+        self._wake.set()
+        if self._writer.is_alive():
+            self._writer.join(timeout_s + 0.2)
+        if self._writer.is_alive():
+            # The writer hangs in the database. Its batch goes to the spool as well: stored twice changes nothing.
+            self._spool.append(list(self._drain.inflight))
+        self._drain.spool_queue()
+        return self._spool.close() + self._spool.calls_refused
+
+    def stats(self) -> dict[str, int | float]:
+        """Give counters and gauges of this process by name."""
+        drain, spool, written = self._drain, self._spool, self._drain.written
+        return {
+            "queue_depth": len(self._queue),
+            "rows_calls": written.calls,
+            "rows_attempts": written.attempts,
+            "rows_routes": written.routes,
+            "rows_decisions": written.decisions,
+            "duplicates_calls": written.duplicates,
+            "dropped_calls_queue_full": self._dropped_full,
+            "dropped_calls_closed": self._dropped_closed,
+            "dropped_calls_spool_full": spool.calls_refused,
+            "dropped_calls_invalid": written.invalid + spool.calls_unencodable,
+            "dropped_attempts_spool_full": spool.calls_stripped,
+            "dropped_decisions_too_large": written.decisions_too_large,
+            "spool_bytes": spool.size_bytes,
+            "spool_memory_bytes": spool.memory_used_bytes,
+            "spool_replayed": drain.replayed,
+            "spool_torn": spool.torn,
+            "spool_unreadable": spool.unreadable,
+            "commits": written.commits,
+            "last_commit_s": drain.last_commit_s,
+            "write_errors": sum(drain.write_errors.values()),
+            **{f"write_errors_{kind}": n for kind, n in sorted(drain.write_errors.items())},
+            "down": int(drain.down),
+        }
+
+    def _run(self) -> None:
+        wait_s = self._options.flush_interval_ms / 1000
+        adopted = self._spool.adopt()
+        if adopted:
+            self._on_event("ledger_spool_adopted", segments=adopted, spool_bytes=self._spool.size_bytes)
+        while not self._closed:
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            self._drain.sink = self._sink
+            wait_s = self._drain.round()
+            if self._drain.settled:
+                wait_s = self._prune(wait_s)
+            with self._round_done:
+                self._round_done.notify_all()
+        self._opened.wait(max(0.0, self._deadline - self._monotonic()))
+        self._drain.sink = self._sink
+        self._drain.finish(self._deadline)
+        if self._drain.sink is not None:
+            self._drain.sink.close()
+
+    def _prune(self, wait_s: float) -> float:
+        """Delete one chunk when it is time; return the pause until the next round."""
+        if self._drain.sink is None or self._monotonic() < self._next_prune:
+            return wait_s
+        if self._drain.prune():
+            return min(wait_s, _PRUNE_PAUSE_S)
+        self._next_prune = self._monotonic() + _PRUNE_EVERY_S
+        return wait_s
+
+    def _open(self) -> None:
+        """Prepare the database in a thread of its own: calls are spooled meanwhile, however long a migration takes."""
+        retry_s, failing = RETRY_FIRST_S, False
+        pause_s = self._open_delay_s
+        while not self._opened.is_set():
+            self._closing.wait(pause_s)
+            try:
+                self._sink = self._open_sink()
+                self._opened.set()
+                self._wake.set()
+            except LedgerRefusedError as error:
+                self._on_event("ledger_refused", error=str(error))
+                self._opened.set()
+            except Exception as error:  # noqa: BLE001 - whatever keeps a file from opening is tried again
+                if not failing:
+                    self._on_event("ledger_down", kind="unreachable", error=str(error))
+                failing = True
+                pause_s, retry_s = retry_s, min(RETRY_MAX_S, retry_s * 2)
+                if self._closed:
+                    self._opened.set()
+            else:
+                if failing:
+                    self._on_event("ledger_up", spool_bytes=self._spool.size_bytes)
+
+    def _open_store(self) -> Sink:
+        from turnout.ledger.store import Store  # loads SQLAlchemy, here in its own thread
+
+        upgrade.prepare(self._path, clock_ms=self._clock_ms, on_event=self._on_event)
+        return Store(
+            self._path,
+            router_id=self._router_id,
+            clock_ms=self._clock_ms,
+            retention_days=self._options.retention_days,
+            decisions_days=self._options.decisions_days,
+        )
+
+
+def _ignore(name: str, /, **fields: object) -> None:
+    """Take no notice."""
