@@ -20,13 +20,13 @@ _PREAMBLE = """\
 
 <!-- Generated from src/turnout/core/options.py by `make docs`. Edit the descriptions there. -->
 
-One TOML file, read by `turnout serve -c FILE`. `turnout check -c FILE` validates it and prints every value in force with
-its origin. Unknown keys, wrong types and numbers that are not finite or out of range are errors that name file, line,
-key, value and what was expected; all of them are reported at once.
+One TOML file, read by `turnout serve -c FILE`. `turnout check -c FILE` validates it and prints every value in force
+with its origin. Unknown keys, wrong types and numbers that are not finite or out of range are errors that name file,
+line, key, value and what was expected; all of them are reported at once.
 
 **Environment.** `TURNOUT__SERVER__LISTEN=0.0.0.0:8080` sets `server.listen` and wins over the file: table and field in
-capitals, joined by two underscores, lists as JSON. Arrays of tables (`[[model]]`, `[[endpoint]]`, `[[key]]`) can only be
-set in the file. An unknown name that starts with `TURNOUT__` is an error.
+capitals, joined by two underscores, lists as JSON. Arrays of tables (`[[model]]`, `[[endpoint]]`, `[[key]]`) can only
+be set in the file. An unknown name that starts with `TURNOUT__` is an error.
 
 **Credentials.** `${NAME}` in `endpoint.api_key` is replaced by the environment variable `NAME`, which must be set.
 API keys of clients are stored as digests only: `turnout keys new` prints a key and the table to paste.
@@ -43,7 +43,8 @@ url = "http://127.0.0.1:8000"
 models = ["qwen2.5-7b"]
 ```
 
-Units end the names: `_s` seconds, `_ms` milliseconds, `_bytes` bytes. Ids such as L1 or D5 name rules of the specification.
+Units end the names: `_s` seconds, `_ms` milliseconds, `_bytes` bytes. Ids such as L1 or D5 name rules of the
+specification.
 """
 
 
