@@ -31,13 +31,14 @@ class State(enum.StrEnum):
 
 
 class Breaker:
-    """May this endpoint be used, and for how much of its share. `plain` is the common case: closed and at full share."""
+    """May this endpoint be used, and for how much of its share; `plain` is the usual case: closed, at full share."""
 
     __slots__ = (
         "_closed_at",
         "_epoch",
         "_faults_in_row",
         "_lease_until",
+        "_opened_at",
         "_options",
         "_results",
         "_slow_from",
@@ -46,7 +47,6 @@ class Breaker:
         "plain",
         "reopen_at",
         "state",
-        "_opened_at",
     )
 
     def __init__(self, breaker: options.Breaker) -> None:

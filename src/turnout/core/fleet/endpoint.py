@@ -95,8 +95,10 @@ class EndpointState:
         self.family: str = endpoint.family
         self.bit = bit
         self.incarnation = incarnation
-        self.standby = endpoint.standby
-        self.split = endpoint.role != "both"
+        if endpoint.standby:
+            self.marks |= EndpointState.standby.bit
+        if endpoint.role != "both":
+            self.marks |= EndpointState.split.bit
         self.breaker = Breaker(breaker)
         self.in_flight = 0
         self.pending_prefill_tokens = 0
@@ -126,15 +128,13 @@ class EndpointState:
 
     def first_byte(self, uncached: int) -> None:
         """Its prefill is over: give `uncached` back. Once per attempt, here or in `ended`."""
-        left = self.pending_prefill_tokens - uncached
-        self.pending_prefill_tokens = left if left > 0 else 0
+        self.pending_prefill_tokens = max(0, self.pending_prefill_tokens - uncached)
 
     def ended(self, tokens: int, uncached: int = 0) -> None:
         """An attempt ends in any way, exactly once; `uncached` as at open when no first byte had come, else 0."""
         if self.in_flight > 0:
             self.in_flight -= 1
-        left = self.active_tokens - tokens
-        self.active_tokens = left if left > 0 else 0
+        self.active_tokens = max(0, self.active_tokens - tokens)
         if uncached:
             self.first_byte(uncached)
 

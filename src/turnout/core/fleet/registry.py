@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.kit.lru import LruMap
@@ -17,44 +19,58 @@ _PINS_MAX = 100_000  # scheduling §5.3
 _PIN_TTL_S = 1800.0
 
 
-class Pool:
-    """The endpoints that serve one model, sorted by name, with the state of its rotation.
+class Roster(msgspec.Struct, frozen=True, gc=False):
+    """Endpoints sorted by name, and columns beside them. Never changed in place: decisions share them.
 
-    The tuples are columns beside `members`, rebuilt on each join and leave, so that a decision can share them.
+    `bits` has one owner bit per member, `alive` all of them in one mask, `zeros` a depth of 0 for each.
     """
 
-    __slots__ = ("bit_column", "bits", "last", "members", "model", "names", "policy", "rotation", "zeros")
+    members: list[EndpointState]
+    names: tuple[str, ...]
+    bits: tuple[int, ...]
+    alive: int
+    zeros: list[int]
+
+
+def roster(members: list[EndpointState]) -> Roster:
+    """Set out the columns of these members, which are in the order of their names."""
+    bits = tuple([member.bit for member in members])
+    alive = 0
+    for bit in bits:
+        alive |= bit
+    return Roster(members, tuple([member.name for member in members]), bits, alive, [0] * len(members))
+
+
+class Pool:
+    """The endpoints that serve one model, with the state of its rotation. `last` is the name picked before."""
+
+    __slots__ = ("last", "model", "policy", "roster", "rotation")
 
     def __init__(self, model: str, policy: str, seed: int) -> None:
         self.model = model
         self.policy = policy
         self.rotation = Rotation(seed)
-        self.last = ""  # the name picked before, for round_robin
-        self._take([])
+        self.last = ""
+        self.roster = roster([])
+
+    @property
+    def members(self) -> list[EndpointState]:
+        """The endpoints, sorted by name; never changed in place."""
+        return self.roster.members
 
     def join(self, endpoint: EndpointState) -> None:
         """Add a member at its place in the order of names."""
-        self._take(sorted([*self.members, endpoint], key=lambda member: member.name))
+        self.roster = roster(sorted([*self.members, endpoint], key=lambda member: member.name))
 
     def leave(self, endpoint: EndpointState) -> None:
         """Remove a member; absent is fine."""
-        self._take([member for member in self.members if member is not endpoint])
+        self.roster = roster([member for member in self.members if member is not endpoint])
 
     def retry_after_s(self, now: float) -> int | None:
         """Seconds until the first member that waits for a known instant may be used again, at least 1 (B9)."""
         instants = [member.breaker.reopen_at for member in self.members if not member.breaker.allow(now)]
         instants += [member.cooldown_until for member in self.members if member.cooldown_until > now]
         return max(1, math.ceil(min(instants) - now)) if instants else None
-
-    def _take(self, members: list[EndpointState]) -> None:
-        # Always a new list: decisions share these columns and must go on showing what they saw.
-        self.members = members
-        self.names = tuple(member.name for member in members)
-        self.bit_column = tuple(member.bit for member in members)
-        self.zeros = [0] * len(members)
-        self.bits = 0
-        for bit in self.bit_column:
-            self.bits |= bit
 
 
 class Fleet:

@@ -100,7 +100,8 @@ def _ranks(decision: Decision, totals: list[float]) -> list[int]:
     """1 for the picked one, then by total, then by name."""
     picked = None if decision.picked is None else decision.picked.name
     sign = -1.0 if decision.policy in _UNITS else 1.0
-    order = sorted(range(len(totals)), key=lambda position: (decision.names[position] != picked, sign * totals[position]))
+    names = decision.names
+    order = sorted(range(len(totals)), key=lambda position: (names[position] != picked, sign * totals[position]))
     ranks = [0] * len(order)
     for rank, position in enumerate(order, 1):
         ranks[position] = rank
@@ -135,8 +136,8 @@ def _terms(decision: Decision, position: int) -> dict[str, float]:
     """The parts of the total: for affinity_load `affinity − load`, else the one column the policy reads."""
     if decision.policy == "affinity_load":
         mean = sum(decision.busy) / len(decision.busy)
-        share = decision.depths[position] / (decision.blocks or 1)
-        return {"affinity": share, "load": decision.beta * (decision.busy[position] - mean) / max(1.0, mean)}
+        share = decision.depths[position] * (1.0 / (decision.blocks or 1))
+        return {"affinity": share, "load": (decision.busy[position] - mean) * (decision.beta / max(1.0, mean))}
     if decision.policy == "longest_prefix":
         return {"blocks": decision.depths[position]}
     return {"busy": decision.busy[position]}

@@ -12,19 +12,27 @@ MAX_AGE_S = 5.0  # load.max_age_s
 Report = tuple[int | None, int | None, float | None]
 
 
-def busy_column(members: list[EndpointState], now: float) -> tuple[list[float], tuple[Report, ...]]:
-    """Return `busy` per member and (running, waiting, age_s) of its report; an age of None means estimated."""
-    reports = tuple(_report(member, now) for member in members)
+def busy_column(
+    members: list[EndpointState], in_flight: list[float], now: float
+) -> tuple[list[float], tuple[Report, ...]]:
+    """Return `busy` per member and (running, waiting, age_s) of its report; an age of None means estimated.
+
+    While nobody has ever reported, the in-flight column itself is returned, and no reports.
+    """
+    for member in members:
+        if member.observed_at is not None:
+            break
+    else:
+        return in_flight, ()
+    reports = tuple([_report(member, now) for member in members])
     foreign = [
-        None if age is None or running is None or waiting is None else _foreign(member, running + waiting)
-        for member, (running, waiting, age) in zip(members, reports, strict=True)
+        None if running is None or waiting is None else _foreign(member, running + waiting)
+        for member, (running, waiting, _) in zip(members, reports, strict=True)
     ]
     known = [value for value in foreign if value is not None]
     # Rounded like every cost, so that equal estimates stay equal.
     mean = round(sum(known) / len(known), 6) if known else 0
-    busy: list[float] = [
-        member.in_flight + (mean if value is None else value) for member, value in zip(members, foreign, strict=True)
-    ]
+    busy = [count + (mean if value is None else value) for count, value in zip(in_flight, foreign, strict=True)]
     return busy, reports
 
 

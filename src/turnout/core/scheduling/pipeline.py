@@ -6,11 +6,11 @@ Pure but for what the rules name: the pool's rotation counter and previous pick,
 from __future__ import annotations
 
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.fleet.registry import Fleet, Pool, Roster, roster
 from turnout.core.kit.rng import Rng
-from turnout.core.prefix.index import STALE
+from turnout.core.prefix.index import STALE, PrefixIndex
 from turnout.core.scheduling.filters import Drop, keep
-from turnout.core.scheduling.load import Report, busy_column
+from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.policies import POLICIES
 from turnout.core.scheduling.types import Ask, Decision
 
@@ -20,16 +20,46 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
     index = fleet.index
     if now >= index.due:
         index.advance(now)
-    members = pool.members
-    names = pool.names
-    bits = pool.bit_column
-    alive = pool.bits
-    zeros = pool.zeros
+    candidates = pool.roster
     dropped: tuple[Drop, ...] = ()
     relaxed: tuple[str, ...] = ()
-    in_flight: list[float] = []
-    reported = False
-    floor = ask.estimate_floor
+    in_flight = None if ask.tried else _all_usable(candidates.members, ask.estimate_floor)
+    if in_flight is None:
+        kept, dropped, relaxed = keep(ask, candidates.members, now, rng)
+        candidates = roster(kept)
+        in_flight = [member.in_flight for member in kept]
+    members = candidates.members
+    busy, reports = busy_column(members, in_flight, now)
+    depths, result = _depths(ask.keys, index, candidates)
+    decision = Decision(
+        None,
+        ask.model,
+        pool.policy,
+        members,
+        candidates.names,
+        depths,
+        busy,
+        in_flight,
+        len(ask.keys),
+        ask.tokens,
+        ask.block_tokens,
+        fleet.scheduling.affinity_beta,
+        result,
+        now,
+        pool.rotation.counter,
+        pool.last,
+        dropped,
+        relaxed,
+        reports,
+    )
+    if members:
+        _pick(decision, ask, pool, fleet, rng)
+    return decision
+
+
+def _all_usable(members: list[EndpointState], floor: int) -> list[float] | None:
+    """The in-flight counts when no filter drops anyone, the usual case; else None."""
+    counts: list[float] = []
     for member in members:
         count = member.in_flight
         context = member.context_max
@@ -39,78 +69,37 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
             or not member.breaker.plain
             or (context is not None and floor > context)
         ):
-            break
-        if member.observed_at is not None:
-            reported = True
-        in_flight.append(count)
-    if len(in_flight) < len(members) or ask.tried:
-        members, dropped, relaxed = keep(ask, members, now, rng)
-        names = tuple([member.name for member in members])
-        bits = tuple([member.bit for member in members])
-        zeros = [0] * len(members)
-        alive = 0
-        for bit in bits:
-            alive |= bit
-        in_flight = [member.in_flight for member in members]
-        reported = True
-    busy = in_flight
-    reports: tuple[Report, ...] = ()
-    if reported:
-        busy, reports = busy_column(members, now)
-    keys = ask.keys
-    depths = zeros
-    if keys and index.enabled:
-        owners = index.match(keys, alive)
-        if owners:
-            result = "match"
-            depth_of = owners.get
-            depths = [depth_of(bit, 0) for bit in bits]
-        else:
-            result = "stale" if owners is STALE else "miss"
-    else:
-        result = "no_hash"
-    rotation = pool.rotation
-    decision = Decision(
-        None,
-        ask.model,
-        pool.policy,
-        members,
-        names,
-        depths,
-        busy,
-        in_flight,
-        len(keys),
-        ask.tokens,
-        ask.block_tokens,
-        fleet.scheduling.affinity_beta,
-        result,
-        now,
-        rotation.counter,
-        pool.last,
-        dropped,
-        relaxed,
-        reports=reports,
-    )
-    if not members:
-        return decision
-    if pool.policy == "longest_prefix":
-        decision.recency = _recency(ask, fleet, members, now)
-    position = POLICIES[pool.policy](decision, rotation, rng)
-    decision.picked = picked = members[position]
+            return None
+        counts.append(count)
+    return counts
+
+
+def _depths(keys: list[int], index: PrefixIndex, candidates: Roster) -> tuple[list[int], str]:
+    """Matched blocks per candidate, and the kind of look-up this was."""
+    if not keys or not index.enabled:
+        return candidates.zeros, "no_hash"
+    owners = index.match(keys, candidates.alive)
+    if not owners:
+        return candidates.zeros, "stale" if owners is STALE else "miss"
+    depth_of = owners.get
+    return [depth_of(bit, 0) for bit in candidates.bits], "match"
+
+
+def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> None:
+    policy = pool.policy
+    if policy == "longest_prefix":
+        decision.recency = _recency(ask, fleet, decision.members, decision.now)
+    position = POLICIES[policy](decision, pool.rotation, rng)
+    decision.picked = picked = decision.members[position]
     pool.last = picked.name
-    depth = depths[position]
+    depth = decision.depths[position]
     tokens = ask.tokens
     if depth:
-        matched = depth * ask.block_tokens
-        matched = matched if matched < tokens else tokens
-        uncached = tokens - int(picked.precision * matched)
         decision.matched_blocks = depth
-        decision.uncached = uncached if uncached > 0 else 1
-    else:
-        decision.uncached = tokens if tokens > 0 else 1
-        if result == "match":
-            decision.prefix_result = "declined"
-    return decision
+        tokens -= int(picked.precision * min(depth * ask.block_tokens, tokens))
+    elif decision.prefix_result == "match":
+        decision.prefix_result = "declined"
+    decision.uncached = max(1, tokens)
 
 
 def _recency(ask: Ask, fleet: Fleet, members: list[EndpointState], now: float) -> list[int]:

@@ -17,6 +17,7 @@ from turnout.core.scheduling.types import Decision
 Policy = Callable[[Decision, Rotation, Rng], int]
 
 _DIGITS = 6  # two costs are equal when equal after rounding to 1e-6
+_CLOSE = 2e-6  # further apart than this they cannot round to the same
 
 
 def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
@@ -27,27 +28,35 @@ def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # n
     """
     if decision.prefix_result != "match":
         return _least_busy_in_turn(decision, rotation)
-    totals = decision.totals = affinity_totals(decision.depths, decision.busy, decision.blocks, decision.beta)
+    depths = decision.depths
+    busy = decision.busy
+    deepest = max(depths)
+    position = depths.index(deepest)
+    if busy[position] == min(busy) and depths.count(deepest) == 1:
+        # Nobody matches as deep and nobody is less busy: no weights can change that, and totals can wait for explain.
+        return position
+    totals = decision.totals = affinity_totals(depths, busy, decision.blocks, decision.beta)
     best = max(totals)
-    floor = best - 2e-6  # whatever can still round to the same
-    near = [position for position, total in enumerate(totals) if total >= floor]
-    if len(near) == 1:
-        return near[0]
+    position = totals.index(best)
+    totals[position] = best - 1.0  # out of the way while the runner-up is looked for
+    runner_up = max(totals)
+    totals[position] = best
+    if best - runner_up > _CLOSE:
+        return position
     best = round(best, _DIGITS)
-    near = [position for position in near if round(totals[position], _DIGITS) == best]
+    near = [position for position, total in enumerate(totals) if round(total, _DIGITS) == best]
     if len(near) == 1:
         return near[0]
     decision.tie = "busy,name"
-    busy = decision.busy
     return min(near, key=lambda position: busy[position])
 
 
 def affinity_totals(depths: list[int], busy: list[float], blocks: int, beta: float) -> list[float]:
-    """`f_e − β · (busy_e − mean) / max(1, mean)`, `f_e = depth_e / blocks`."""
+    """`f_e − β · (busy_e − mean) / max(1, mean)`, `f_e = depth_e / blocks`; computed as one weight per pool."""
     mean = sum(busy) / len(busy)
-    span = mean if mean > 1.0 else 1.0
-    blocks = blocks or 1
-    return [depth / blocks - beta * (load - mean) / span for depth, load in zip(depths, busy, strict=True)]
+    weight = beta / max(1.0, mean)
+    per_block = 1.0 / (blocks or 1)
+    return [depth * per_block - (load - mean) * weight for depth, load in zip(depths, busy)]  # noqa: B905 - hot; equal by construction
 
 
 def least_busy(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001

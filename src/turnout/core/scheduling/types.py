@@ -71,6 +71,7 @@ class Decision(msgspec.Struct, gc=False):
     last: str
     dropped: tuple[tuple[str, str], ...] = ()
     relaxed: tuple[str, ...] = ()
+    reports: tuple[tuple[int | None, int | None, float | None], ...] = ()
     matched_blocks: int = 0
     uncached: int = 0
     tie: str = ""
@@ -78,7 +79,6 @@ class Decision(msgspec.Struct, gc=False):
     totals: list[float] = []
     recency: list[int] = []
     draws: list[int] = []
-    reports: tuple[tuple[int | None, int | None, float | None], ...] = ()
 
     @property
     def matched_tokens(self) -> int:

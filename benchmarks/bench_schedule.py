@@ -1,0 +1,122 @@
+"""How long one decision takes, and what the prefix index weighs: `PYTHONPATH=src python benchmarks/bench_schedule.py`.
+
+Prints p50 and p99 of `schedule()` with its whole decision, at 4 endpoints with 2 blocks and at 64 endpoints with 128
+blocks against an index of a million entries, and the memory per entry. Bars: PERFORMANCE.md (p99 ≤ 250 µs, ≤ 160 B).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from turnout.core import options
+from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.scheduling.explain import explain
+from turnout.core.scheduling.pipeline import schedule
+from turnout.core.scheduling.types import Ask
+
+ENTRIES = 1_000_000
+SYSTEM_BLOCKS = 8
+
+
+def main() -> None:
+    """Run all figures once."""
+    small()
+    large()
+
+
+def small() -> None:
+    """The shape of the small-request benchmark: 4 idle endpoints, 0 to 2 blocks."""
+    rng = random.Random(1)
+    fleet, pool = _fleet(4)
+    for member in pool.members:
+        member.in_flight = rng.randrange(8)
+    held = [rng.getrandbits(64) for _ in range(2)]
+    fleet.index.record(held, pool.members[2].bit, 0.0)
+    for name, keys in (("no keys", []), ("match", held), ("miss", [1, 2])):
+        ask = Ask("m", keys, 150, 120)
+        _print(f"4 endpoints, 2 blocks, {name}", _time([ask] * 20_000, fleet, pool, rng, batch=100))
+
+
+def large() -> None:
+    """64 endpoints, chats of 128 blocks that share a system prompt, a full index."""
+    rng = random.Random(2)
+    before = _rss()
+    fleet, pool = _fleet(64)
+    for member in pool.members:
+        member.in_flight = rng.randrange(32)
+    system = [rng.getrandbits(64) for _ in range(SYSTEM_BLOCKS)]
+    chats: list[list[int]] = []
+    now = 0.0
+    while fleet.index.entries < ENTRIES - 3 * 200:
+        now += 0.02
+        chat = system + [rng.getrandbits(64) for _ in range(120)]
+        # One placement in four is repeated elsewhere, half as deep, so that depths differ.
+        fleet.index.record(chat, rng.choice(pool.members).bit, now)
+        if rng.random() < 0.25:  # noqa: PLR2004 - one in four
+            fleet.index.record(chat[:64], rng.choice(pool.members).bit, now)
+        chats.append(chat)
+        if fleet.index.evicted["cap"]:
+            break
+    entries = fleet.index.entries
+    recent = chats[-4000:]
+    chats.clear()
+    gc.collect()
+    print(f"index: {entries:,} entries, {(_rss() - before) / entries:.0f} B of process memory each")
+    asks = [Ask("m", rng.choice(recent), 8192, 6000) for _ in range(4000)]
+    _print("64 endpoints, 128 blocks, match", _time(asks, fleet, pool, rng, batch=1))
+    misses = [Ask("m", [rng.getrandbits(64) for _ in range(128)], 8192, 6000) for _ in range(4000)]
+    _print("64 endpoints, 128 blocks, miss", _time(misses, fleet, pool, rng, batch=1))
+    decision = schedule(asks[0], pool, fleet, now, rng)
+    started = time.perf_counter()
+    for _ in range(100):
+        explain(decision, "r")
+    print(f"explain of 64 candidates: {(time.perf_counter() - started) * 1e4:.0f} µs")
+    spans = []
+    for ask in misses:
+        started = time.perf_counter()
+        fleet.index.record(ask.keys, pool.members[0].bit, now)
+        spans.append(time.perf_counter() - started)
+    _print("record of 128 new blocks", spans)
+
+
+def _fleet(size: int) -> tuple[Fleet, Pool]:
+    fleet = Fleet(options.Scheduling(), options.Prefix(max_blocks=3 * ENTRIES // 2, ttl_s=86_400.0), options.Breaker())
+    for number in range(size):
+        fleet.add(options.Endpoint(name=f"e{number:02}", url="http://127.0.0.1:1", models=["m"]), 0.0)
+    pool = fleet.pool("m")
+    if pool is None:
+        raise AssertionError("the model has no pool")
+    return fleet, pool
+
+
+def _time(asks: list[Ask], fleet: Fleet, pool: Pool, rng: random.Random, batch: int) -> list[float]:
+    clock = time.perf_counter
+    spans = []
+    for start in range(0, len(asks), batch):
+        chunk = asks[start : start + batch]
+        started = clock()
+        for ask in chunk:
+            schedule(ask, pool, fleet, 1.0, rng)
+        spans.append((clock() - started) / batch)
+    return spans
+
+
+def _print(name: str, spans: list[float]) -> None:
+    spans.sort()
+    p50, p99 = (spans[int(len(spans) * share)] * 1e6 for share in (0.5, 0.99))
+    print(f"{name:36} p50 {p50:7.2f} µs   p99 {p99:7.2f} µs")
+
+
+def _rss() -> int:
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()
