@@ -12,11 +12,12 @@ import functools
 import gc
 import os
 import random
-import secrets
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
+from turnout import __version__
 from turnout.config.schema import Config
 from turnout.core.fleet.registry import Fleet
 from turnout.core.scheduling.explain import explain
@@ -27,7 +28,8 @@ from turnout.gateway.service import Gateway, Sources
 from turnout.gateway.upstream import Upstream
 from turnout.http.server import Listener
 from turnout.ledger.writer import Ledger
-from turnout.telemetry.meter import Meter
+from turnout.telemetry.logs import LogSink
+from turnout.telemetry.meter import EndpointRow, Meter
 
 _FLUSH_S = 5.0
 _SECOND_SIGNAL_S = 5.0
@@ -45,26 +47,34 @@ class App:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.meter = Meter()
-        self.ledger = Ledger(config.ledger, router_id=_router_id(), clock_ms=now_ms) if config.ledger.url else None
+        self._sink = LogSink(config.log)
+        self.log = self._sink.logger(component="router")
+        self.ledger = self._new_ledger() if config.ledger.url else None
         self.port = 0
         self.admin_port = 0
         self._stopping = asyncio.Event()
         self._signals = 0
         self._admin: Any = None
 
-    async def run(self) -> None:
+    @property
+    def address(self) -> str:
+        """The public address, host:port."""
+        return f"{self._config.server.listen.rpartition(':')[0]}:{self.port}"
+
+    async def run(self, on_ready: Callable[[], object] = bool) -> None:
         """Serve until a signal, then drain and stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self.request_stop)
         await self.start()
+        on_ready()
         await self._stopping.wait()
         await self.stop()
 
     async def start(self) -> None:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
-        self.gateway = self._gateway()
+        self.gateway = self._new_gateway()
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
         self.listener = Listener(config.server, self.gateway, time.monotonic)
@@ -100,13 +110,13 @@ class App:
         if self._admin is not None:
             await self._admin.stop()
         if self.ledger is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self.ledger.close, _FLUSH_S)
+            lost = await asyncio.get_running_loop().run_in_executor(None, self.ledger.close, _FLUSH_S)
+            if lost:
+                self.log.error("ledger_incomplete", calls=lost)
+        self._sink.close()
 
     def request_stop(self) -> None:
-        """Begin to stop, as a signal would."""
-        self._signalled()
-
-    def _signalled(self) -> None:
+        """Begin to stop; the second time, do not wait for open exchanges any longer."""
         self._signals += 1
         self._stopping.set()
 
@@ -114,7 +124,13 @@ class App:
         if seconds:
             await asyncio.sleep(seconds)
 
-    def _gateway(self) -> Gateway:
+    def _new_ledger(self) -> Ledger:
+        def report(name: str, /, **fields: object) -> None:
+            self.log.warning(name, **fields)
+
+        return Ledger(self._config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=report)
+
+    def _new_gateway(self) -> Gateway:
         config = self._config
         now = time.monotonic()
         fleet = Fleet(
@@ -136,31 +152,151 @@ class App:
             upstreams={e.name: Upstream(e, config.pool, config.timeout.connect_s) for e in config.endpoint},
             meter=self.meter,
             record=self.ledger.record if self.ledger is not None else _forget,
-            sources=Sources(time.monotonic, now_ms, functools.partial(secrets.randbits, 80), rng),
+            sources=Sources(time.monotonic, now_ms, Entropy(), rng),
             decisions_max=config.scheduling.decisions_max,
             router_id=_router_id(),
         )
 
-    # -- the admin listener's view (console.admin.AdminSource) --------------------------------------------------------
-
     async def _start_admin(self) -> None:
-        from turnout.console.admin import admin_app  # noqa: PLC0415 - a framework that no request waits for
-        from turnout.console.listener import AdminListener  # noqa: PLC0415
+        from turnout.console.listener import AdminListener  # noqa: PLC0415 - a framework that no request waits for
 
         host, _, port = self._config.server.admin_listen.rpartition(":")
-        self._admin = AdminListener(lambda: admin_app(self), host.strip("[]"), int(port))
+        self._admin = AdminListener(self._admin_app, host.strip("[]"), int(port), report=self.log.fault)
         self.admin_port = await self._admin.start()
 
-    def decision(self, call_id: str) -> dict[str, Any] | None:
+    def _admin_app(self) -> object:
+        from turnout.console.admin import admin_app  # noqa: PLC0415 - called on a thread of its own
+        from turnout.telemetry.prometheus import Exposition  # noqa: PLC0415
+
+        facts = Facts(self.gateway, self.listener, self.meter, self.ledger, self._config.ledger.url)
+        exposition = Exposition(
+            self.meter,
+            fleet_rows=facts.rows,
+            prefix_stats=facts.prefix_stats,
+            ledger_stats=facts.ledger_stats,
+            log_stats=self._sink.stats,
+            version=__version__,
+        )
+        facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
+        return admin_app(facts, report=self.log.fault)
+
+
+class Facts:
+    """What the admin listener may read (`console.admin.AdminSource`), from the parts that know it."""
+
+    def __init__(self, gateway: Gateway, listener: Listener, meter: Meter, ledger: Ledger | None, url: str) -> None:
+        self._gateway, self._listener, self._meter, self._ledger, self._url = gateway, listener, meter, ledger, url
+
+    def metrics(self) -> bytes:
+        """Return the metrics page."""
+        return b""
+
+    def decision(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the word of the path
         """Return the explanation of a recent decision."""
-        for known, decision in reversed(self.gateway.decisions):
-            if known == call_id:
-                return explain(decision, call_id)
+        for known, decision in reversed(self._gateway.decisions):
+            if known == id:
+                return explain(decision, id)
         return None
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Return every endpoint with state and load."""
+        now = time.monotonic()
+        return [
+            {
+                "endpoint": e.name,
+                "url": e.url,
+                "models": sorted(e.models),
+                "role": e.role,
+                "standby": e.standby,
+                "in_flight": e.in_flight,
+                "attempts": e.attempts_total,
+                "pending_prefill_tokens": e.pending_prefill_tokens,
+                "context_max": e.context_max,
+                "unreachable": e.unreachable,
+                "probe_failing": e.probe_failing,
+                "draining": e.draining,
+                "breaker": str(e.breaker.state),
+                "cooldown_s": max(0.0, e.cooldown_until - now),
+            }
+            for e in self._gateway.fleet.endpoints.values()
+        ]
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Tell whether the router takes requests."""
-        return not self.gateway.draining, {"exchanges": len(self.gateway.runs)}
+        return not self._gateway.draining, {"exchanges": len(self._gateway.runs)}
+
+    def calls(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest rows of the ledger."""
+        if not self._url:
+            return []
+        from turnout.ledger.reader import recent_calls  # noqa: PLC0415 - loads the database library
+
+        return recent_calls(self._url, limit)
+
+    def rows(self) -> list[EndpointRow]:
+        """Return one row per endpoint for the metrics, and bring the plain gauges up to date."""
+        meter, listener = self._meter, self._listener
+        meter.connections_open = len(listener.connections)
+        meter.connections_total = listener.connections_total
+        meter.exchanges_open = len(self._gateway.runs)
+        meter.bodies_held_bytes = listener.body_bytes
+        meter.upstream_connects_total = sum(u.pool.connects_total for u in self._gateway.upstreams.values())
+        return [
+            EndpointRow(
+                e.name,
+                e.in_flight,
+                e.waiting,
+                e.kv_usage_ratio,
+                unreachable=e.unreachable,
+                probe_failing=e.probe_failing,
+                breaker=str(e.breaker.state),
+            )
+            for e in self._gateway.fleet.endpoints.values()
+        ]
+
+    def prefix_stats(self) -> dict[str, Any]:
+        """Return the prefix index's figures."""
+        index = self._gateway.fleet.index
+        return {"entries": index.entries, "slots": index.slots}
+
+    def ledger_stats(self) -> dict[str, Any]:
+        """Return the ledger's figures by the labels of the metrics."""
+        if self._ledger is None:
+            return {}
+        stats = self._ledger.stats()
+        return {
+            **stats,
+            "rows": {key.removeprefix("rows_"): value for key, value in stats.items() if key.startswith("rows_")},
+            "dropped": {
+                tuple(key.removeprefix("dropped_").split("_", 1)): value
+                for key, value in stats.items()
+                if key.startswith("dropped_")
+            },
+            "duplicates": {"calls": stats["duplicates_calls"]},
+            "write_errors": {
+                key.removeprefix("write_errors_"): value
+                for key, value in stats.items()
+                if key.startswith("write_errors_")
+            },
+        }
+
+
+class Entropy:
+    """80 random bits at a time from the system, fetched in blocks: a system call per request would cost a microsecond."""
+
+    _BLOCK_BYTES, _ID_BYTES = 4000, 10
+
+    def __init__(self) -> None:
+        self._block = b""
+        self._at = 0
+
+    def __call__(self) -> int:
+        """Return the next 80 bits."""
+        if self._at >= len(self._block):
+            self._block, self._at = os.urandom(self._BLOCK_BYTES), 0
+        at = self._at
+        self._at = at + self._ID_BYTES
+        return int.from_bytes(self._block[at : self._at])
 
 
 def _forget(_: object) -> None:

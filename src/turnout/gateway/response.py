@@ -193,6 +193,11 @@ class AttemptResponse:
         if not self.committed or not (self.tap and self.tap.partial):
             self._write(_KEEPALIVE)
 
+    def release(self) -> None:
+        """Let go of the run and of what was held."""
+        self._run = None  # type: ignore[assignment]  # nothing calls a response after its end
+        self._held = []
+
     # -- streams ------------------------------------------------------------------------------------------------------
 
     def _inspect(self, payload: bytes) -> None:

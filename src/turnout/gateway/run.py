@@ -418,6 +418,8 @@ class Run:
         gateway = self.gateway
         gateway.runs.discard(self)
         gateway.record(call_fact(self, now))
+        if self.response is not None:
+            self.response.release()  # run and response name each other: without this, bodies wait for the collector
 
     def _own_headers(self, response: AttemptResponse | None) -> bytes:
         attempts = self.exchange.attempts if self.exchange is not None else ()
