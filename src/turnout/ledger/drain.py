@@ -69,12 +69,13 @@ class Drain:
 
     def round(self) -> float:
         """Do one round of work; return the seconds until the next one is due."""
+        round_started = self._monotonic()
         fresh = len(self._queue)
-        ready = self.sink is not None and self._monotonic() >= self._retry_at
+        ready = self.sink is not None and round_started >= self._retry_at
         if fresh and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
             self.spool_queue()
         if not ready or self._spool.empty or fresh > self._batch_max:
-            return self._interval_s
+            return max(_PAUSE_MIN_S, round_started + self._interval_s - self._monotonic())
         started = self._monotonic()
         self.replay_one()
         spent = self._monotonic() - started
@@ -91,8 +92,9 @@ class Drain:
         self.spool_queue()
 
     def spool_queue(self) -> None:
-        """Append all that waits to the spool, in frames of one batch."""
-        self._spool_facts(self._take_all())
+        """Append all that waits to the spool."""
+        # Bounded by the length at the start, since the event loop keeps appending.
+        self._spool.append([self._queue.popleft() for _ in range(len(self._queue))])
         self._spool.sync()
 
     def replay_one(self) -> None:
@@ -117,17 +119,9 @@ class Drain:
         self.inflight = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
         stored = self._write(self.inflight)
         if not stored:
-            self._spool_facts(self.inflight)
+            self._spool.append(self.inflight)
         self.inflight = []
         return stored
-
-    def _take_all(self) -> list[CallFact]:
-        # Bounded by the length at the start, since the event loop keeps appending.
-        return [self._queue.popleft() for _ in range(len(self._queue))]
-
-    def _spool_facts(self, facts: list[CallFact]) -> None:
-        for start in range(0, len(facts), self._batch_max):
-            self._spool.append(facts[start : start + self._batch_max])
 
     def _write(self, facts: list[CallFact]) -> bool:
         assert self.sink is not None, "callers ask first"

@@ -58,7 +58,7 @@ def _chunks(now_ms: int, ages: Ages) -> Iterator[sa.Delete]:
         old = sa.select(table.c.seq).where(table.c.ended_at_ms < oldest_ms).order_by(table.c.ended_at_ms)
         yield sa.delete(table).where(table.c.seq.in_(old.limit(CHUNK_ROWS).scalar_subquery()))
     buckets = schema.attempt_buckets
-    # One row per 10 s, route and writer: the lowest hour-aligned range is far below a chunk in size.
+    # One row per 10 s, route and writer: what ages out between two runs is far less than a chunk.
     yield sa.delete(buckets).where(buckets.c.bucket_ms < now_ms - BUCKETS_MS)
     decisions = schema.decisions
     floor = ulid_floor(now_ms - ages.decisions_days * _DAY_MS)

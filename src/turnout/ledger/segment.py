@@ -8,6 +8,8 @@ import fcntl
 import os
 import struct
 import zlib
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 HEADER: Final = struct.Struct("<II")
 # No frame comes near this: a larger length is damage, and must not become an allocation.
 _FRAME_MAX_BYTES: Final = 268_435_456
+
+
+def frames_size(payloads: Sequence[bytes]) -> int:
+    """Give the bytes that payloads take in a file."""
+    return sum(map(len, payloads)) + HEADER.size * len(payloads)
 
 
 class TornError(Exception):
@@ -67,14 +74,15 @@ class Segment:
         """Every frame has been read."""
         return self._offset >= self.size
 
-    def append(self, header: bytes, payload: bytes) -> None:
-        """Write one frame at the end, whole or not at all.
+    def append(self, payloads: Sequence[bytes]) -> None:
+        """Write frames at the end, all or none, in one system call.
 
         Raises:
             OSError: the disk does not take it.
         """
-        wanted = len(header) + len(payload)
-        written = os.pwritev(self._fd, (header, payload), self.size)
+        wanted = frames_size(payloads)
+        parts = chain.from_iterable((HEADER.pack(len(payload), zlib.crc32(payload)), payload) for payload in payloads)
+        written = os.pwritev(self._fd, list(parts), self.size)
         if written != wanted:
             # A full disk takes part of a frame: what stands after `size` is overwritten by the next frame or cut here.
             os.ftruncate(self._fd, self.size)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from turnout.core.facts import CallFact
-from turnout.ledger.segment import HEADER, Segment, TornError
+from turnout.ledger.segment import Segment, TornError, frames_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +25,7 @@ SEGMENT_BYTES: Final = 16_777_216
 MEMORY_BYTES: Final = 67_108_864
 # Beyond this share of the memory bound calls are kept without their attempts: the call is what is billed.
 _STRIP_SHARE: Final = 0.8
+_FRAMES_PER_WRITE: Final = 256
 
 
 class Spool:
@@ -37,6 +37,7 @@ class Spool:
         *,
         name: str,
         max_bytes: int,
+        frame_calls: int = 500,
         segment_bytes: int = SEGMENT_BYTES,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
@@ -44,6 +45,7 @@ class Spool:
         self._database = database
         self._name = name
         self._max_bytes = max_bytes
+        self._frame_calls = frame_calls
         self._segment_bytes = segment_bytes
         self._memory_bytes = memory_bytes
         self._segments: deque[Segment] = deque()
@@ -87,23 +89,17 @@ class Spool:
         """Bytes that only memory holds, because no file takes them."""
         return self._memory_used
 
-    def append(self, facts: Sequence[CallFact]) -> bool:
-        """Keep one frame; False when neither file nor memory has room (the calls are counted as refused)."""
-        payload = self._encode(facts)
-        if payload is None:
-            return True
+    def append(self, facts: Sequence[CallFact]) -> None:
+        """Keep calls at the end, in frames of `frame_calls`; without room in file and memory they are counted."""
+        chunks = [facts[start : start + self._frame_calls] for start in range(0, len(facts), self._frame_calls)]
+        payloads = [payload for payload in map(self._encode, chunks) if payload is not None]
         with self._lock:
-            if self._spill() and self._to_file(payload):
-                return True
-            if self._memory_used > self._memory_bytes * _STRIP_SHARE:
-                payload = self._encoder.encode([msgspec.structs.replace(fact, attempts=()) for fact in facts])
-                self.calls_stripped += len(facts)
-            if self._memory_used + len(payload) > self._memory_bytes:
-                self.calls_refused += len(facts)
-                return False
-            self._memory.append(payload)
-            self._memory_used += len(payload)
-            return True
+            # Writes are bounded because one call takes at most 1,024 buffers, two for each frame.
+            for start in range(0, len(payloads), _FRAMES_PER_WRITE):
+                group = payloads[start : start + _FRAMES_PER_WRITE]
+                if not (self._spill() and self._to_file(group)):
+                    for payload in group:
+                        self._to_memory(payload)
 
     def read(self) -> list[CallFact]:
         """Give the oldest frame without removing it; empty when nothing waits. Damaged frames are cut and counted."""
@@ -131,7 +127,8 @@ class Spool:
         with self._lock:
             if self._read is not None:
                 self._read.advance()
-                if self._read.exhausted:
+                # Another thread may have closed the spool meanwhile, because this one hung in the database.
+                if self._read.exhausted and self._segments and self._segments[0] is self._read:
                     self._drop_head()
                 self._read = None
             elif self._memory:
@@ -168,27 +165,38 @@ class Spool:
                 good.append(fact)
         return self._encoder.encode(good) if good else None
 
+    def _to_memory(self, payload: bytes) -> None:
+        if self._memory_used > self._memory_bytes * _STRIP_SHARE:
+            bare = [msgspec.structs.replace(fact, attempts=()) for fact in self._decoder.decode(payload)]
+            self.calls_stripped += len(bare)
+            payload = self._encoder.encode(bare)
+        if self._memory_used + len(payload) > self._memory_bytes:
+            self.calls_refused += len(self._decoder.decode(payload))
+            return
+        self._memory.append(payload)
+        self._memory_used += len(payload)
+
     def _spill(self) -> bool:
         """Move memory frames to files, oldest first; True when none is left."""
         while self._memory:
-            if not self._to_file(self._memory[0]):
+            if not self._to_file([self._memory[0]]):
                 return False
             self._memory_used -= len(self._memory.popleft())
         return True
 
-    def _to_file(self, payload: bytes) -> bool:
-        frame_bytes = HEADER.size + len(payload)
-        if sum(segment.size for segment in self._segments) + frame_bytes > self._max_bytes:
+    def _to_file(self, payloads: Sequence[bytes]) -> bool:
+        new_bytes = frames_size(payloads)
+        if sum(segment.size for segment in self._segments) + new_bytes > self._max_bytes:
             return False
         try:
             last = self._segments[-1] if self._segments else None
-            if last is None or not last.own or last.size + frame_bytes > self._segment_bytes:
+            if last is None or not last.own or last.size + new_bytes > self._segment_bytes:
                 if last is not None:
                     last.sync()
                 last = Segment.create(self._database.with_name(self._segment_name()))
                 self._created += 1
                 self._segments.append(last)
-            last.append(HEADER.pack(len(payload), zlib.crc32(payload)), payload)
+            last.append(payloads)
         except OSError:
             return False
         return True

@@ -1,7 +1,7 @@
 """The one writing connection to SQLite: a batch is one transaction, stored whole or not at all.
 
-Statements are compiled once from the SQLAlchemy tables and run through `exec_driver_sql`: SQLAlchemy's own parameter
-processing of a row costs more than SQLite needs to store it (`benchmarks/bench_ledger.py` prints the figures).
+Statements are compiled once from the SQLAlchemy tables and run through `exec_driver_sql` with plain tuples:
+SQLAlchemy's own parameter processing would add a quarter to the cost of a call (`benchmarks/bench_ledger.py`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,17 @@ class Store:
     """Writes batches, prunes and checkpoints. Owned by one thread; opens its connection on first use."""
 
     def __init__(
-        self, path: Path, *, router_id: str, clock_ms: Callable[[], int], retention_days: int, decisions_days: int
+        self,
+        path: Path,
+        *,
+        router_id: str,
+        clock_ms: Callable[[], int],
+        retention_days: int,
+        decisions_days: int,
+        busy_timeout_s: float = connection.BUSY_TIMEOUT_MS / 1000,
     ) -> None:
         """Describe the database at `path`, which `upgrade.prepare` has brought to the newest schema."""
-        self._engine = connection.writing_engine(path)
+        self._engine = connection.writing_engine(path, busy_timeout_s=busy_timeout_s)
         self._connection: sa.Connection | None = None
         self._router_id = router_id
         self._writer_id = 0

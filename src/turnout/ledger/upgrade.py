@@ -34,8 +34,9 @@ class OnEvent(Protocol):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What stands at the path: a revision, nothing yet (revision None), or something that is no database."""
+    """What stands at the path: nothing yet, a database at a revision (None: not ours), or no database at all."""
 
+    exists: bool = False
     revision: str | None = None
     corrupt: str = ""
 
@@ -66,11 +67,11 @@ def check(path: Path) -> State:
     except sqlite3.OperationalError:
         return State()  # locked or unreadable at the moment: the writer retries, and reports it
     except sqlite3.DatabaseError as error:
-        return State(corrupt=str(error))
+        return State(exists=True, corrupt=str(error))
     if revision is not None and revision not in REVISIONS:
         msg = f"{path}: schema revision {revision!r}, this version knows {HEAD!r} and older; start a newer Turnout"
         raise LedgerRefusedError(msg)
-    return State(revision)
+    return State(exists=True, revision=revision)
 
 
 def prepare(path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> None:
@@ -87,9 +88,9 @@ def prepare(path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> No
         state = State()
     if state.revision == HEAD:
         return
-    if state.revision is not None:
-        copy = _copy(path, state.revision)
-        on_event("ledger_copied", path=str(path), copy=str(copy), revision=state.revision)
+    if state.exists:
+        copy = _copy(path, state.revision or "none")
+        on_event("ledger_copied", path=str(path), copy=str(copy), revision=state.revision or "")
     _migrate(path)
     on_event("ledger_upgraded", path=str(path), before=state.revision or "", revision=HEAD)
 

@@ -69,7 +69,12 @@ class Ledger:
         self._wake = threading.Event()
         self._round_done = threading.Condition()
         self._opened = threading.Event()
-        self._spool = Spool(self._path, name=f"{clock_ms():013d}-{os.getpid()}", max_bytes=options.spool_max_bytes)
+        self._spool = Spool(
+            self._path,
+            name=f"{clock_ms():013d}-{os.getpid()}",
+            max_bytes=options.spool_max_bytes,
+            frame_calls=options.batch_max,
+        )
         self._drain = Drain(
             self._queue,
             self._spool,
@@ -124,8 +129,9 @@ class Ledger:
         if self._writer.is_alive():
             # The writer hangs in the database. Its batch goes to the spool as well: stored twice changes nothing.
             self._spool.append(list(self._drain.inflight))
+        refused = self._spool.calls_refused
         self._drain.spool_queue()
-        return self._spool.close() + self._spool.calls_refused
+        return self._spool.close() + self._spool.calls_refused - refused
 
     def stats(self) -> dict[str, int | float]:
         """Give counters and gauges of this process by name."""
