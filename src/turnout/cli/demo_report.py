@@ -107,7 +107,8 @@ def explain_table(explain: Mapping[str, Any]) -> Table | None:
     picked = explain.get("picked")
     table = Table(title=f"Why? One decision, policy {explain.get('policy', '?')}", title_justify="left")
     table.add_column("endpoint")
-    for name in ("matched blocks", "cost", ""):
+    # A policy prices (lowest wins) or scores (highest wins); the document says which.
+    for name in ("matched blocks", str(candidates[0].get("unit", "total")), ""):
         table.add_column(name, justify="right")
     for candidate in sorted(candidates, key=_rank):
         endpoint = candidate.get("endpoint")

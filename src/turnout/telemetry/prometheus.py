@@ -93,6 +93,8 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Family]:
         """Every family of the catalogue, with the samples there are."""
         meter = self._meter
+        # Asked first: who answers may bring the meter's plain gauges up to date on the way.
+        endpoints = _asked(self._fleet_rows)
         yield from self._requests(list(meter.models.items()))
         yield _family("turnout_attempts_total", list(meter.attempts.items()))
         yield _family("turnout_refusals_total", _labelled(meter.refusals))
@@ -108,7 +110,7 @@ class Exposition(Collector):
         for metric in catalogue.PLAIN:
             yield _family(metric.name, [((), getattr(meter, metric.source))])
         yield _family("turnout_queue_depth", _labelled(_asked(self._queue_depths)))
-        yield from _endpoints(_asked(self._fleet_rows))
+        yield from _endpoints(endpoints)
         for metrics, stats in self._stats:
             values = _asked(stats)
             for metric in metrics:

@@ -85,12 +85,13 @@ def test_candidates_of_a_decision_are_shown_by_rank_with_the_pick() -> None:
         "blocks": 9,
         "picked": "b",
         "candidates": [
-            {"endpoint": "a", "matched_blocks": 0, "total": 2.5, "rank": 1},
+            {"endpoint": "a", "matched_blocks": 0, "total": 2.5, "unit": "score", "rank": 1},
             {"endpoint": "b", "matched_blocks": 8, "total": 0.25, "rank": 0},
         ],
     }
     table = explain_table(explain)
     assert table is not None
+    assert "score" in shown(table)
     lines = [line for line in shown(table).splitlines() if "of 9" in line]
     assert ["b" in lines[0] and "picked" in lines[0], "picked" in lines[1]] == [True, False]
 

@@ -47,6 +47,10 @@ def exposition(meter: Meter) -> Exposition:
             "queue_depth": 0,
             "write_errors": {"locked": 1},
             "spool_bytes": 0,
+            "spool_memory_bytes": 0,
+            "spool_torn": 0,
+            "commits": 1,
+            "down": 0,
             "spool_replayed": 0,
             "recovered": 0,
             "duplicates": {"calls": 0},
@@ -107,6 +111,16 @@ def test_buckets_are_cumulative_and_end_at_the_count() -> None:
     assert value(page, "turnout_ttft_seconds_bucket", model="m", le="+Inf") == 1
     assert value(page, "turnout_ttft_seconds_count", model="m") == 1
     assert value(page, "turnout_ttft_seconds_sum", model="m") == 0.04
+
+
+def test_gauges_brought_up_to_date_with_the_endpoints_are_of_this_scrape() -> None:
+    meter = Meter()
+
+    def rows() -> list[EndpointRow]:
+        meter.connections_open = 5
+        return []
+
+    assert value(Exposition(meter, fleet_rows=rows).render(), "turnout_connections_open") == 5
 
 
 def test_an_unknown_signal_gives_no_sample() -> None:
