@@ -2,7 +2,7 @@
 
 The database costs ten times what the spool costs, and the writer shares its interpreter with the event loop. So a
 round inserts at most one batch; more than that arriving per interval goes to the spool, which is replayed in order
-once traffic is low. While the spool holds anything, new calls are appended to it: order is kept.
+once traffic is low or the spool half full. While the spool holds anything, new calls are appended to it: order is kept.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ RETRY_MAX_S: Final = 5.0
 # Pause after a replayed batch as a multiple of its duration: a tenth of the time while calls arrive, half otherwise.
 _PAUSE_BUSY: Final = 9.0
 _PAUSE_IDLE: Final = 1.0
+# A spool this full must shrink before it drops calls, whatever that takes from requests: a third of the time.
+_PRESSURE: Final = 0.5
+_PAUSE_PRESSURE: Final = 2.0
 _PAUSE_MIN_S: Final = 0.001
 
 
@@ -74,12 +77,14 @@ class Drain:
         ready = self.sink is not None and round_started >= self._retry_at
         if fresh and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
             self.spool_queue()
-        if not ready or self._spool.empty or fresh > self._batch_max:
+        pressure = self._spool.fill_ratio >= _PRESSURE
+        if not ready or self._spool.empty or (fresh > self._batch_max and not pressure):
             return max(_PAUSE_MIN_S, round_started + self._interval_s - self._monotonic())
         started = self._monotonic()
         self.replay_one()
         spent = self._monotonic() - started
-        return max(_PAUSE_MIN_S, min(self._interval_s, spent * (_PAUSE_BUSY if fresh else _PAUSE_IDLE)))
+        pause = _PAUSE_PRESSURE if pressure else _PAUSE_BUSY if fresh else _PAUSE_IDLE
+        return max(_PAUSE_MIN_S, min(self._interval_s, spent * pause))
 
     def finish(self, deadline: float) -> None:
         """Store everything until `deadline` (monotonic seconds); what is left then is in the spool."""
@@ -98,7 +103,7 @@ class Drain:
         self._spool.sync()
 
     def replay_one(self) -> None:
-        """Store the oldest frame of the spool and remove it."""
+        """Store the oldest batch of the spool and remove it."""
         facts = self._spool.read()
         if facts and self._write(facts):
             self._spool.advance()

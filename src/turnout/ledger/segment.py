@@ -89,32 +89,41 @@ class Segment:
             raise OSError(errno.ENOSPC, f"{written} of {wanted} bytes written", str(self.path))
         self.size += wanted
 
+    def rewind(self) -> None:
+        """Let `peek` begin again behind the frames that were advanced over."""
+        self._next = self._offset
+
     def peek(self) -> bytes | None:
-        """Give the payload at the reading position; None at the end.
+        """Give the payload of the next frame; None at the end.
 
         Raises:
             TornError: the bytes there are not a whole frame.
         """
-        if self.exhausted:
+        start = self._next
+        if start >= self.size:
             return None
         try:
-            header = os.pread(self._fd, HEADER.size, self._offset)
+            header = os.pread(self._fd, HEADER.size, start)
             if len(header) < HEADER.size:
                 raise TornError
             length, crc = HEADER.unpack(header)
-            if length > min(_FRAME_MAX_BYTES, self.size - self._offset - HEADER.size):
+            if length > min(_FRAME_MAX_BYTES, self.size - start - HEADER.size):
                 raise TornError
-            payload = os.pread(self._fd, length, self._offset + HEADER.size)
+            payload = os.pread(self._fd, length, start + HEADER.size)
         except OSError as error:
             raise TornError from error
         if len(payload) != length or zlib.crc32(payload) != crc:
             raise TornError
-        self._next = self._offset + HEADER.size + length
+        self._next = start + HEADER.size + length
         return payload
 
     def advance(self) -> None:
-        """Move behind the frame that `peek` gave."""
+        """Leave behind every frame that `peek` gave."""
         self._offset = self._next
+
+    def cut(self) -> None:
+        """Leave out everything behind the frames that `peek` gave."""
+        self.size = self._next
 
     def sync(self) -> None:
         """Bring the file to the disk as far as the disk allows."""

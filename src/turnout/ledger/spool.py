@@ -52,6 +52,7 @@ class Spool:
         self._created = 0
         self._memory: deque[bytes] = deque()
         self._memory_used = 0
+        self._memory_read = 0
         self._read: Segment | None = None
         self._lock = threading.Lock()
         self._encoder = msgspec.msgpack.Encoder()
@@ -85,6 +86,11 @@ class Spool:
         return sum(segment.size for segment in tuple(self._segments)) + self._memory_used
 
     @property
+    def fill_ratio(self) -> float:
+        """Bytes that wait as a share of the bound of the files."""
+        return self.size_bytes / self._max_bytes
+
+    @property
     def memory_used_bytes(self) -> int:
         """Bytes that only memory holds, because no file takes them."""
         return self._memory_used
@@ -102,37 +108,37 @@ class Spool:
                         self._to_memory(payload)
 
     def read(self) -> list[CallFact]:
-        """Give the oldest frame without removing it; empty when nothing waits. Damaged frames are cut and counted."""
+        """Give the oldest calls without removing them: whole frames, up to `frame_calls` calls or the end of a file.
+
+        Empty when nothing waits. Damaged frames are cut and counted.
+        """
         with self._lock:
             while self._segments:
-                segment = self._read = self._segments[0]
-                try:
-                    payload = segment.peek()
-                except TornError:
-                    self.torn += 1
-                    payload = None
-                if payload is None:
-                    self._drop_head()
-                    continue
-                try:
-                    return self._decoder.decode(payload)
-                except msgspec.DecodeError:
-                    self.unreadable += 1
-                    segment.advance()
-            self._read = None
-            return self._decoder.decode(self._memory[0]) if self._memory else []
+                facts = self._read_segment(self._segments[0])
+                if facts:
+                    return facts
+                self._drop_head()
+            facts = []
+            self._memory_read = 0
+            for payload in self._memory:
+                if len(facts) >= self._frame_calls:
+                    break
+                facts += self._decoder.decode(payload)
+                self._memory_read += 1
+            return facts
 
     def advance(self) -> None:
-        """Remove the frame that `read` gave."""
+        """Remove the calls that `read` gave."""
         with self._lock:
-            if self._read is not None:
-                self._read.advance()
-                # Another thread may have closed the spool meanwhile, because this one hung in the database.
-                if self._read.exhausted and self._segments and self._segments[0] is self._read:
-                    self._drop_head()
-                self._read = None
-            elif self._memory:
+            for _ in range(min(self._memory_read, len(self._memory))):
                 self._memory_used -= len(self._memory.popleft())
+            self._memory_read = 0
+            # Another thread may have closed the spool meanwhile, because this one hung in the database.
+            if self._read is not None and self._segments and self._segments[0] is self._read:
+                self._read.advance()
+                if self._read.exhausted:
+                    self._drop_head()
+            self._read = None
 
     def sync(self) -> None:
         """Bring appended frames to the disk."""
@@ -149,6 +155,25 @@ class Spool:
                 segment.close()
             self._segments.clear()
             return lost
+
+    def _read_segment(self, segment: Segment) -> list[CallFact]:
+        self._read = segment
+        segment.rewind()
+        facts: list[CallFact] = []
+        while len(facts) < self._frame_calls:
+            try:
+                payload = segment.peek()
+            except TornError:
+                self.torn += 1
+                segment.cut()
+                payload = None
+            if payload is None:
+                break
+            try:
+                facts += self._decoder.decode(payload)
+            except msgspec.DecodeError:
+                self.unreadable += 1
+        return facts
 
     def _encode(self, facts: Sequence[CallFact]) -> bytes | None:
         try:

@@ -16,8 +16,8 @@ COLUMNS = {
     "routes": "route_id provider model replica",
     "writers": "writer_id router_id started_at_ms",
     "calls": """
-        seq call_id request_id router_id writer_id started_at_ms ended_at_ms recorded_at_ms queue_ms? decide_us? ttft_ms?
-        e2e_ms tenant key_id session_id? user_id? dialect path stream requested_model selected_model reason
+        seq call_id request_id router_id writer_id started_at_ms ended_at_ms recorded_at_ms queue_ms? decide_us?
+        ttft_ms? e2e_ms tenant key_id session_id? user_id? dialect path stream requested_model selected_model reason
         bundle_version knobs_hash clusters score_e9? route_id? attempts_n prefix_blocks? prefix_matched_blocks? outcome
         class http_status error_kind committed resumed hedged recovered est_tokens? tokens_in? tokens_out?
         tokens_cached? tokens_cache_write? tokens_reasoning? usage_source tools_requested tools_emitted cache_match
