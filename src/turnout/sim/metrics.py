@@ -59,7 +59,7 @@ class Metrics:
             (self._queue, latencies.queue_s),
         ):
             histogram.observe(values)
-            values.clear()
+        latencies.clear()
 
     def text(self, *, zero: bool = False, missing: bool = False) -> bytes:
         """The exposition. `zero`: every vLLM value is 0. `missing`: no vLLM name is there."""

@@ -48,11 +48,16 @@ class Counters(msgspec.Struct):
 
 
 class Latencies(msgspec.Struct):
-    """Durations in seconds, recorded since the last `drain`; in the order they ended."""
+    """Durations in seconds, recorded since the last `clear`, in the order they ended."""
 
     ttft_s: list[float] = []
     itl_s: list[float] = []
     queue_s: list[float] = []
+
+    def clear(self) -> None:
+        """Forget what was recorded, so that a long run stays bounded."""
+        for values in (self.ttft_s, self.itl_s, self.queue_s):
+            values.clear()
 
 
 class Sequence:

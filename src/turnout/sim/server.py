@@ -70,8 +70,8 @@ class SimEngineServer:
         self._pump = Pump(self.options, self.faults)
         self._alive = True
         await self._listen()
-        if self.faults.draw("refuse") is not None:
-            self._close_listener()
+        if (refuse := self.faults.draw("refuse")) is not None:
+            self._refuse(refuse)
         return self.options.host, self._port
 
     async def stop(self) -> None:

@@ -51,6 +51,8 @@ def run(model: EngineModel, arrivals: Sequence[tuple[float, Work]]) -> list[Gene
             now = arrivals[position][0]
             continue
         now = end
+        # A generation carries its own times; nobody reads these here.
+        model.latencies.clear()
         for event in model.finish():
             generation = done[index[event.id]]
             generation.token_at.append(now)
