@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import uvloop
+
 from turnout.sim import virtual
 from turnout.sim.engine import EngineModel
 from turnout.sim.options import EngineOptions
