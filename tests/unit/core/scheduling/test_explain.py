@@ -1,0 +1,88 @@
+import json
+import random
+
+import pytest
+
+from turnout.core import options
+from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.scheduling.explain import explain, recompute
+from turnout.core.scheduling.pipeline import schedule
+from turnout.core.scheduling.policies import POLICIES
+from turnout.core.scheduling.types import Ask
+
+KEYS = [21, 22, 23]
+
+
+def fleet_of(policy: str, *names: str) -> tuple[Fleet, Pool]:
+    fleet = Fleet(options.Scheduling(policy=policy), options.Prefix(), options.Breaker())  # type: ignore[arg-type]
+    for name in names:
+        fleet.add(options.Endpoint(name=name, url="http://127.0.0.1:1", models=["m"]), 0.0)
+    pool = fleet.pool("m")
+    assert pool is not None
+    return fleet, pool
+
+
+def test_document_shows_candidates_drops_terms_and_ranks() -> None:
+    fleet, pool = fleet_of("affinity_load", "a", "b", "c")
+    fleet.endpoints["a"].draining = True
+    fleet.endpoints["b"].in_flight = 4
+    fleet.index.record(KEYS, fleet.endpoints["b"].bit, 0.0)
+    document = explain(schedule(Ask("m", KEYS, 200, 150), pool, fleet, 2.5, random.Random(1)), "req_1")
+    assert document["dropped"] == [{"endpoint": "a", "reason": "draining"}]
+    assert (document["request_id"], document["pool"], document["now_s"]) == ("req_1", "m", 2.5)
+    assert document["picked"] == "c"
+    assert document["prefix_result"] == "declined"
+    by_name = {candidate["endpoint"]: candidate for candidate in document["candidates"]}
+    assert by_name["b"]["terms"] == {"affinity": 1.0, "load": 1.0}
+    assert (by_name["b"]["total"], by_name["c"]["total"]) == (0.0, 1.0)
+    assert (by_name["c"]["rank"], by_name["b"]["rank"]) == (1, 2)
+    assert by_name["b"]["load"] == {"busy": 4, "in_flight": 4}
+
+
+def test_reports_are_shown_with_their_age() -> None:
+    fleet, pool = fleet_of("least_busy", "a", "b")
+    fleet.endpoints["a"].reported(1.0, 0, 3, 1)
+    document = explain(schedule(Ask("m", [], 200, 150), pool, fleet, 2.5, random.Random(1)), "r")
+    assert [candidate["load"] for candidate in document["candidates"]] == [
+        {"busy": 4, "in_flight": 0, "running": 3, "waiting": 1, "age_s": 1.5, "estimated": False},
+        {"busy": 4, "in_flight": 0, "running": None, "waiting": None, "age_s": None, "estimated": True},
+    ]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_recompute_gives_the_pick_and_the_totals_bit_for_bit(policy: str) -> None:
+    rng = random.Random(11)
+    fleet, pool = fleet_of(policy, "a", "b", "c", "d", "e")
+    for number in range(200):
+        for member in pool.members:
+            member.in_flight = rng.randrange(4)
+        keys = [number % 5, 100 + number % 5, 200 + number % 3][: rng.randrange(4)]
+        if number % 2:
+            fleet.endpoints["b"].reported(float(number), 0, rng.randrange(5), rng.randrange(3))
+        decision = schedule(Ask("m", keys, 200, 150), pool, fleet, float(number), rng)
+        document = json.loads(json.dumps(explain(decision, "r")))
+        totals = [candidate["total"] for candidate in document["candidates"]]
+        assert recompute(document) == (document["picked"], totals)
+        assert decision.picked is not None
+        if keys:
+            fleet.index.record(keys, decision.picked.bit, float(number))
+
+
+def test_explaining_changes_no_state_and_may_come_late() -> None:
+    fleet, pool = fleet_of("affinity_load", "a", "b")
+    decision = schedule(Ask("m", KEYS, 200, 150), pool, fleet, 0.0, random.Random(1))
+    first = explain(decision, "r")
+    counter = pool.rotation.counter
+    fleet.endpoints["a"].in_flight = 9
+    fleet.remove("b")
+    assert explain(decision, "r") == first
+    assert pool.rotation.counter == counter
+
+
+def test_no_candidate_is_explained_too() -> None:
+    fleet, pool = fleet_of("affinity_load", "a")
+    fleet.endpoints["a"].unreachable = True
+    document = explain(schedule(Ask("m", KEYS, 200, 150), pool, fleet, 0.0, random.Random(1)), "r")
+    assert (document["picked"], document["candidates"]) == (None, [])
+    assert document["dropped"] == [{"endpoint": "a", "reason": "unreachable"}]
+    assert recompute(document) == (None, [])
