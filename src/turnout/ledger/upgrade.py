@@ -63,15 +63,17 @@ def check(path: Path) -> State:
     if not path.is_file() or not path.stat().st_size:
         return State()
     try:
-        revision = _revision(path)
+        state = _read(path)
     except sqlite3.OperationalError:
         return State()  # locked or unreadable at the moment: the writer retries, and reports it
     except sqlite3.DatabaseError as error:
         return State(exists=True, corrupt=str(error))
-    if revision is not None and revision not in REVISIONS:
-        msg = f"{path}: schema revision {revision!r}, this version knows {HEAD!r} and older; start a newer Turnout"
+    if state.revision is not None and state.revision not in REVISIONS:
+        msg = (
+            f"{path}: schema revision {state.revision!r}, this version knows {HEAD!r} and older; start a newer Turnout"
+        )
         raise LedgerRefusedError(msg)
-    return State(exists=True, revision=revision)
+    return state
 
 
 def prepare(path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> None:
@@ -95,13 +97,14 @@ def prepare(path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> No
     on_event("ledger_upgraded", path=str(path), before=state.revision or "", revision=HEAD)
 
 
-def _revision(path: Path) -> str | None:
+def _read(path: Path) -> State:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)) as conn:
-        conn.execute("PRAGMA schema_version").fetchone()
-        if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
-            return None
+        tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "alembic_version" not in tables:
+            # A creation that was interrupted (full disk, kill) leaves a database without tables: nothing to keep.
+            return State(exists=bool(tables))
         row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-        return str(row[0]) if row else None
+        return State(exists=True, revision=str(row[0]) if row else None)
 
 
 def _move_aside(path: Path, now_ms: int) -> Path:

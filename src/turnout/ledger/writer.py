@@ -205,7 +205,7 @@ class Ledger:
                 self._opened.set()
             except Exception as error:  # noqa: BLE001 - whatever keeps a file from opening is tried again
                 if not failing:
-                    self._on_event("ledger_down", kind="unreachable", error=str(error))
+                    self._on_event("ledger_down", kind="unreachable", error=str(getattr(error, "orig", error)))
                 failing = True
                 pause_s, retry_s = retry_s, min(RETRY_MAX_S, retry_s * 2)
                 if self._closed:

@@ -42,6 +42,14 @@ def test_a_database_with_another_schema_is_copied_before_it_changes(database: Pa
             assert conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (tables,)
 
 
+def test_a_creation_that_was_interrupted_is_finished_without_a_copy(database: Path, clock: Any, events: Any) -> None:
+    with closing(sqlite3.connect(database)) as conn:
+        conn.execute("PRAGMA journal_mode = WAL")
+    assert database.stat().st_size > 0
+    upgrade.prepare(database, clock_ms=clock, on_event=events)
+    assert events.names == ["ledger_upgraded"]
+
+
 @pytest.mark.usefixtures("store")
 def test_a_newer_schema_than_the_code_refuses_the_start(database: Path, clock: Any, events: Any) -> None:
     with closing(sqlite3.connect(database)) as conn:
