@@ -1,0 +1,538 @@
+"""A real router on loopback, engines that follow a script, and raw client sockets: every byte is a test's own.
+
+Routers and engines share one uvloop on a thread; tests run beside it and block on sockets and conditions, never on
+sleeps. An engine records the bytes it received; probes (GET) are answered and kept apart, so that "the engine saw
+nothing" means what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar, cast
+
+import msgspec
+import pytest
+import uvloop
+
+from turnout.app import App
+from turnout.config.schema import Config
+from turnout.core.facts import CallFact
+
+T = TypeVar("T")
+KEY = "tt-test-key-of-tenant-one"
+MODEL = "model-a"
+PATIENCE_S = 5.0
+
+
+class Loop:
+    """The event loop that routers and engines run on."""
+
+    def __init__(self) -> None:
+        self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(2 * PATIENCE_S)
+
+    def call(self, function: Callable[[], T]) -> T:
+        async def work() -> T:
+            return function()
+
+        return self.run(work())
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(PATIENCE_S)
+        self.loop.close()
+
+
+class Gate:
+    """A step of a script that waits until the test opens it."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self.reached = threading.Event()
+
+    def open(self) -> None:
+        self._open.set()
+        for loop, waiter in self._waiters:
+            loop.call_soon_threadsafe(_resolve, waiter)
+
+    async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append((loop, waiter))
+        self.reached.set()
+        if not self._open.is_set():
+            await waiter
+
+
+class Cut:
+    """A step that closes the connection: `reset` without a word, else in order."""
+
+    def __init__(self, *, reset: bool = False) -> None:
+        self.reset = reset
+
+
+Step = bytes | Gate | Cut
+Script = list[Step]
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class EngineRequest:
+    """One request as an engine received it."""
+
+    def __init__(self, raw_head: bytes, body: bytes) -> None:
+        self.raw_head = raw_head
+        lines = raw_head.split(b"\r\n")
+        self.line = lines[0]
+        self.headers = [
+            (name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines[1:] if line)
+        ]
+        self.body = body
+        self.closed = threading.Event()
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class _EngineConnection(asyncio.Protocol):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._buffer = b""
+        self._task: asyncio.Task[None] | None = None
+        self._current: EngineRequest | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._engine.open.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        request = EngineRequest(head, b"")
+        length = int(request.header(b"content-length") or 0)
+        if len(rest) < length:
+            return
+        request.body, self._buffer = rest[:length], rest[length:]
+        self._current = request
+        script = self._engine.take(request)
+        self._task = asyncio.get_running_loop().create_task(self._follow(script))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._engine.open.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+        if self._current is not None:
+            self._current.closed.set()
+
+    async def _follow(self, script: Script) -> None:
+        for step in script:
+            if isinstance(step, bytes):
+                self.transport.write(step)
+            elif isinstance(step, Gate):
+                await step.wait()
+            elif step.reset:
+                self.transport.abort()
+            else:
+                self.transport.close()
+
+
+class Engine:
+    """An engine on loopback that answers by script: one script per request, the last one for all that follow."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._arrived = threading.Condition()
+        self.requests: list[EngineRequest] = []
+        self.probes: list[EngineRequest] = []
+        self.scripts: list[Script] = [[answer()]]
+        self.models: bytes = b'{"object":"list","data":[]}'
+        self.open: set[_EngineConnection] = set()
+        self._server: asyncio.Server = loop.run(self._listen())
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(lambda: _EngineConnection(self), "127.0.0.1", 0)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def says(self, *scripts: Script | bytes) -> None:
+        self.scripts = [script if isinstance(script, list) else [script] for script in scripts]
+
+    def take(self, request: EngineRequest) -> Script:
+        if request.line.startswith(b"GET "):
+            self.probes.append(request)
+            return [answer(self.models)]
+        with self._arrived:
+            self.requests.append(request)
+            self._arrived.notify_all()
+        return self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+
+    def request(self, index: int = 0) -> EngineRequest:
+        """Wait for the request with this index."""
+        with self._arrived:
+            arrived = self._arrived.wait_for(lambda: len(self.requests) > index, PATIENCE_S)
+        assert arrived, f"the engine saw {len(self.requests)} requests, expected more than {index}"
+        return self.requests[index]
+
+    def stop(self) -> None:
+        def close() -> None:
+            self._server.close()
+            for connection in list(self.open):
+                connection.transport.abort()
+
+        self._loop.call(close)
+
+
+class Response:
+    """One response as a raw client saw it. `whole`: its framing ended as announced."""
+
+    def __init__(self, status: int, head: bytes, body: bytes, *, whole: bool) -> None:
+        self.status, self.head, self.body, self.whole = status, head, body, whole
+        self.headers = [
+            (name.lower(), value.strip())
+            for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:] if line)
+        ]
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> Any:
+        return self.json["error"]["code"]
+
+    @property
+    def param(self) -> Any:
+        return self.json["error"]["param"]
+
+
+class Client:
+    """A raw client socket."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.buffer = b""
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.socket.sendall(piece)
+
+    def read(self, marker: bytes) -> bytes:
+        """Read up to and including the marker."""
+        while marker not in self.buffer:
+            self._more()
+        end = self.buffer.index(marker) + len(marker)
+        taken, self.buffer = self.buffer[:end], self.buffer[end:]
+        return taken
+
+    def response(self, method: bytes = b"POST") -> Response:
+        """Read one final response."""
+        head = self.read(b"\r\n\r\n")[:-4]
+        status = int(head.split(b" ", 2)[1])
+        seen = Response(status, head, b"", whole=True)
+        length = seen.header(b"content-length")
+        if method == b"HEAD" or status in (100, 204, 304):
+            return seen
+        if seen.header(b"transfer-encoding") == b"chunked":
+            seen.body, seen.whole = self._chunked()
+        elif length is not None:
+            while len(self.buffer) < int(length):
+                self._more()
+            seen.body, self.buffer = self.buffer[: int(length)], self.buffer[int(length) :]
+        else:
+            seen.body, self.buffer = self.buffer + self.rest(), b""
+        return seen
+
+    def rest(self) -> bytes:
+        """Read until the peer closes; a reset is an error."""
+        pieces, self.buffer = [self.buffer], b""
+        while data := self.socket.recv(65_536):
+            pieces.append(data)
+        return b"".join(pieces)
+
+    def is_closed(self) -> bool:
+        """Wait until the peer closes in order, without another byte."""
+        return self.rest() == b""
+
+    def close(self, *, reset: bool = False) -> None:
+        if reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+    def _chunked(self) -> tuple[bytes, bool]:
+        body: list[bytes] = []
+        try:
+            while size := int(self.read(b"\r\n"), 16):
+                while len(self.buffer) < size + 2:
+                    self._more()
+                body.append(self.buffer[:size])
+                assert self.buffer[size : size + 2] == b"\r\n"
+                self.buffer = self.buffer[size + 2 :]
+            assert self.read(b"\r\n") == b"\r\n"
+        except EOFError:
+            return b"".join(body) + self.buffer, False
+        return b"".join(body), True
+
+    def _more(self) -> None:
+        data = self.socket.recv(65_536)
+        if not data:
+            raise EOFError(f"closed after {self.buffer!r}")
+        self.buffer += data
+
+
+class Records:
+    """Takes the ledger's place and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.facts: list[CallFact] = []
+        self._told = threading.Condition()
+
+    def start(self) -> None: ...
+
+    def close(self, _: float) -> int:
+        return 0
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+    def record(self, fact: CallFact) -> None:
+        with self._told:
+            self.facts.append(fact)
+            self._told.notify_all()
+
+    def fact(self, index: int = 0) -> CallFact:
+        with self._told:
+            told = self._told.wait_for(lambda: len(self.facts) > index, PATIENCE_S)
+        assert told, f"{len(self.facts)} exchanges ended, expected more than {index}"
+        return self.facts[index]
+
+
+class Router:
+    """One running router."""
+
+    def __init__(self, loop: Loop, config: Config) -> None:
+        self._loop = loop
+        self.config = config
+        self.app = App(config)
+        self.records = Records()
+        self.app.ledger = cast("Any", self.records)
+        loop.run(self._start())
+        self.port, self.admin_port = self.app.port, self.app.admin_port
+        self.key, self.model = KEY, MODEL
+        self._clients: list[Client] = []
+
+    async def _start(self) -> None:
+        await self.app.start()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def client(self) -> Client:
+        client = Client(self.port)
+        self._clients.append(client)
+        return client
+
+    def head(self, *lines: bytes, path: bytes = b"/v1/chat/completions", method: bytes = b"POST", key: str = KEY) -> bytes:
+        """Return a head with key and Host, ending in the empty line."""
+        own = [b"%b %b HTTP/1.1" % (method, path), b"Host: localhost", b"Authorization: Bearer %b" % key.encode()]
+        return b"\r\n".join([*own, *lines, b"", b""])
+
+    def request(
+        self, body: object = None, *lines: bytes, path: bytes = b"/v1/chat/completions", method: bytes = b"POST", key: str = KEY
+    ) -> bytes:
+        """Return a whole request; bytes travel as they are, other bodies as JSON."""
+        content = body if isinstance(body, bytes) else json.dumps(chat() if body is None else body).encode()
+        if method in (b"GET", b"HEAD") and body is None:
+            return self.head(*lines, path=path, method=method, key=key)
+        return self.head(b"Content-Length: %d" % len(content), *lines, path=path, method=method, key=key) + content
+
+    def ask(self, *args: Any, **kwargs: Any) -> Response:
+        """Send one request on a connection of its own and return the answer."""
+        client = self.client()
+        client.send(self.request(*args, **kwargs))
+        answered = client.response(kwargs.get("method", b"POST"))
+        client.close()
+        return answered
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the router's loop."""
+        return self._loop.call(function)
+
+    def eventually(self, holds: Callable[[], bool]) -> bool:
+        """Tell whether a fact about the router becomes true; looks at it from the loop, without a pause of its own."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if self.call(holds):
+                return True
+        return False
+
+    def stop(self) -> None:
+        for client in self._clients:
+            client.close()
+        with_patience = asyncio.run_coroutine_threadsafe(self.app.stop(), self._loop.loop)
+        try:
+            with_patience.result(2 * PATIENCE_S)
+        except concurrent.futures.TimeoutError:
+            with_patience.cancel()
+            raise
+
+
+def chat(**members: object) -> dict[str, object]:
+    """A small chat request; None removes a member."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], **members}
+    return {name: value for name, value in body.items() if value is not ...}
+
+
+ANSWER = b'{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+
+
+def answer(body: bytes = ANSWER, status: int = 200, *lines: bytes, kind: bytes = b"application/json") -> bytes:
+    """A whole JSON answer of an engine."""
+    head = [b"HTTP/1.1 %d OK" % status, b"Content-Type: " + kind, b"Content-Length: %d" % len(body), *lines, b"", b""]
+    return b"\r\n".join(head) + body
+
+
+def event(content: str | None = None, finish: str | None = None, index: int = 0, **members: object) -> bytes:
+    """One event of a chat stream."""
+    delta = {"content": content} if content is not None else {}
+    choice = {"index": index, "delta": delta, "finish_reason": finish}
+    document = {"id": "c", "object": "chat.completion.chunk", "choices": [choice], **members}
+    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+
+
+USAGE_EVENT = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+DONE = b"data: [DONE]\n\n"
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(payload: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+def stream(*events: bytes) -> Script:
+    """The script of a whole stream, one chunk per event."""
+    return [STREAM_HEAD, *map(chunk, events), b"0\r\n\r\n"]
+
+
+class Wire:
+    """The vocabulary of engine scripts, for tests that take it as a fixture."""
+
+    Gate, Cut = Gate, Cut
+    answer, event, chunk, stream, chat = map(staticmethod, (answer, event, chunk, stream, chat))
+    ANSWER, USAGE, DONE, STREAM_HEAD = ANSWER, USAGE_EVENT, DONE, STREAM_HEAD
+    KEY, MODEL = KEY, MODEL
+
+
+@pytest.fixture(scope="session")
+def wire() -> type[Wire]:
+    return Wire
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    thresholds = gc.get_threshold()
+    yield loop
+    loop.close()
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def key_table(name: str, key: str, tenant: str, **members: object) -> dict[str, object]:
+    return {"name": name, "tenant": tenant, "digest": "sha256:" + hashlib.sha256(key.encode()).hexdigest(), **members}
+
+
+def _config(engines: list[Engine], overrides: dict[str, Any]) -> Config:
+    tables: dict[str, Any] = {
+        "server": {"listen": "127.0.0.1:0", "admin_listen": ""},
+        "ledger": {"url": ""},  # `Records` stands in for it
+        "log": {"level": "error"},
+        "drain": {"grace_s": 0.01},
+        "key": [key_table("one", KEY, "tenant-one")],
+        "endpoint": [{"name": f"e{i}", "url": e.url, "models": [MODEL]} for i, e in enumerate(engines, 1)],
+    }
+    for name, value in overrides.items():
+        tables[name] = {**tables.get(name, {}), **value} if isinstance(value, dict) else value
+    return msgspec.convert(tables, Config)
+
+
+def _routers(loop: Loop) -> Iterator[Callable[..., Router]]:
+    running: list[Router] = []
+
+    def start(*engines: Engine, **overrides: Any) -> Router:
+        """Start a router over these engines; overrides are tables of the configuration."""
+        router = Router(loop, _config(list(engines), overrides))
+        running.append(router)
+        return router
+
+    yield start
+    for router in running:
+        router.stop()
+
+
+def _engines(loop: Loop) -> Iterator[Callable[..., Engine]]:
+    running: list[Engine] = []
+
+    def start(*scripts: Script | bytes) -> Engine:
+        engine = Engine(loop)
+        if scripts:
+            engine.says(*scripts)
+        running.append(engine)
+        return engine
+
+    yield start
+    for engine in running:
+        engine.stop()
+
+
+@pytest.fixture
+def script_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
+    """Start an engine that follows these scripts."""
+    yield from _engines(loop)
+
+
+@pytest.fixture
+def router(loop: Loop) -> Iterator[Callable[..., Router]]:
+    """Start a router: `router(engine, …, server={…}, timeout={…}, endpoint=[…], key=[…])`."""
+    yield from _routers(loop)
+
+
+@pytest.fixture(scope="module")
+def module_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
+    """As `script_engine`, for the whole module."""
+    yield from _engines(loop)
+
+
+@pytest.fixture(scope="module")
+def module_router(loop: Loop) -> Iterator[Callable[..., Router]]:
+    """As `router`, for the whole module."""
+    yield from _routers(loop)
