@@ -52,6 +52,30 @@ def test_block_beyond_a_hole_counts_nothing() -> None:
     assert index.match(LONG, a) == {a: 6}
 
 
+def holed_index() -> tuple[PrefixIndex, int]:
+    """Blocks 4 and 5 are held, the four before them were rolled back."""
+    index = index_of()
+    a = index.assign(0.0)
+    first = index.record(LONG[:4], a, 0.0)
+    index.record(LONG[:6], a, 0.0)
+    assert first is not None
+    index.rollback(first)
+    return index, a
+
+
+def test_record_over_a_hole_fills_it() -> None:
+    index, a = holed_index()
+    assert index.record(LONG[:6], a, 0.0) is not None
+    assert index.match(LONG, a) == {a: 6}
+
+
+def test_hole_is_still_a_hole_when_its_map_is_no_longer_the_youngest() -> None:
+    index, a = holed_index()
+    index.advance(150.0)
+    index.record(LONG[:1], a, 150.0)
+    assert index.match(LONG[:6], a) == {a: 1}
+
+
 def test_request_larger_than_cap_keeps_its_head() -> None:
     """T16: recording one request never evicts its own blocks; what is beyond the share of a map is left out."""
     index = index_of(max_blocks=30)
