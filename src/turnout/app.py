@@ -134,7 +134,11 @@ class App:
         config = self._config
         now = time.monotonic()
         fleet = Fleet(
-            config.scheduling, config.prefix, config.breaker, probe_failures=config.probe.failures, models=tuple(config.model)
+            config.scheduling,
+            config.prefix,
+            config.breaker,
+            probe_failures=config.probe.failures,
+            models=tuple(config.model),
         )
         for endpoint in config.endpoint:
             fleet.add(endpoint, now)

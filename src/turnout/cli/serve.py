@@ -32,7 +32,9 @@ def serve(config: Path) -> None:
 
     async def main() -> None:
         app = App(loaded.config)
-        await app.run(on_ready=lambda: print(f"turnout: listening on http://{app.address}", file=sys.stderr, flush=True))  # noqa: T201
+        await app.run(
+            on_ready=lambda: print(f"turnout: listening on http://{app.address}", file=sys.stderr, flush=True)
+        )  # noqa: T201
 
     try:
         uvloop.run(main())

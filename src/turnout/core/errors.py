@@ -14,6 +14,8 @@ import msgspec
 class ErrorKind(enum.StrEnum):
     """Why an attempt ended badly. The value is metric label and ledger value."""
 
+    __hash__ = str.__hash__  # the enum's own is a Python call, and every request looks members up
+
     CONNECT_ERROR = "connect_error"
     TIMEOUT_CONNECT = "timeout_connect"
     TIMEOUT_SEND = "timeout_send"
@@ -98,6 +100,8 @@ UNCOUNTED: frozenset[ErrorKind] = frozenset(
 
 class Outcome(enum.StrEnum):
     """How an accepted request ended. The value is metric label and ledger value (request-path §10)."""
+
+    __hash__ = str.__hash__  # as above
 
     COMPLETED = "completed"
     CACHED = "cached"

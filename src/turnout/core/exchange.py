@@ -57,17 +57,15 @@ class Happening(enum.IntEnum):
     CLOSE = 3
 
 
-_NEXT: dict[tuple[State, Happening], State] = {
-    (State.OPENED, Happening.ATTEMPT): State.ATTEMPTING,
-    (State.OPENED, Happening.CLOSE): State.CLOSED,
-    (State.ATTEMPTING, Happening.ATTEMPT): State.ATTEMPTING,
-    (State.ATTEMPTING, Happening.PAUSE): State.WAITING,
-    (State.ATTEMPTING, Happening.COMMIT): State.COMMITTED,
-    (State.ATTEMPTING, Happening.CLOSE): State.CLOSED,
-    (State.WAITING, Happening.ATTEMPT): State.ATTEMPTING,
-    (State.WAITING, Happening.CLOSE): State.CLOSED,
-    (State.COMMITTED, Happening.CLOSE): State.CLOSED,
-}
+# One row per state, one column per happening; None is illegal.
+_NEXT: tuple[tuple[State | None, ...], ...] = (
+    # ATTEMPT           PAUSE          COMMIT           CLOSE
+    (State.ATTEMPTING, None, None, State.CLOSED),  # OPENED
+    (State.ATTEMPTING, State.WAITING, State.COMMITTED, State.CLOSED),  # ATTEMPTING
+    (State.ATTEMPTING, None, None, State.CLOSED),  # WAITING
+    (None, None, None, State.CLOSED),  # COMMITTED
+    (None, None, None, None),  # CLOSED
+)
 
 
 class IllegalTransition(RuntimeError):
@@ -159,7 +157,15 @@ class Exchange:
     )
 
     def __init__(  # noqa: PLR0913 - an exchange is made of exactly these
-        self, ask: Ask, pool: Pool, fleet: Fleet, options: Retry, budget: RetryBudget, rng: Rng, now: float, total_s: float
+        self,
+        ask: Ask,
+        pool: Pool,
+        fleet: Fleet,
+        options: Retry,
+        budget: RetryBudget,
+        rng: Rng,
+        now: float,
+        total_s: float,
     ) -> None:
         self.ask = ask
         self.state = State.OPENED
@@ -340,7 +346,7 @@ class Exchange:
         return Outcome.UPSTREAM_UNREACHABLE
 
     def _move(self, happening: Happening) -> None:
-        following = _NEXT.get((self.state, happening))
+        following = _NEXT[self.state][happening]
         if following is None:
             raise IllegalTransition(f"{happening.name} in {self.state.name}")
         self.state = following

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 
-class RouteKey(msgspec.Struct, frozen=True, gc=False):
+class RouteKey(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The one identity of a route: provider, model, replica ("" for a provider's deployment)."""
 
     provider: str
@@ -17,7 +17,7 @@ class RouteKey(msgspec.Struct, frozen=True, gc=False):
     replica: str
 
 
-class AttemptFact(msgspec.Struct, frozen=True, gc=False):
+class AttemptFact(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One ended attempt (`phase` solo or pair) or one of its legs (prefill, decode)."""
 
     attempt_no: int
@@ -46,7 +46,7 @@ class AttemptFact(msgspec.Struct, frozen=True, gc=False):
     price_version: int | None = None
 
 
-class CallFact(msgspec.Struct, frozen=True, gc=False):
+class CallFact(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One closed exchange with all its attempts: exactly one per accepted request."""
 
     call_id: str

@@ -31,29 +31,45 @@ def _doc(text: str) -> Meta:
 class Server(Section):
     """The public listener and its ingress limits (request-path §2)."""
 
-    listen: Annotated[str, _doc("Address of the public listener, host:port; port 0 takes a free one.")] = "127.0.0.1:8080"
-    admin_listen: Annotated[str, _doc("Address of the admin listener (/metrics, /x/…); empty switches it off.")] = "127.0.0.1:9090"
+    listen: Annotated[str, _doc("Address of the public listener, host:port; port 0 takes a free one.")] = (
+        "127.0.0.1:8080"
+    )
+    admin_listen: Annotated[str, _doc("Address of the admin listener (/metrics, /x/…); empty switches it off.")] = (
+        "127.0.0.1:9090"
+    )
     request_line_max_bytes: Annotated[Bytes, _doc("L1: longest request line; over it 414.")] = 8192
     head_max_bytes: Annotated[Bytes, _doc("L1: largest head in all; over it 431.")] = 32768
     headers_max: Annotated[Count, _doc("L1: most header lines; over it 431.")] = 100
     body_max_bytes: Annotated[Bytes, _doc("L2: largest body; over it 413.")] = 33_554_432
     json_depth_max: Annotated[Count, _doc("L3: most open arrays and objects at once; over it 400 invalid_json.")] = 64
-    head_timeout_s: Annotated[Seconds, _doc("L5: a head must be complete this long after its first byte; else 408.")] = 10.0
+    head_timeout_s: Annotated[
+        Seconds, _doc("L5: a head must be complete this long after its first byte; else 408.")
+    ] = 10.0
     body_idle_s: Annotated[Seconds, _doc("L5: longest gap between body bytes; else 408.")] = 30.0
     idle_s: Annotated[Seconds, _doc("L6: a kept-alive connection without a byte is closed after this time.")] = 75.0
-    pipeline_max_bytes: Annotated[Bytes, _doc("L6: bytes read ahead of the request in progress; beyond, reading pauses.")] = 65536
+    pipeline_max_bytes: Annotated[
+        Bytes, _doc("L6: bytes read ahead of the request in progress; beyond, reading pauses.")
+    ] = 65536
     connections_max: Annotated[Count, _doc("L7: open client connections; over it 503 too_many_connections.")] = 16384
-    bodies_max_bytes: Annotated[Bytes, _doc("L8: request bodies held by all open exchanges; over it 503 shed.")] = 536_870_912
-    write_buffer_bytes: Annotated[Bytes, _doc("L9: unsent response bytes per client before reading from the engine pauses.")] = 262_144
+    bodies_max_bytes: Annotated[Bytes, _doc("L8: request bodies held by all open exchanges; over it 503 shed.")] = (
+        536_870_912
+    )
+    write_buffer_bytes: Annotated[
+        Bytes, _doc("L9: unsent response bytes per client before reading from the engine pauses.")
+    ] = 262_144
     write_idle_s: Annotated[Seconds, _doc("L9: a client that takes no byte for this long is gone.")] = 60.0
 
 
 class Relay(Section):
     """Bytes on their way from the engine to the client (request-path §2, §11)."""
 
-    keepalive_s: Annotated[Seconds, _doc("W2: an open attempt without a byte to the client for this long sends a keep-alive comment.")] = 15.0
+    keepalive_s: Annotated[
+        Seconds, _doc("W2: an open attempt without a byte to the client for this long sends a keep-alive comment.")
+    ] = 15.0
     event_max_bytes: Annotated[Bytes, _doc("L10: larger SSE events are relayed without inspection.")] = 1_048_576
-    body_hold_bytes: Annotated[Bytes, _doc("L10: a non-stream answer is held until complete up to this size.")] = 16_777_216
+    body_hold_bytes: Annotated[Bytes, _doc("L10: a non-stream answer is held until complete up to this size.")] = (
+        16_777_216
+    )
 
 
 class Timeout(Section):
@@ -74,7 +90,9 @@ class Retry(Section):
     attempts_per_model: Annotated[Count, _doc("N1: attempts on one model per exchange.")] = 3
     attempts: Annotated[Count, _doc("N1: attempts per exchange.")] = 6
     models: Annotated[Count, _doc("N1: models per exchange.")] = 3
-    budget_ratio: Annotated[Ratio, _doc("N5: extra attempts in any 10 s as a share of the exchanges active in it.")] = 0.2
+    budget_ratio: Annotated[Ratio, _doc("N5: extra attempts in any 10 s as a share of the exchanges active in it.")] = (
+        0.2
+    )
     budget_floor_per_s: Annotated[float, Meta(ge=0, le=1e6), _doc("N5: plus this many per second.")] = 3.0
     after_max_s: Annotated[Seconds, _doc("Y1: longest Retry-After that is waited for on the same endpoint.")] = 10.0
 
@@ -88,7 +106,9 @@ class Breaker(Section):
     window_s: Annotated[Seconds, _doc("B1: within this window.")] = 10.0
     open_s: Annotated[Seconds, _doc("B3: first open time; doubles with each opening in a row.")] = 5.0
     open_max_s: Annotated[Seconds, _doc("B3: cap of the open time.")] = 20.0
-    slow_start_s: Annotated[Seconds, _doc("B7: time over which a returning endpoint's share grows from 10 to 100 %.")] = 30.0
+    slow_start_s: Annotated[
+        Seconds, _doc("B7: time over which a returning endpoint's share grows from 10 to 100 %.")
+    ] = 30.0
 
 
 class Probe(Section):
@@ -102,7 +122,9 @@ class Probe(Section):
 class Pool(Section):
     """Connections to endpoints."""
 
-    idle_s: Annotated[Seconds, _doc("D8: a pooled connection idle for this long is closed by us (uvicorn closes at 5).")] = 4.0
+    idle_s: Annotated[
+        Seconds, _doc("D8: a pooled connection idle for this long is closed by us (uvicorn closes at 5).")
+    ] = 4.0
     idle_max: Annotated[Count, _doc("Idle connections kept per endpoint.")] = 1024
 
 
@@ -113,9 +135,13 @@ class Scheduling(Section):
     """Which endpoint serves an attempt (scheduling §5)."""
 
     policy: Annotated[PolicyName, _doc("The rule of the pools that name none.")] = "affinity_load"
-    affinity_beta: Annotated[float, Meta(ge=0, le=1000), _doc("affinity_load: weight of load relative to the pool's mean.")] = 1.0
+    affinity_beta: Annotated[
+        float, Meta(ge=0, le=1000), _doc("affinity_load: weight of load relative to the pool's mean.")
+    ] = 1.0
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1), _doc("Seed of rotations and random choices.")] = 0
-    prior_prefill_tokens_per_s: Annotated[float, Meta(gt=0, le=1e9), _doc("Prefill rate assumed before any is measured.")] = 8000.0
+    prior_prefill_tokens_per_s: Annotated[
+        float, Meta(gt=0, le=1e9), _doc("Prefill rate assumed before any is measured.")
+    ] = 8000.0
     decisions_max: Annotated[Count, _doc("Decisions kept in memory for /x/decisions/{id}.")] = 4096
 
 
@@ -124,7 +150,9 @@ class Prefix(Section):
 
     block_bytes: Annotated[int, Meta(ge=64, le=4096), _doc("Bytes of rendering per block in the text space.")] = 256
     max_blocks_per_request: Annotated[Count, _doc("Blocks hashed per request; the rest counts as truncated.")] = 4096
-    max_blocks: Annotated[Annotated[int, Meta(ge=0, le=2**31)] | None, _doc("Entries over all generations; 0 switches the index off.")] = 1_000_000
+    max_blocks: Annotated[
+        Annotated[int, Meta(ge=0, le=2**31)] | None, _doc("Entries over all generations; 0 switches the index off.")
+    ] = 1_000_000
     ttl_s: Annotated[Seconds, _doc("An entry unused for this long may go.")] = 300.0
     generations: Annotated[int, Meta(ge=2, le=16), _doc("Number of maps that age together.")] = 3
     max_slots: Annotated[int, Meta(ge=1, le=4096), _doc("Endpoint incarnations with an own bit.")] = 512
@@ -134,7 +162,9 @@ class Prefix(Section):
 class Drain(Section):
     """Leaving without cutting anything off (resilience §10)."""
 
-    notice_s: Annotated[float, Meta(ge=0, le=3600), _doc("X1: still accepting after SIGTERM; 5 behind a balancer.")] = 0.0
+    notice_s: Annotated[float, Meta(ge=0, le=3600), _doc("X1: still accepting after SIGTERM; 5 behind a balancer.")] = (
+        0.0
+    )
     grace_s: Annotated[Seconds, _doc("X2: time that accepted requests have to end.")] = 600.0
 
 
@@ -142,7 +172,9 @@ class Ledger(Section):
     """What happened, stored (ledger §10)."""
 
     url: Annotated[str, _doc("sqlite:///file or empty for no ledger.")] = "sqlite:///turnout.db"
-    queue_max: Annotated[Count, _doc("Facts waiting for the writer.")] = 10_000
+    queue_max: Annotated[Count, _doc("Calls waiting for the writer; a locked database holds it for up to 5 s.")] = (
+        50_000
+    )
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824
@@ -160,7 +192,9 @@ class Log(Section):
 class Auth(Section):
     """Who may ask (request-path §5)."""
 
-    mode: Annotated[Literal["keys", "open"], _doc("open: no key needed; only when every public listener is loopback.")] = "keys"
+    mode: Annotated[
+        Literal["keys", "open"], _doc("open: no key needed; only when every public listener is loopback.")
+    ] = "keys"
 
 
 class Models(Section):
@@ -182,18 +216,26 @@ class Model(Section):
 class Endpoint(Section):
     """One engine replica or provider deployment."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$"), _doc("Unique name, shown to clients instead of the address.")]
-    url: Annotated[str, Meta(pattern=r"^http://[A-Za-z0-9.\-\[\]:]+/?$", max_length=512), _doc("Base address, http://host:port.")]
+    name: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$"), _doc("Unique name, shown to clients instead of the address.")
+    ]
+    url: Annotated[
+        str, Meta(pattern=r"^http://[A-Za-z0-9.\-\[\]:]+/?$", max_length=512), _doc("Base address, http://host:port.")
+    ]
     models: Annotated[list[Name], Meta(min_length=1), _doc("Catalogue ids served here.")]
     served_as: Annotated[dict[str, str], _doc("Catalogue id → the engine's own model name, where they differ.")] = {}
-    family: Annotated[Literal["auto", "vllm", "sglang", "llamacpp", "megatron", "openai"], _doc("What the engine speaks.")] = "auto"
+    family: Annotated[
+        Literal["auto", "vllm", "sglang", "llamacpp", "megatron", "openai"], _doc("What the engine speaks.")
+    ] = "auto"
     role: Annotated[Literal["prefill", "decode", "both"], _doc("Which legs it serves.")] = "both"
     provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
     api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""
     context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None
     max_in_flight: Annotated[Count, _doc("Attempts open at once; at it the endpoint is saturated.")] = 256
     standby: Annotated[bool, _doc("Used only when no other endpoint of the pool can serve.")] = False
-    stream_usage: Annotated[Literal["auto", "yes", "no"], _doc("U4: whether stream_options.include_usage is understood.")] = "auto"
+    stream_usage: Annotated[
+        Literal["auto", "yes", "no"], _doc("U4: whether stream_options.include_usage is understood.")
+    ] = "auto"
 
 
 class Key(Section):

@@ -44,9 +44,7 @@ _CLIENT_ERROR, _SERVER_ERROR = 400, 500
 def of_outcome(outcome: Outcome, message: str, extra: tuple[tuple[str, object], ...] = ()) -> ApiError:
     """Return the error of an outcome by the endings table."""
     ending = ENDINGS[outcome]
-    return ApiError(
-        ending.status, ending.type, ending.code, message, None, ending.anthropic, ending.gemini, extra
-    )
+    return ApiError(ending.status, ending.type, ending.code, message, None, ending.anthropic, ending.gemini, extra)
 
 
 def dialect_of(path: bytes) -> str:
@@ -60,14 +58,18 @@ def error_body(dialect: str, error: ApiError, request_id: str = "") -> bytes:
     """Return the JSON body of an error in a dialect."""
     extra = dict(error.extra)
     if dialect == "anthropic":
-        kind = error.anthropic or _ANTHROPIC_BY_STATUS.get(error.status, _by_class(error.status, "invalid_request_error", "api_error"))
+        kind = error.anthropic or _ANTHROPIC_BY_STATUS.get(
+            error.status, _by_class(error.status, "invalid_request_error", "api_error")
+        )
         document: dict[str, object] = {
             "type": "error",
             "error": {"type": kind, "message": error.message, **extra},
             "request_id": request_id,
         }
     elif dialect == "gemini":
-        status = error.gemini or _GEMINI_BY_STATUS.get(error.status, _by_class(error.status, "INVALID_ARGUMENT", "INTERNAL"))
+        status = error.gemini or _GEMINI_BY_STATUS.get(
+            error.status, _by_class(error.status, "INVALID_ARGUMENT", "INTERNAL")
+        )
         document = {"error": {"code": error.status, "message": error.message, "status": status, **extra}}
     else:
         document = {

@@ -6,9 +6,10 @@ expected; it never shows content.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from turnout.core.types import Prompt, Refusal, Request
 from turnout.dialects import openai_prompt as prompts
@@ -66,11 +67,68 @@ def decode(path: bytes, body: bytes, depth_max: int, default_model: str = "") ->
         return Refusal(400, "invalid_json", f"The body is not valid JSON: {error}.")
     except DuplicateMember as error:
         return Refusal(400, "invalid_request", f"{error.key}: the key stands twice; expected once.", param=error.key)
+    except prompts.InvalidPrompt as error:
+        shaped = InvalidField(error.field, error.seen, error.expected)
+        return Refusal(400, shaped.code, f"{shaped}.", param=shaped.field)
     except InvalidField as error:
         return Refusal(400, error.code, f"{error}.", param=error.field)
 
 
+class _Usual(msgspec.Struct, gc=False):
+    """The members that most chats consist of, checked in one pass; what does not fit goes through `_careful`."""
+
+    model: str
+    messages: list[prompts.Message]
+    stream: bool | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=_INT_MAX)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=_INT_MAX)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    user: str | None = None
+
+
+_USUAL = msgspec.json.Decoder(_Usual)
+# Members that need a look of their own: a body without them is what `_Usual` says it is.
+_UNUSUAL = frozenset(
+    (
+        *_FORBIDDEN,
+        "stream_options",
+        "n",
+        "tools",
+        "functions",
+        "turnout",
+        "cache_salt",
+        "session_id",
+        "prompt_cache_key",
+    )
+    + ("previous_response_id", "chat_template", "chat_template_kwargs", "reasoning_effort")
+)
+
+
 def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Request:
+    if path == CHAT and _UNUSUAL.isdisjoint(found):
+        try:
+            usual = _USUAL.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            return _careful(path, found, body, default_model)  # which names the field
+        model, user = usual.model, usual.user
+        if 0 < len(model) < _NAME_MAX_BYTES // 4 and "\0" not in model and (user is None or "\0" not in user):
+            return Request(
+                "openai",
+                "/v1/chat/completions",
+                body,
+                model,
+                prompts.chat(usual.messages, found),
+                usual.stream or False,
+                max_tokens=usual.max_completion_tokens if usual.max_completion_tokens is not None else usual.max_tokens,
+                user=user,
+                session=user,
+            )
+    return _careful(path, found, body, default_model)
+
+
+def _careful(path: bytes, found: _Members, body: bytes, default_model: str) -> Request:
     if not _FORBIDDEN.isdisjoint(found):
         field = min(_FORBIDDEN.intersection(found))
         raise InvalidField(field, "a value", "no such field: it steers engines", "forbidden_field")
@@ -109,12 +167,9 @@ def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Re
 
 
 def _prompt(path: bytes, found: _Members) -> Prompt:
-    try:
-        if path == CHAT:
-            return prompts.chat(found)
-        return prompts.completion(found) if path == COMPLETIONS else prompts.embedding(found)
-    except prompts.InvalidPrompt as error:
-        raise InvalidField(error.field, error.seen, error.expected) from None
+    if path == CHAT:
+        return prompts.chat(prompts.messages_of(found), found)
+    return prompts.completion(found) if path == COMPLETIONS else prompts.embedding(found)
 
 
 def _model(found: _Members, default: str) -> str:
@@ -123,7 +178,9 @@ def _model(found: _Members, default: str) -> str:
     if not name:
         if default:
             return default
-        raise InvalidField("model", "nothing" if raw is None else bytes(raw), "the id of a model", "missing_model_field")
+        raise InvalidField(
+            "model", "nothing" if raw is None else bytes(raw), "the id of a model", "missing_model_field"
+        )
     if len(name) > _NAME_MAX_BYTES or len(name.encode()) > _NAME_MAX_BYTES or "\0" in name:
         raise InvalidField("model", name, f"1 to {_NAME_MAX_BYTES} bytes without NUL")
     return name

@@ -10,7 +10,13 @@ import msgspec
 
 from turnout.core.errors import ErrorKind
 
-_OVERFLOW = (b"context_length_exceeded", b"context length", b"context window", b"reduce the length of the messages", b"prompt is too long")
+_OVERFLOW = (
+    b"context_length_exceeded",
+    b"context length",
+    b"context window",
+    b"reduce the length of the messages",
+    b"prompt is too long",
+)
 _FILTERED = (b"content_filter", b"content_policy_violation", b"responsibleaipolicyviolation")
 _BY_STATUS = {
     401: ErrorKind.AUTH_ERROR,

@@ -19,6 +19,7 @@ _Members = dict[str, msgspec.Raw]
 _PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
 _TOKEN_MAX = 2**31 - 1
 _SALTS = ("chat_template", "chat_template_kwargs", "reasoning_effort")
+_SALT_NAMES = frozenset(_SALTS)
 # Compact forms of recent tools spans: agents send the same tools with every turn. Bounded by entries and by size.
 _TOOLS_MEMO: dict[int, bytes] = {}
 _TOOLS_MEMO_MAX = 256
@@ -47,27 +48,33 @@ class _Part(msgspec.Struct, gc=False):
     text: str | None = None
 
 
-class _Message(msgspec.Struct, gc=False):
+class Message(msgspec.Struct, gc=False):
+    """One message of a chat, as far as rendering and counting read it."""
+
     role: str
     content: str | list[_Part] | None = None
     name: str | None = None
     tool_calls: list[_Call] | None = None
 
 
-_MESSAGES = msgspec.json.Decoder(list[_Message])
-_LOOSE_MESSAGES = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_ROLES = {role: render_role(role) for role in ("system", "user", "assistant", "tool", "developer")}
+_MESSAGES = msgspec.json.Decoder(list[Message])
 _PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
 
 
-def chat(found: _Members) -> Prompt:
-    """Render and count a chat conversation."""
+def messages_of(found: _Members) -> list[Message]:
+    """Decode the messages of a chat with an error that names path, value and expectation."""
     raw = found.get("messages")
     if raw is None:
         raise InvalidPrompt("messages", "nothing", "a non-empty array of messages")
     try:
-        messages = _MESSAGES.decode(raw)
+        return _MESSAGES.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _invalid("messages", bytes(raw), str(error)) from None
+
+
+def chat(messages: list[Message], found: _Members) -> Prompt:
+    """Render and count a chat conversation."""
     if not messages:
         raise InvalidPrompt("messages", "[]", "a non-empty array of messages")
     records: list[bytes] = []
@@ -83,13 +90,15 @@ def chat(found: _Members) -> Prompt:
     for message in messages:
         content = message.content
         if rendering:
-            records += (ROLE, render_role(message.role))
+            records.append(ROLE)
+            records.append(_ROLES.get(message.role) or render_role(message.role))
             if message.name:
                 records += (NAME, message.name.encode())
         if type(content) is str:
             total += len(content) if content.isascii() else units(content)
             if rendering:
-                records += (TEXT, content.encode())
+                records.append(TEXT)
+                records.append(content.encode())
         elif content is not None:
             rendering, counted = _parts(content, records, rendering=rendering)
             total += counted
@@ -106,12 +115,16 @@ def completion(found: _Members) -> Prompt:
     try:
         prompt = _PROMPT.decode(raw)
     except (msgspec.DecodeError, RecursionError):
-        raise InvalidPrompt("prompt", bytes(raw), "a string, array of strings, of integers or of integer arrays") from None
+        raise InvalidPrompt(
+            "prompt", bytes(raw), "a string, array of strings, of integers or of integer arrays"
+        ) from None
     if type(prompt) is str:
         return Prompt(rendered=PROMPT + prompt.encode(), units=units(prompt))
     kinds = {type(item) for item in prompt}
     if kinds == {str}:
-        return Prompt(rendered=PROMPT + str(prompt[0]).encode(), units=max(units(str(item)) for item in prompt), count=len(prompt))
+        return Prompt(
+            rendered=PROMPT + str(prompt[0]).encode(), units=max(units(str(item)) for item in prompt), count=len(prompt)
+        )
     if kinds == {int}:
         return Prompt(tokens=_token_ids(prompt))
     if kinds == {list}:
@@ -136,9 +149,9 @@ def embedding(found: _Members) -> Prompt:
 
 def render_salt(found: _Members) -> str:
     """Hex of xxh3_64 over the compact, key-sorted object of the fields that change the rendering; "" without any."""
-    present = {name: msgspec.json.decode(found[name]) for name in _SALTS if name in found}
-    if not present:
+    if _SALT_NAMES.isdisjoint(found):
         return ""
+    present = {name: msgspec.json.decode(found[name]) for name in _SALTS if name in found}
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(present, order="sorted"))
 
 

@@ -84,7 +84,18 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 class StreamTap:
     """Reads the events of one stream. `complete` once every choice has its finish reason."""
 
-    __slots__ = ("_choices_n", "_event_max", "_finished", "_oversized", "_wants_usage", "bad_events", "partial", "terminated", "tools", "usage")
+    __slots__ = (
+        "_choices_n",
+        "_event_max",
+        "_finished",
+        "_oversized",
+        "_wants_usage",
+        "bad_events",
+        "partial",
+        "terminated",
+        "tools",
+        "usage",
+    )
 
     def __init__(self, choices_n: int, *, wants_usage: bool, event_max_bytes: int) -> None:
         self._choices_n = choices_n
@@ -192,9 +203,5 @@ def _next_end(data: bytes, at: int) -> int | None:
 
 def _data_of(raw: bytes) -> bytes | None:
     """Return the joined data lines of an event; None for comments and events without data."""
-    lines = [
-        line[5:].removeprefix(b" ")
-        for line in _LINE_END.split(raw)
-        if line.startswith(b"data:")
-    ]
+    lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(raw) if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 _TABLE = (
-    (b"litellm", "set max_input_tokens={max} in this model's model_info, enable pre-call checks and a context-window fallback"),
+    (
+        b"litellm",
+        "set max_input_tokens={max} in this model's model_info, enable pre-call checks and a context-window fallback",
+    ),
     (b"agent-zero", "set the chat model's context length to {max} and lower its history share"),
     (b"agent zero", "set the chat model's context length to {max} and lower its history share"),
     (b"zed", "set max_tokens to {max} for this model in available_models"),

@@ -9,10 +9,13 @@ from turnout.dialects.envelope import ApiError, dialect_of, error_body
 from turnout.http.response_head import ResponseHead
 
 STATUS_LINES = {
-    code: b"HTTP/1.1 %d %b\r\n" % (code, http.HTTPStatus(code).phrase.encode() if code in set(http.HTTPStatus) else b"-")
+    code: b"HTTP/1.1 %d %b\r\n"
+    % (code, http.HTTPStatus(code).phrase.encode() if code in set(http.HTTPStatus) else b"-")
     for code in range(200, 600)
 }
-STREAM_HEADERS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+STREAM_HEADERS = (
+    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+)
 JSON_TYPE = b"content-type: application/json\r\n"
 # The head that goes out with a keep-alive before the first output event (W2) says nothing that is not known yet.
 _RELAYED = frozenset((b"content-type", b"retry-after", b"x-should-retry", b"openai-version"))

@@ -13,7 +13,15 @@ from turnout.gateway.principals import Principal, Principals, carriers
 from turnout.http.head import Head
 
 _HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer")
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+    )
     + (b"transfer-encoding", b"upgrade", b"host", b"content-length", b"expect", b"accept-encoding", b"http2-settings")
 )
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"cookie"))
@@ -55,7 +63,18 @@ _CHOICES = {
 class Prepared:
     """What a head means to the gateway. `identity` remembers the answer of one key snapshot."""
 
-    __slots__ = ("carriers", "client_id", "forward", "identity", "refusal", "session", "session_fallback", "snapshot", "timeout_s", "user_agent")
+    __slots__ = (
+        "carriers",
+        "client_id",
+        "forward",
+        "identity",
+        "refusal",
+        "session",
+        "session_fallback",
+        "snapshot",
+        "timeout_s",
+        "user_agent",
+    )
 
     def __init__(self, head: Head) -> None:
         headers = head.headers
@@ -107,7 +126,10 @@ def _control(name: bytes, value: bytes) -> Refusal | None:
         good = _TIMEOUT_MS.fullmatch(value) is not None and 1 <= int(value) <= _TIMEOUT_MAX_MS
         expected = f"an integer 1…{_TIMEOUT_MAX_MS}"
     elif name == _SESSION_FIRST:
-        good, expected = 0 < len(value) <= _SESSION_MAX_BYTES and value.isascii(), f"1 to {_SESSION_MAX_BYTES} ASCII bytes"
+        good, expected = (
+            0 < len(value) <= _SESSION_MAX_BYTES and value.isascii(),
+            f"1 to {_SESSION_MAX_BYTES} ASCII bytes",
+        )
     elif name in _CHOICES:
         choices = _CHOICES[name]
         good, expected = value in choices, "one of " + ", ".join(choice.decode() for choice in choices)

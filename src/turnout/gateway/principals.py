@@ -47,10 +47,12 @@ class Principals:
     def __init__(self, keys: Iterable[Key], *, open_mode: bool, utc_s: Callable[[], float]) -> None:
         self._utc_s = utc_s
         self._open = open_mode
+        self.expiring = False
         self._by_digest: dict[str, tuple[str, Key, Principal, float]] = {}
         for key in keys:
             digest = key.digest.removeprefix("sha256:")
             expires = datetime.fromisoformat(key.expires_at).timestamp() if key.expires_at else float("inf")
+            self.expiring = self.expiring or key.expires_at is not None
             self._by_digest[digest] = (digest, key, Principal(key.tenant, key.name, tuple(key.models)), expires)
 
     def identify(self, carriers: tuple[bytes, ...]) -> Principal | Refusal:

@@ -61,7 +61,9 @@ class Run:
         "status",
     )
 
-    def __init__(self, gateway: Gateway, client: Connection, head: Head, request: Request, principal: Principal) -> None:
+    def __init__(
+        self, gateway: Gateway, client: Connection, head: Head, request: Request, principal: Principal
+    ) -> None:
         self.gateway = gateway
         self.clock = gateway.clock
         self.client = client
@@ -111,7 +113,14 @@ class Run:
             return
         ask = gateway.ask(self, pool)
         exchange = self.exchange = Exchange(
-            ask, pool, gateway.fleet, gateway.retry_options, gateway.budget(model), gateway.rng, self.started_s, self._total_s()
+            ask,
+            pool,
+            gateway.fleet,
+            gateway.retry_options,
+            gateway.budget(model),
+            gateway.rng,
+            self.started_s,
+            self._total_s(),
         )
         gateway.runs.add(self)
         self.client.attach(self)
@@ -162,7 +171,7 @@ class Run:
         upstream = self.gateway.upstreams[attempt.endpoint.name]
         body = upstream_body(request, self.engine_model(attempt), ask_usage=upstream.stream_usage)
         response = self.response = AttemptResponse(self, attempt)
-        self.next_at_s = response.due(attempt.started_s)[1]
+        self.next_at_s = min(attempt.started_s + self.gateway.first_look_s, self._exchange.deadline_s)
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             upstream.head(request.path),
             self.prepared.forward,
@@ -178,9 +187,7 @@ class Run:
         elif outcome is Outcome.UPSTREAM_ANSWERED and self._answer is not None:
             self._relay_answer(*self._answer)
         else:
-            tried = "; ".join(
-                f"{a.endpoint.name}={a.error_kind}({a.http_status or '-'})" for a in exchange.attempts
-            )
+            tried = "; ".join(f"{a.endpoint.name}={a.error_kind}({a.http_status or '-'})" for a in exchange.attempts)
             message = f"{_MESSAGES[outcome]} {tried}".rstrip()
             self._close_exchange(outcome)
             self._refuse(outcome, message)
@@ -312,7 +319,14 @@ class Run:
         relayed = head.prepared[0] if head is not None else b""
         self.client.write(
             b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
-            % (answers.STATUS_LINES[200], relayed, self._own_headers(response), self._connection_header(), len(body), body)
+            % (
+                answers.STATUS_LINES[200],
+                relayed,
+                self._own_headers(response),
+                self._connection_header(),
+                len(body),
+                body,
+            )
         )
 
     def remember_answer(self, head: ResponseHead, body: bytes | None) -> None:
@@ -391,7 +405,9 @@ class Run:
 
     def _end_in_band(self, outcome: Outcome, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
         """W3: the head is out, so the stream itself must say that it failed, and must not end as if it were whole."""
-        event = in_band_error(of_outcome(outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED, _MESSAGES[outcome]))
+        event = in_band_error(
+            of_outcome(outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED, _MESSAGES[outcome])
+        )
         self.status = 200
         self._close_exchange(outcome, kind)
         self.client.write(answers.chunk(event) if self.chunked else event)
@@ -428,13 +444,16 @@ class Run:
         overhead_s = self.decide_s
         if response is not None and response.head_at_s:
             overhead_s += self.clock() - (response.first_output_s or response.head_at_s)
-        return b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\nx-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n" % (
-            self.request_id,
-            self.call_id.encode(),
-            self.model.encode(),
-            attempts[-1].endpoint.name.encode(),
-            len(attempts),
-            overhead_s * 1000,
+        return (
+            b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\nx-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n"
+            % (
+                self.request_id,
+                self.call_id.encode(),
+                self.model.encode(),
+                attempts[-1].endpoint.name.encode(),
+                len(attempts),
+                overhead_s * 1000,
+            )
         )
 
     def _connection_header(self) -> bytes:

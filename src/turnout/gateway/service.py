@@ -101,6 +101,10 @@ class Gateway:
         router_id: str,
     ) -> None:
         self.relay_options, self.timeout_options, self.retry_options = relay, timeout, retry
+        # No attempt can be due earlier, so opening one computes no deadline of its own: the tick does.
+        self.first_look_s = min(
+            timeout.first_token_s, timeout.first_token_failover_s, relay.keepalive_s, timeout.total_s
+        )
         self.fleet, self.catalogue, self.upstreams = fleet, catalogue, upstreams
         self.meter = meter
         self.router_id = router_id
@@ -142,8 +146,11 @@ class Gateway:
         prepared = head.prepared
         if prepared is None:
             prepared = head.prepared = Prepared(head)
-        identity = self._principals.identify(prepared.carriers)
-        prepared.identity = identity
+        identity = prepared.identity
+        if identity is None or prepared.snapshot is not self._principals:
+            identity = prepared.identity = self._principals.identify(prepared.carriers)
+            # A key that expires is looked up every time; the others keep their meaning as long as the snapshot.
+            prepared.snapshot = None if self._principals.expiring else self._principals
         if type(identity) is Refusal:
             return identity
         return prepared.refusal
@@ -198,7 +205,9 @@ class Gateway:
                 keys = token_keys(prompt.tokens, self._root(run, "tok"), _TOKEN_BLOCK, prefix.max_blocks_per_request)
         if not tokens:
             tokens = -(-len(prompt.rendered) // 4) or run.floor
-        return Ask(model=pool.model, keys=keys, tokens=tokens, estimate_floor=run.floor, session=session_key, relax=True)
+        return Ask(
+            model=pool.model, keys=keys, tokens=tokens, estimate_floor=run.floor, session=session_key, relax=True
+        )
 
     def decided(self, run: Run) -> None:
         """Count and keep a first decision, so that it can be explained afterwards."""

@@ -16,6 +16,7 @@ _NOT_IN_TRAILERS = frozenset(
 _OVERHEAD_MAX_BYTES = 4096
 _LINE_MAX_BYTES = 4096
 _TRAILERS_MAX_BYTES = 32_768
+_HEX_MAX_BYTES = 18  # 16 digits and the CRLF
 _SIZE, _DATA, _AFTER, _TRAILERS, _DONE = range(5)
 
 
@@ -26,7 +27,7 @@ class FramingError(ValueError):
 class ChunkedDecoder:
     """Turns framed bytes into payload. `done` once the last chunk and the trailers are in; `rest` holds what follows."""
 
-    __slots__ = ("_at", "_buffer", "_left", "_overhead", "_payload", "_trailer_bytes", "done", "rest")
+    __slots__ = ("_at", "_buffer", "_left", "_overhead", "_payload", "_trailer_bytes", "at_boundary", "done", "rest")
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -35,13 +36,9 @@ class ChunkedDecoder:
         self._overhead = 0
         self._payload = 0
         self._trailer_bytes = 0
+        self.at_boundary = True  # between two chunks, with nothing buffered
         self.done = False
         self.rest = b""
-
-    @property
-    def at_boundary(self) -> bool:
-        """True between two chunks with nothing buffered."""
-        return self._at == _SIZE and not self._buffer
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take framed bytes and return the payload pieces in them.
@@ -83,6 +80,7 @@ class ChunkedDecoder:
                     self.rest = buffer[pos:]
                     pos = end
         self._buffer = buffer[pos:]
+        self.at_boundary = self._at == _SIZE and not self._buffer
         return pieces
 
     def _line(self, line: bytes) -> bool:
@@ -122,3 +120,40 @@ class ChunkedDecoder:
 def _could_be_size(partial: bytes) -> bool:
     text = partial.removesuffix(b"\r")
     return not text or _SIZE_LINE.fullmatch(text) is not None
+
+
+def whole_chunks(data: bytes) -> bytes | None:
+    """Return the payload when the bytes are whole, non-empty chunks without extensions: the shape of streamed events.
+
+    None means that the decoder has to look; it never means that the bytes are wrong.
+    """
+    line_end = data.find(b"\r\n", 0, _HEX_MAX_BYTES)
+    size = data[:line_end]
+    if line_end <= 0 or not size.isalnum():
+        return None
+    try:
+        after = line_end + 2 + int(size, 16)
+    except ValueError:
+        return None
+    if len(data) == after + 2 and after > line_end + 2 and data.endswith(b"\r\n"):
+        return data[line_end + 2 : after]
+    return _several_chunks(data)
+
+
+def _several_chunks(data: bytes) -> bytes | None:
+    pieces: list[bytes] = []
+    at, end = 0, len(data)
+    while at < end:
+        line_end = data.find(b"\r\n", at, at + _HEX_MAX_BYTES)
+        size = data[at:line_end]
+        if line_end <= at or not size.isalnum():
+            return None
+        try:
+            length = int(size, 16)
+        except ValueError:
+            return None
+        at = line_end + 4 + length
+        if not length or at > end or data[at - 2 : at] != b"\r\n":
+            return None
+        pieces.append(data[line_end + 2 : at - 2])
+    return b"".join(pieces)

@@ -14,12 +14,11 @@ from typing import Protocol, cast
 
 from turnout.core.errors import ErrorKind
 from turnout.core.options import Pool
-from turnout.http.chunked import ChunkedDecoder, FramingError
+from turnout.http.chunked import ChunkedDecoder, FramingError, whole_chunks
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
 
 _INFORMATIONAL_MAX = 8
 _HEAD_END = b"\r\n\r\n"
-_HEX_MAX = 17  # 16 digits and one more that proves the line too long
 
 
 class Sink(Protocol):
@@ -177,9 +176,11 @@ class EngineConnection(asyncio.Protocol):
     def _read_body(self, sink: Sink, data: bytes) -> None:
         chunks = self._chunks
         if chunks is not None:
-            if chunks.at_boundary and _is_one_chunk(data):
-                sink.on_body(data[data.index(b"\n") + 1 : -2], data)
-                return
+            if chunks.at_boundary:
+                payload = whole_chunks(data)
+                if payload is not None:
+                    sink.on_body(payload, data)
+                    return
             pieces = chunks.feed(data)
             if pieces:
                 sink.on_body(pieces[0] if len(pieces) == 1 else b"".join(pieces), None)
@@ -287,7 +288,9 @@ class EndpointPool:
         failure: tuple[ErrorKind, str]
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(lambda: EngineConnection(self), self._host, self._port)
+                _, connection = await self._loop.create_connection(
+                    lambda: EngineConnection(self), self._host, self._port
+                )
         except TimeoutError:
             failure = (ErrorKind.TIMEOUT_CONNECT, "no connection in time")
         except OSError as error:
@@ -301,18 +304,3 @@ class EndpointPool:
             return
         if self._connecting.pop(sink, None) is not None:
             sink.on_failure(*failure)
-
-
-def _is_one_chunk(data: bytes) -> bool:
-    """Tell whether the bytes are exactly one non-empty chunk without extensions: the shape of a streamed event."""
-    line_end = data.find(b"\r\n", 0, _HEX_MAX + 2)
-    if line_end <= 0:
-        return False
-    size = data[:line_end]
-    if not size.isalnum():
-        return False
-    try:
-        length = int(size, 16)
-    except ValueError:
-        return False
-    return length > 0 and len(data) == line_end + length + 4 and data[-2:] == b"\r\n"

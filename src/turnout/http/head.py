@@ -15,7 +15,9 @@ from turnout.core.types import Refusal
 
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"))
 _METHOD_MAX_BYTES = max(map(len, _METHODS))
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+_HEADER = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
+)
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
 _FORBIDDEN_IN_TARGET = re.compile(rb"[#\\]|%00|%2[Ff]|%5[Cc]")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
@@ -37,7 +39,17 @@ class Head:
     because it depends on the same bytes only.
     """
 
-    __slots__ = ("chunked", "content_length", "expect_continue", "headers", "keep_alive", "method", "path", "prepared", "version_minor")
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "expect_continue",
+        "headers",
+        "keep_alive",
+        "method",
+        "path",
+        "prepared",
+        "version_minor",
+    )
 
     def __init__(self, method: bytes, path: bytes, version_minor: int, headers: dict[bytes, bytes]) -> None:
         self.method = method
@@ -87,7 +99,9 @@ class HeadParser:
         method, blank, _ = line.partition(b" ")
         if (blank and method not in _METHODS) or len(method) > _METHOD_MAX_BYTES or not method.isalpha():
             known = blank == b"" and any(m.startswith(method) for m in _METHODS)
-            return None if known or method == b"PRI"[: len(method)] else _bad("an unknown method", "a method of HTTP/1.1")
+            return (
+                None if known or method == b"PRI"[: len(method)] else _bad("an unknown method", "a method of HTTP/1.1")
+            )
         return None
 
     def _parse(self, raw: bytes) -> Head | Refusal:
@@ -122,7 +136,9 @@ class HeadParser:
         if token is None:
             return _bad("a malformed version", "HTTP/1.1 or HTTP/1.0")
         if token[1] != b"1" or token[2] not in b"01":
-            return Refusal(505, "bad_http", f"The version {version.decode()} is not spoken here; expected HTTP/1.1.", close=True)
+            return Refusal(
+                505, "bad_http", f"The version {version.decode()} is not spoken here; expected HTTP/1.1.", close=True
+            )
         if method not in _METHODS:
             return _bad("an unknown method", "a method of HTTP/1.1 in capitals")
         if _TARGET.fullmatch(target) is None or _FORBIDDEN_IN_TARGET.search(target):
@@ -184,4 +200,6 @@ def _bad(what: str, expected: str) -> Refusal:
 
 
 def _too_large(status: int, what: str, seen: int, limit: int) -> Refusal:
-    return Refusal(status, "request_too_large", f"The {what} exceeds the limit: {seen}, expected at most {limit}.", close=True)
+    return Refusal(
+        status, "request_too_large", f"The {what} exceeds the limit: {seen}, expected at most {limit}.", close=True
+    )

@@ -238,7 +238,9 @@ class Connection(asyncio.Protocol):
         if self._state in (_HEAD, _BODY):
             what = "head" if self._state == _HEAD else "body"
             path = self._head.path if self._head is not None else b""
-            self._refuse(path, Refusal(408, "request_timeout", f"The request {what} did not arrive in time.", close=True))
+            self._refuse(
+                path, Refusal(408, "request_timeout", f"The request {what} did not arrive in time.", close=True)
+            )
         elif self._state == _BUSY and self._unsent_bytes:
             unsent = self._transport.get_write_buffer_size()
             if unsent >= self._unsent_bytes:
