@@ -81,8 +81,8 @@ def _depths(keys: list[int], index: PrefixIndex, candidates: Roster) -> tuple[li
     owners = index.match(keys, candidates.alive)
     if not owners:
         return candidates.zeros, "stale" if owners is STALE else "miss"
-    depth_of = owners.get
-    return [depth_of(bit, 0) for bit in candidates.bits], "match"
+    # owners.get(bit, 0) for each bit: the zeros are the defaults.
+    return list(map(owners.get, candidates.bits, candidates.zeros)), "match"
 
 
 def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> None:
