@@ -10,21 +10,22 @@ An exchange is synchronous. Its methods are named after what happened and return
 
 `_NEXT` holds every legal transition; anything else raises and changes nothing. The loop follows resilience §3: another
 endpoint at once, else the same one after a jittered pause when the failure allows it, else a standby or relaxed one,
-within attempts, retry budget and deadline. Every count, lease and predicted prefix entry taken for an attempt is
-given back by the one method that ends it.
+within attempts, retry budget and deadline. A try elsewhere waits for the budget, one at the same endpoint does not.
+Every count, lease and predicted prefix entry taken for an attempt is given back by the one method that ends it.
 """
 
 from __future__ import annotations
 
 import enum
+
 import msgspec
 
-from turnout.core.errors import RETRY, UNCOUNTED, ErrorKind, Outcome
+from turnout.core.attempt import Attempt
+from turnout.core.errors import RETRY, ErrorKind, Outcome
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
 from turnout.core.options import Retry
-from turnout.core.prefix.index import Placement
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.types import Ask, Decision
@@ -34,8 +35,17 @@ _BACKOFF_BASE_S = 0.25
 _DEADLINE_MARGIN_S = 0.25
 _COOLDOWN_S = 2.0
 _COOLDOWN_MAX_S = 60.0
+_BUDGET_LOOK_S = 0.1  # N5: how often an exchange that waits for the budget looks again
+_BUDGET_WAIT_MAX_S = 30.0  # D6
+_OK_MAX = 299  # an error inside a 200 is nothing that could be relayed as the engine's refusal
+_TIMEOUTS = (
+    ErrorKind.TIMEOUT_FIRST_TOKEN,
+    ErrorKind.TIMEOUT_RESPONSE,
+    ErrorKind.TIMEOUT_CONNECT,
+    ErrorKind.TIMEOUT_SEND,
+)
 # What the engine said in these cases is not for the client: rubbish, or talk about our own credential (U5).
-_NOT_AN_ANSWER = (ErrorKind.BAD_RESPONSE, ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED)
+NOT_AN_ANSWER = (ErrorKind.BAD_RESPONSE, ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED)
 
 
 class State(enum.IntEnum):
@@ -62,7 +72,7 @@ _NEXT: tuple[tuple[State | None, ...], ...] = (
     # ATTEMPT           PAUSE          COMMIT           CLOSE
     (State.ATTEMPTING, None, None, State.CLOSED),  # OPENED
     (State.ATTEMPTING, State.WAITING, State.COMMITTED, State.CLOSED),  # ATTEMPTING
-    (State.ATTEMPTING, None, None, State.CLOSED),  # WAITING
+    (State.ATTEMPTING, State.WAITING, None, State.CLOSED),  # WAITING
     (None, None, None, State.CLOSED),  # COMMITTED
     (None, None, None, None),  # CLOSED
 )
@@ -70,48 +80,6 @@ _NEXT: tuple[tuple[State | None, ...], ...] = (
 
 class IllegalTransition(RuntimeError):
     """Something happened that cannot happen in this state: a bug of the caller."""
-
-
-class Attempt:
-    """One try on one endpoint, and what it holds while it is open."""
-
-    __slots__ = (
-        "committed",
-        "ended_s",
-        "endpoint",
-        "epoch",
-        "error_kind",
-        "first_byte_s",
-        "http_status",
-        "kind",
-        "no",
-        "placement",
-        "started_s",
-        "tokens",
-        "uncached",
-        "usage",
-    )
-
-    def __init__(self, no: int, endpoint: EndpointState, kind: str, started_s: float) -> None:
-        self.no = no
-        self.endpoint = endpoint
-        self.kind = kind
-        self.started_s = started_s
-        self.ended_s = 0.0
-        self.first_byte_s: float | None = None
-        self.error_kind: ErrorKind | None = None
-        self.http_status: int | None = None
-        self.committed = False
-        self.usage: Usage | None = None
-        self.tokens = 0
-        self.uncached = 0
-        self.epoch = 0
-        self.placement: Placement | None = None
-
-    @property
-    def counted(self) -> bool:
-        """Tell whether the result says something about the route (ledger §3)."""
-        return self.error_kind not in UNCOUNTED
 
 
 class Open(msgspec.Struct, frozen=True, gc=False):
@@ -144,6 +112,7 @@ class Exchange:
         "_fleet",
         "_options",
         "_pool",
+        "_queued_at_s",
         "_rng",
         "_same_tries",
         "ask",
@@ -156,7 +125,7 @@ class Exchange:
         "state",
     )
 
-    def __init__(  # noqa: PLR0913 - an exchange is made of exactly these
+    def __init__(
         self,
         ask: Ask,
         pool: Pool,
@@ -181,6 +150,7 @@ class Exchange:
         self._budget = budget
         self._rng = rng
         self._same_tries = 0
+        self._queued_at_s: float | None = None
         self._answered = False
 
     @property
@@ -190,6 +160,8 @@ class Exchange:
 
     def begin(self, now: float) -> Next:
         """Schedule the first attempt."""
+        if self.state is not State.OPENED:
+            raise self._illegal("begin")
         self._budget.exchange_started(now)
         decision = self.decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
         if decision.picked is None:
@@ -198,15 +170,16 @@ class Exchange:
 
     def first_byte(self, now: float) -> None:
         """Hear that the engine has finished the prompt of the current attempt."""
-        attempt = self.attempts[-1]
+        attempt = self._running("first_byte")
         if attempt.first_byte_s is None:
             attempt.first_byte_s = now
             attempt.endpoint.first_byte(attempt.uncached)
 
     def committed(self) -> None:
         """Hear that bytes of the current attempt went to the client: no other endpoint may answer unnoticed."""
+        attempt = self._running("committed")
         self._move(Happening.COMMIT)
-        self.attempts[-1].committed = True
+        attempt.committed = True
 
     def attempt_failed(
         self, kind: ErrorKind, now: float, *, status: int | None = None, retry_after_s: float | None = None
@@ -220,9 +193,9 @@ class Exchange:
             retry_after_s: what the answer asked for.
 
         """
-        attempt = self.attempts[-1]
+        attempt = self._running("attempt_failed")
         self._end(attempt, kind, now, status)
-        if status is not None and kind not in _NOT_AN_ANSWER:
+        if status is not None and status > _OK_MAX and kind not in NOT_AN_ANSWER:
             self._answered = True
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s if self.retry_after_s is None else min(self.retry_after_s, retry_after_s)
@@ -238,22 +211,26 @@ class Exchange:
         return self._after(attempt, kind, now, retry_after_s)
 
     def wait_over(self, now: float) -> Next:
-        """Try the same endpoint again after the pause, if it still may be used."""
-        last = self.attempts[-1]
-        if last.endpoint.draining or now + _DEADLINE_MARGIN_S > self.deadline_s:
+        """Go on after a wait: the same endpoint if it still may be used (N7), or the one the budget had to allow."""
+        if self.state is not State.WAITING:
+            raise self._illegal("wait_over")
+        if now + _DEADLINE_MARGIN_S > self.deadline_s:
             return GiveUp(self._exhausted())
-        return self._open(last.endpoint, "same", None, now)
+        endpoint = self.attempts[-1].endpoint
+        if self._queued_at_s is None and _usable(endpoint, self.ask.model, now):
+            return self._open(endpoint, "same", None, now)
+        return self._elsewhere(now) or self._last_resort(now)
 
     def completed(self, usage: Usage | None, now: float, status: int) -> None:
         """End the current attempt as a complete response, and with it the exchange."""
-        attempt = self.attempts[-1]
+        attempt = self._running("completed")
         attempt.usage = usage
         self._end(attempt, None, now, status)
         self.close(Outcome.COMPLETED, now)
 
     def close(self, outcome: Outcome, now: float, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
         """End the exchange with its outcome; an attempt that is still open ends as `kind`."""
-        if self.attempts and not self.attempts[-1].ended_s:
+        if self.attempts and self.attempts[-1].is_open:
             self._end(self.attempts[-1], kind, now, None)
         self._move(Happening.CLOSE)
         self.outcome = outcome
@@ -269,35 +246,76 @@ class Exchange:
         if kind is ErrorKind.CONTEXT_OVERFLOW and attempt.endpoint.context_max is not None:
             # Only a larger or an unknown context can help: the estimate is raised to what has just been refused.
             self.ask.estimate_floor = max(self.ask.estimate_floor, attempt.endpoint.context_max + 1)
-        self.ask.relax = False
-        decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
-        if decision.picked is not None and self._budget.take(now):
-            return self._open(decision.picked, "other", decision, now)
-        pause = self._pause(rule.same, now, retry_after_s)
+        following = self._elsewhere(now)
+        if following is not None:
+            return following
+        pause = self._pause(attempt.endpoint, rule.same, now, retry_after_s)
         if pause is not None and self._budget.take(now):
             self._same_tries += 1
             self._move(Happening.PAUSE)
             return Wait(now + pause)
+        return self._last_resort(now)
+
+    def _elsewhere(self, now: float) -> Next | None:
+        """N2 (1): an untried endpoint with no soft filter relaxed; None when there is none."""
+        self.ask.relax = False
+        if self._queued_at_s is not None and not self._budget.has(now) and self._untried():
+            return self._queue(now)  # nothing could open, so nothing is scheduled
+        decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
+        return None if decision.picked is None else self._open_or_queue(decision.picked, "other", decision, now)
+
+    def _last_resort(self, now: float) -> Next:
+        """N2 (3) and (5): a standby endpoint, or one that soft filters had dropped."""
         self.ask.relax = True
         decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
-        if decision.picked is not None and self._budget.take(now):
-            return self._open(decision.picked, "standby" if decision.picked.standby else "relaxed", decision, now)
-        return GiveUp(self._exhausted())
+        picked = decision.picked
+        if picked is None:
+            return GiveUp(self._exhausted())
+        return self._open_or_queue(picked, "standby" if picked.standby else "relaxed", decision, now)
 
-    def _pause(self, may_repeat: bool, now: float, retry_after_s: float | None) -> float | None:  # noqa: FBT001 - a fact
+    def _open_or_queue(self, endpoint: EndpointState, kind: str, decision: Decision, now: float) -> Next:
+        if self._budget.take(now):
+            return self._open(endpoint, kind, decision, now)
+        return GiveUp(self._exhausted()) if kind == "relaxed" else self._queue(now)
+
+    def _queue(self, now: float) -> Next:
+        """N5: a try elsewhere waits for the budget, so that losing one endpoint of many costs no client an error."""
+        if self._queued_at_s is None:
+            self._queued_at_s = now
+        until_s = now + _BUDGET_LOOK_S
+        if until_s > self._queued_at_s + _BUDGET_WAIT_MAX_S or until_s + _DEADLINE_MARGIN_S > self.deadline_s:
+            return GiveUp(self._exhausted())
+        self._move(Happening.PAUSE)
+        return Wait(until_s)
+
+    def _untried(self) -> bool:
+        tried = self.ask.tried
+        return any(e.name not in tried and not (e.gone or e.draining or e.unreachable) for e in self._pool.members)
+
+    def _pause(
+        self,
+        endpoint: EndpointState,
+        may_repeat: bool,  # noqa: FBT001 - a fact
+        now: float,
+        retry_after_s: float | None,
+    ) -> float | None:
         """Return how long to wait before asking the same endpoint again; None when it may not be asked (N2, N4, Y1)."""
-        elsewhere = any(e.name not in self.ask.tried for e in self._pool.members)
-        if not may_repeat or self._same_tries >= (1 if elsewhere else 2):
+        tried = self.ask.tried
+        standby = any(e.standby and e.name not in tried and _usable(e, self.ask.model, now) for e in self._pool.members)
+        if not may_repeat or self._same_tries >= (1 if standby else 2):
             return None
         pause = self._rng.random() * _BACKOFF_BASE_S * 2**self._same_tries
         if retry_after_s is not None:
             if retry_after_s > self._options.after_max_s:
                 return None
             pause = max(pause, retry_after_s)
+        if not endpoint.breaker.allow(now + pause):
+            return None
         return pause if now + pause + _DEADLINE_MARGIN_S < self.deadline_s else None
 
     def _open(self, endpoint: EndpointState, kind: str, decision: Decision | None, now: float) -> Open:
         self._move(Happening.ATTEMPT)
+        self._queued_at_s = None
         attempt = Attempt(len(self.attempts) + 1, endpoint, kind, now)
         ask = self.ask
         attempt.tokens = ask.tokens
@@ -313,8 +331,7 @@ class Exchange:
         return Open(attempt)
 
     def _end(self, attempt: Attempt, kind: ErrorKind | None, now: float, status: int | None) -> None:
-        if attempt.ended_s:
-            raise IllegalTransition(f"attempt {attempt.no} ended twice")
+        attempt.is_open = False
         attempt.ended_s = now
         attempt.error_kind = kind
         attempt.http_status = status
@@ -334,22 +351,41 @@ class Exchange:
 
     def _exhausted(self) -> Outcome:
         """N9: the last upstream answer if there is one, else an ending by the last kind."""
-        kind = self.attempts[-1].error_kind
+        last = self.attempts[-1]
+        kind = last.error_kind
         if kind in (ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED):
             return Outcome.UPSTREAM_CREDENTIAL
         if self._answered:
             return Outcome.UPSTREAM_ANSWERED
-        if kind in (ErrorKind.TIMEOUT_FIRST_TOKEN, ErrorKind.TIMEOUT_RESPONSE, ErrorKind.TIMEOUT_CONNECT):
+        if kind in _TIMEOUTS:
             return Outcome.UPSTREAM_TIMEOUT
-        if kind is ErrorKind.BAD_RESPONSE:
+        if kind is ErrorKind.BAD_RESPONSE or last.http_status is not None:
             return Outcome.UPSTREAM_INVALID
         return Outcome.UPSTREAM_UNREACHABLE
+
+    def _running(self, event: str) -> Attempt:
+        """Return the attempt that is open; an event of an attempt that is not is a bug of the caller."""
+        if self.attempts:
+            attempt = self.attempts[-1]
+            if attempt.is_open:
+                return attempt
+        raise self._illegal(event)
+
+    def _illegal(self, event: str) -> IllegalTransition:
+        return IllegalTransition(f"{event} in {self.state.name} with {len(self.attempts)} attempts")
 
     def _move(self, happening: Happening) -> None:
         following = _NEXT[self.state][happening]
         if following is None:
             raise IllegalTransition(f"{happening.name} in {self.state.name}")
         self.state = following
+
+
+def _usable(endpoint: EndpointState, model: str, now: float) -> bool:
+    """Tell whether an endpoint takes an attempt now, by everything that scheduling would look at."""
+    if endpoint.gone or endpoint.draining or endpoint.unreachable or model in endpoint.lost_models:
+        return False
+    return endpoint.in_flight < endpoint.max_in_flight and endpoint.breaker.allow(now)
 
 
 def _unroutable(decision: Decision) -> Outcome:

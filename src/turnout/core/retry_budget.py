@@ -31,12 +31,16 @@ class RetryBudget:
             self._bucket(second)[1] += 1
         self._started += 1
 
+    def has(self, now: float) -> bool:
+        """Tell whether `take` would succeed."""
+        self._bucket(now // 1)
+        return self._extra + 1 <= self._ratio * self._started + self._floor
+
     def take(self, now: float) -> bool:
         """Take one extra attempt if the budget has one."""
-        bucket = self._bucket(now // 1)
-        if self._extra + 1 > self._ratio * self._started + self._floor:
+        if not self.has(now):
             return False
-        bucket[2] += 1
+        self._buckets[-1][2] += 1
         self._extra += 1
         return True
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnout.core.errors import ENDINGS
-from turnout.core.facts import AttemptFact, CallFact, RouteKey
+from turnout.core.facts import AttemptFact, CallFact
 
 if TYPE_CHECKING:
-    from turnout.core.exchange import Attempt
+    from turnout.core.attempt import Attempt
     from turnout.gateway.run import Run
 
 
@@ -18,7 +18,7 @@ def call_fact(run: Run, now: float) -> CallFact:
     Instants of attempts are the exchange's start plus monotonic differences, so a clock step cannot reorder them.
     """
     exchange, request, outcome = run.exchange, run.request, run.outcome
-    assert outcome is not None  # noqa: S101 - facts are made of ended runs
+    assert outcome is not None
     attempts = exchange.attempts if exchange is not None else []
     last = attempts[-1] if attempts else None
     usage = last.usage if last is not None else None

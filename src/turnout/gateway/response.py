@@ -11,6 +11,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from turnout.core.errors import ErrorKind
+from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.types import Usage
 from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.openai_stream import Event, StreamTap, answer_usage, is_plain
@@ -19,7 +20,7 @@ from turnout.http.client import EngineConnection
 from turnout.http.response_head import ResponseHead
 
 if TYPE_CHECKING:
-    from turnout.core.exchange import Attempt
+    from turnout.core.attempt import Attempt
     from turnout.gateway.run import Run
 
 _REFUSAL_HOLD_BYTES = 65_536
@@ -296,10 +297,11 @@ class AttemptResponse:
     def _refused(self) -> None:
         run = self._run
         head = self.head
-        assert head is not None  # noqa: S101 - on_end follows on_head
+        assert head is not None
         body = b"".join(self._held)
-        run.remember_answer(head, body if self._held_bytes <= _REFUSAL_HOLD_BYTES else None)
         kind = classify(head.status, body, run.engine_model(self.attempt))
+        if kind not in NOT_AN_ANSWER:  # U5: what an engine says about our credential must never reach the client
+            run.remember_answer(head, body if self._held_bytes <= _REFUSAL_HOLD_BYTES else None)
         run.failed(self, kind, head.status, retry_after_s(head.get, run.gateway.now_ms() / 1000))
 
 

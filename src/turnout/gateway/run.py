@@ -10,12 +10,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from turnout.core.admission.precheck import context_exceeded, estimate_floor
+from turnout.core.attempt import Attempt
 from turnout.core.errors import ENDINGS, ErrorKind, Outcome
-from turnout.core.exchange import Attempt, Exchange, GiveUp, Next, Open, State
+from turnout.core.exchange import Exchange, GiveUp, Next, Open, State
 from turnout.core.types import Request
-from turnout.dialects.envelope import error_body, in_band_error, of_outcome
+from turnout.dialects.envelope import in_band_error, of_outcome
 from turnout.dialects.splice import upstream_body
-from turnout.gateway import answers
+from turnout.gateway import answers, replies
 from turnout.gateway.advice import advice
 from turnout.gateway.facts import call_fact
 from turnout.gateway.prepare import Prepared
@@ -263,45 +264,18 @@ class Run:
 
     def commit(self, response: AttemptResponse, held: bytes) -> None:
         """Send head and held events in one write: the commit point (G2)."""
-        exchange = self._exchange
-        exchange.committed()
+        self._exchange.committed()
         payload = (answers.chunk(held) if held else b"") if self.chunked else held
         if self.head_sent:
-            if payload:
-                self.client.write(payload)
+            self.client.write(payload)
             return
         self.head_sent = True
-        upstream = response.head
-        stream = response.tap is not None
-        ttft_ms = ((response.first_output_s or self.clock()) - self.started_s) * 1000
-        self.client.write(
-            b"".join(
-                (
-                    answers.STATUS_LINES[200],
-                    answers.STREAM_HEADERS if stream else b"",
-                    upstream.prepared[0] if upstream is not None else b"",
-                    b"transfer-encoding: chunked\r\n" if self.chunked else b"connection: close\r\n",
-                    self._own_headers(response),
-                    b"x-turnout-ttft-ms: %.3f\r\n\r\n" % ttft_ms if stream else b"\r\n",
-                    payload,
-                )
-            )
-        )
+        self.client.write(replies.stream_head(self, response) + payload)
 
     def send_early_head(self) -> None:
         """Send a head that promises nothing, because the client has waited long (W2)."""
         self.head_sent = True
-        self.client.write(
-            b"%b%b%bx-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n\r\n"
-            % (
-                answers.STATUS_LINES[200],
-                answers.STREAM_HEADERS,
-                b"transfer-encoding: chunked\r\n" if self.chunked else b"connection: close\r\n",
-                self.request_id,
-                self.call_id.encode(),
-                self.model.encode(),
-            )
-        )
+        self.client.write(replies.early_head(self))
 
     def end_of_body(self) -> None:
         """End a chunked answer correctly: the engine ended it, too."""
@@ -315,19 +289,7 @@ class Run:
             self.client.write(answers.chunk(b"data: " + body + b"\n\n") if self.chunked else body)
             self.end_of_body()
             return
-        head = response.head
-        relayed = head.prepared[0] if head is not None else b""
-        self.client.write(
-            b"%b%b%b%bcontent-length: %d\r\n\r\n%b"
-            % (
-                answers.STATUS_LINES[200],
-                relayed,
-                self._own_headers(response),
-                self._connection_header(),
-                len(body),
-                body,
-            )
-        )
+        self.client.write(replies.whole_answer(self, response, body))
 
     def remember_answer(self, head: ResponseHead, body: bytes | None) -> None:
         """Keep the latest answer of an engine that refused; body None: too large to relay."""
@@ -337,7 +299,7 @@ class Run:
 
     @property
     def _exchange(self) -> Exchange:
-        assert self.exchange is not None  # noqa: S101 - every caller runs after begin() opened it
+        assert self.exchange is not None  # every caller runs after begin() opened it
         return self.exchange
 
     def _could_go_elsewhere(self, attempt: Attempt) -> bool:
@@ -353,27 +315,10 @@ class Run:
         )
 
     def _relay_answer(self, head: ResponseHead, body: bytes | None) -> None:
-        """U2: a final refusal is relayed verbatim, with Retry-After by Y2 and x-should-retry by Y4."""
-        exchange = self._exchange
-        attempts = len(exchange.attempts)
         self.status = head.status
-        headers = head.prepared[0]
-        if attempts > 1:
-            headers = b"".join(
-                line + b"\r\n"
-                for line in headers.split(b"\r\n")
-                if line and not line.startswith((b"retry-after", b"x-should-retry"))
-            )
-            if exchange.retry_after_s is not None:
-                headers += b"retry-after: %d\r\n" % max(1, -int(-exchange.retry_after_s // 1))
-            headers += b"x-should-retry: false\r\n"
-        if body is None:
-            error = of_outcome(Outcome.UPSTREAM_INVALID, "The engine's answer is too large to relay.")
-            body = error_body("openai", error, self.request_id.decode())
-            headers = answers.JSON_TYPE
-        own = self._own_headers(self.response) + self._connection_header()
+        answer = replies.relayed_refusal(self, head, body)
         self._close_exchange(Outcome.UPSTREAM_ANSWERED)
-        self.client.write(answers.whole(head.status, headers + own, body))
+        self.client.write(answer)
         self._end(Outcome.UPSTREAM_ANSWERED, self.clock())
         self.client.finish()
 
@@ -391,23 +336,15 @@ class Run:
     def _refuse(
         self, outcome: Outcome, message: str, header: bytes = b"", extra: tuple[tuple[str, object], ...] = ()
     ) -> None:
-        ending = ENDINGS[outcome]
-        self.status = ending.status
-        body = error_body("openai", of_outcome(outcome, message, extra), self.request_id.decode())
-        parts = [answers.JSON_TYPE, header, self._own_headers(self.response), self._connection_header()]
-        if ending.retry_after_s is not None:
-            parts.append(b"retry-after: %d\r\n" % ending.retry_after_s)
-        if self.exchange is not None and len(self.exchange.attempts) > 1:
-            parts.append(b"x-should-retry: false\r\n")
-        self.client.write(answers.whole(ending.status, b"".join(parts), body))
+        self.status = ENDINGS[outcome].status
+        self.client.write(replies.own_error(self, outcome, message, header, extra))
         self._end(outcome, self.clock())
         self.client.finish()
 
     def _end_in_band(self, outcome: Outcome, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
         """W3: the head is out, so the stream itself must say that it failed, and must not end as if it were whole."""
-        event = in_band_error(
-            of_outcome(outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED, _MESSAGES[outcome])
-        )
+        shown = outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED
+        event = in_band_error(of_outcome(shown, _MESSAGES[outcome]))
         self.status = 200
         self._close_exchange(outcome, kind)
         self.client.write(answers.chunk(event) if self.chunked else event)
@@ -436,29 +373,6 @@ class Run:
         gateway.record(call_fact(self, now))
         if self.response is not None:
             self.response.release()  # run and response name each other: without this, bodies wait for the collector
-
-    def _own_headers(self, response: AttemptResponse | None) -> bytes:
-        attempts = self.exchange.attempts if self.exchange is not None else ()
-        if not attempts:
-            return b"x-request-id: %b\r\nx-turnout-decision: %b\r\n" % (self.request_id, self.call_id.encode())
-        overhead_s = self.decide_s
-        if response is not None and response.head_at_s:
-            overhead_s += self.clock() - (response.first_output_s or response.head_at_s)
-        return (
-            b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\nx-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n"
-            % (
-                self.request_id,
-                self.call_id.encode(),
-                self.model.encode(),
-                attempts[-1].endpoint.name.encode(),
-                len(attempts),
-                overhead_s * 1000,
-            )
-        )
-
-    def _connection_header(self) -> bytes:
-        closing = not self.client.keep_alive or self.gateway.draining
-        return b"connection: close\r\n" if closing else b""
 
     def _total_s(self) -> float:
         total_s = self.gateway.timeout_options.total_s
