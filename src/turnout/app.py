@@ -15,7 +15,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
 from turnout.config.schema import Config
@@ -26,10 +26,13 @@ from turnout.gateway.principals import Principals
 from turnout.gateway.prober import Prober
 from turnout.gateway.service import Gateway, Sources
 from turnout.gateway.upstream import Upstream
-from turnout.http.server import Listener
+from turnout.http.listener import Listener
 from turnout.ledger.writer import Ledger
 from turnout.telemetry.logs import LogSink
 from turnout.telemetry.meter import EndpointRow, Meter
+
+if TYPE_CHECKING:
+    from turnout.ledger.reader import Reader
 
 _FLUSH_S = 5.0
 _SECOND_SIGNAL_S = 5.0
@@ -162,15 +165,15 @@ class App:
         )
 
     async def _start_admin(self) -> None:
-        from turnout.console.listener import AdminListener  # noqa: PLC0415 - a framework that no request waits for
+        from turnout.console.listener import AdminListener
 
         host, _, port = self._config.server.admin_listen.rpartition(":")
         self._admin = AdminListener(self._admin_app, host.strip("[]"), int(port), report=self.log.fault)
         self.admin_port = await self._admin.start()
 
     def _admin_app(self) -> object:
-        from turnout.console.admin import admin_app  # noqa: PLC0415 - called on a thread of its own
-        from turnout.telemetry.prometheus import Exposition  # noqa: PLC0415
+        from turnout.console.admin import admin_app
+        from turnout.telemetry.prometheus import Exposition
 
         facts = Facts(self.gateway, self.listener, self.meter, self.ledger, self._config.ledger.url)
         exposition = Exposition(
@@ -190,6 +193,7 @@ class Facts:
 
     def __init__(self, gateway: Gateway, listener: Listener, meter: Meter, ledger: Ledger | None, url: str) -> None:
         self._gateway, self._listener, self._meter, self._ledger, self._url = gateway, listener, meter, ledger, url
+        self._reader: Reader | None = None
 
     def metrics(self) -> bytes:
         """Return the metrics page."""
@@ -233,9 +237,12 @@ class Facts:
         """Return the newest rows of the ledger."""
         if not self._url:
             return []
-        from turnout.ledger.reader import recent_calls  # noqa: PLC0415 - loads the database library
+        if self._reader is None:
+            from turnout.ledger.reader import Reader  # loads the database library
+            from turnout.ledger.upgrade import path_of
 
-        return recent_calls(self._url, limit)
+            self._reader = Reader(path_of(self._url))
+        return self._reader.recent_calls(limit)
 
     def rows(self) -> list[EndpointRow]:
         """Return one row per endpoint for the metrics, and bring the plain gauges up to date."""
@@ -286,7 +293,7 @@ class Facts:
 
 
 class Entropy:
-    """80 random bits at a time from the system, fetched in blocks: a system call per request would cost a microsecond."""
+    """80 random bits at a time from the system, fetched in blocks: a call per request would cost a microsecond."""
 
     _BLOCK_BYTES, _ID_BYTES = 4000, 10
 

@@ -20,12 +20,12 @@ def serve(config: Path) -> None:
     try:
         loaded = load(config, os.environ)
     except ConfigError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - a command's own words
+        print(error, file=sys.stderr)
         raise SystemExit(2) from None
     gc.disable()  # nothing of the imports below is garbage; the app sets its own thresholds
-    import uvloop  # noqa: PLC0415 - after the configuration, which may end the process
+    import uvloop
 
-    from turnout.app import App  # noqa: PLC0415
+    from turnout.app import App
 
     gc.enable()
     _raise_file_limit()
@@ -34,12 +34,12 @@ def serve(config: Path) -> None:
         app = App(loaded.config)
         await app.run(
             on_ready=lambda: print(f"turnout: listening on http://{app.address}", file=sys.stderr, flush=True)
-        )  # noqa: T201
+        )
 
     try:
         uvloop.run(main())
     except OSError as error:
-        print(f"turnout: cannot listen on {loaded.config.server.listen}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(f"turnout: cannot listen on {loaded.config.server.listen}: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -28,7 +28,7 @@ def _doc(text: str) -> Meta:
     return Meta(description=text)
 
 
-class Server(Section):
+class Server(Section, frozen=True, kw_only=True):
     """The public listener and its ingress limits (request-path §2)."""
 
     listen: Annotated[str, _doc("Address of the public listener, host:port; port 0 takes a free one.")] = (
@@ -60,7 +60,7 @@ class Server(Section):
     write_idle_s: Annotated[Seconds, _doc("L9: a client that takes no byte for this long is gone.")] = 60.0
 
 
-class Relay(Section):
+class Relay(Section, frozen=True, kw_only=True):
     """Bytes on their way from the engine to the client (request-path §2, §11)."""
 
     keepalive_s: Annotated[
@@ -72,7 +72,7 @@ class Relay(Section):
     )
 
 
-class Timeout(Section):
+class Timeout(Section, frozen=True, kw_only=True):
     """Deadlines and timeouts (resilience §1)."""
 
     connect_s: Annotated[Seconds, _doc("D1: socket opens until TCP is done.")] = 5.0
@@ -84,7 +84,7 @@ class Timeout(Section):
     send_s: Annotated[Seconds, _doc("D7: no body byte accepted by the endpoint.")] = 30.0
 
 
-class Retry(Section):
+class Retry(Section, frozen=True, kw_only=True):
     """The attempt loop (resilience §3)."""
 
     attempts_per_model: Annotated[Count, _doc("N1: attempts on one model per exchange.")] = 3
@@ -97,7 +97,7 @@ class Retry(Section):
     after_max_s: Annotated[Seconds, _doc("Y1: longest Retry-After that is waited for on the same endpoint.")] = 10.0
 
 
-class Breaker(Section):
+class Breaker(Section, frozen=True, kw_only=True):
     """Circuit breaker per endpoint (resilience §7)."""
 
     consecutive: Annotated[Count, _doc("B1: faults in a row that open it.")] = 3
@@ -111,7 +111,7 @@ class Breaker(Section):
     ] = 30.0
 
 
-class Probe(Section):
+class Probe(Section, frozen=True, kw_only=True):
     """Active readiness probes (resilience §8)."""
 
     interval_s: Annotated[Seconds, _doc("O4: pause between probes, ± 20 %.")] = 2.0
@@ -119,7 +119,7 @@ class Probe(Section):
     failures: Annotated[Count, _doc("O4: failures in a row that make an endpoint probe_failing.")] = 3
 
 
-class Pool(Section):
+class Pool(Section, frozen=True, kw_only=True):
     """Connections to endpoints."""
 
     idle_s: Annotated[
@@ -131,7 +131,7 @@ class Pool(Section):
 PolicyName = Literal["affinity_load", "least_busy", "round_robin", "random", "power_of_two", "longest_prefix"]
 
 
-class Scheduling(Section):
+class Scheduling(Section, frozen=True, kw_only=True):
     """Which endpoint serves an attempt (scheduling §5)."""
 
     policy: Annotated[PolicyName, _doc("The rule of the pools that name none.")] = "affinity_load"
@@ -145,7 +145,7 @@ class Scheduling(Section):
     decisions_max: Annotated[Count, _doc("Decisions kept in memory for /x/decisions/{id}.")] = 4096
 
 
-class Prefix(Section):
+class Prefix(Section, frozen=True, kw_only=True):
     """Block keys and the prefix index (scheduling §1, §2)."""
 
     block_bytes: Annotated[int, Meta(ge=64, le=4096), _doc("Bytes of rendering per block in the text space.")] = 256
@@ -159,7 +159,7 @@ class Prefix(Section):
     tenant_salt: Annotated[bool, _doc("Tenants never share block keys.")] = False
 
 
-class Drain(Section):
+class Drain(Section, frozen=True, kw_only=True):
     """Leaving without cutting anything off (resilience §10)."""
 
     notice_s: Annotated[float, Meta(ge=0, le=3600), _doc("X1: still accepting after SIGTERM; 5 behind a balancer.")] = (
@@ -168,7 +168,7 @@ class Drain(Section):
     grace_s: Annotated[Seconds, _doc("X2: time that accepted requests have to end.")] = 600.0
 
 
-class Ledger(Section):
+class Ledger(Section, frozen=True, kw_only=True):
     """What happened, stored (ledger §10)."""
 
     url: Annotated[str, _doc("sqlite:///file or empty for no ledger.")] = "sqlite:///turnout.db"
@@ -182,14 +182,14 @@ class Ledger(Section):
     decisions_days: Annotated[Count, _doc("Age at which stored decisions are deleted.")] = 7
 
 
-class Log(Section):
+class Log(Section, frozen=True, kw_only=True):
     """Structured logs on standard error."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _doc("Least severity written.")] = "info"
     format: Annotated[Literal["json", "console", "auto"], _doc("auto: console on a terminal, else JSON.")] = "auto"
 
 
-class Auth(Section):
+class Auth(Section, frozen=True, kw_only=True):
     """Who may ask (request-path §5)."""
 
     mode: Annotated[
@@ -197,13 +197,13 @@ class Auth(Section):
     ] = "keys"
 
 
-class Models(Section):
+class Models(Section, frozen=True, kw_only=True):
     """Catalogue-wide rules (request-path §6)."""
 
     default: Annotated[str, _doc("Served when a request names no model; empty: such requests are refused.")] = ""
 
 
-class Model(Section):
+class Model(Section, frozen=True, kw_only=True):
     """One catalogue model; models that only endpoints name exist with these defaults."""
 
     id: Annotated[Name, _doc("The id clients ask for.")]
@@ -213,7 +213,7 @@ class Model(Section):
     weight_version: Annotated[str, _doc("A new one changes every block key.")] = ""
 
 
-class Endpoint(Section):
+class Endpoint(Section, frozen=True, kw_only=True):
     """One engine replica or provider deployment."""
 
     name: Annotated[
@@ -238,7 +238,7 @@ class Endpoint(Section):
     ] = "auto"
 
 
-class Key(Section):
+class Key(Section, frozen=True, kw_only=True):
     """One API key, stored as its digest (request-path K3)."""
 
     name: Annotated[Name, _doc("Unique name, the key_id of the ledger.")]

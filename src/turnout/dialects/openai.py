@@ -22,6 +22,7 @@ _Members = dict[str, msgspec.Raw]
 _INT_MAX = 2**31 - 1
 _NAME_MAX_BYTES = 256
 _N_MAX = 128
+_QUOTE = ord('"')
 
 # J9: fields that steer engines; a client that could set them could make an engine send KV elsewhere.
 _FORBIDDEN = frozenset(
@@ -90,20 +91,20 @@ class _Usual(msgspec.Struct, gc=False):
 
 _USUAL = msgspec.json.Decoder(_Usual)
 # Members that need a look of their own: a body without them is what `_Usual` says it is.
-_UNUSUAL = frozenset(
-    (
-        *_FORBIDDEN,
-        "stream_options",
-        "n",
-        "tools",
-        "functions",
-        "turnout",
-        "cache_salt",
-        "session_id",
-        "prompt_cache_key",
-    )
-    + ("previous_response_id", "chat_template", "chat_template_kwargs", "reasoning_effort")
-)
+_UNUSUAL = _FORBIDDEN | {
+    "stream_options",
+    "n",
+    "tools",
+    "functions",
+    "turnout",
+    "cache_salt",
+    "session_id",
+    "prompt_cache_key",
+    "previous_response_id",
+    "chat_template",
+    "chat_template_kwargs",
+    "reasoning_effort",
+}
 
 
 def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Request:
@@ -263,7 +264,7 @@ def _string(found: _Members, name: str) -> str | None:
     if raw is None:
         return None
     text = bytes(raw)
-    if text[0] == 0x22 and b"\\" not in text:  # the usual case needs no decoder
+    if text[0] == _QUOTE and b"\\" not in text:  # the usual case needs no decoder
         return text[1:-1].decode()
     value = _typed(found, name, str, "a string")
     if value is not None and "\0" in value:
@@ -273,6 +274,6 @@ def _string(found: _Members, name: str) -> str | None:
 
 def _typed(found: _Members, name: str, kind: type[T], expected: str) -> T | None:
     try:
-        return msgspec.json.decode(found[name], type=kind | None)  # type: ignore[arg-type]
+        return msgspec.json.decode(found[name], type=kind | None)
     except (msgspec.DecodeError, RecursionError):
         raise InvalidField(name, bytes(found[name]), expected) from None

@@ -1,4 +1,4 @@
-"""What an engine's refusal means: status and body to an `ErrorKind` (resilience §2), and Retry-After in all its forms."""
+"""What an engine's refusal means: status and body to an `ErrorKind` (resilience §2); Retry-After in all its forms."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def chat(messages: list[Message], found: _Members) -> Prompt:
             records.append(_ROLES.get(message.role) or render_role(message.role))
             if message.name:
                 records += (NAME, message.name.encode())
-        if type(content) is str:
+        if isinstance(content, str):
             total += len(content) if content.isascii() else units(content)
             if rendering:
                 records.append(TEXT)
@@ -128,7 +128,7 @@ def completion(found: _Members) -> Prompt:
     if kinds == {int}:
         return Prompt(tokens=_token_ids(prompt))
     if kinds == {list}:
-        lists = [_token_ids(item) for item in prompt]  # type: ignore[arg-type]
+        lists = [_token_ids(item) for item in prompt]
         return Prompt(tokens=max(lists, key=len), count=len(lists))
     raise InvalidPrompt("prompt", bytes(raw), "items of one kind: strings, integers or integer arrays")
 
@@ -199,7 +199,7 @@ def _invalid(field: str, raw: bytes, message: str) -> InvalidPrompt:
     """Turn a decoder's complaint into path, value seen and expectation."""
     where = _PATH.search(message)
     path = field + (where[1] if where else "").replace("[...]", "[…]")
-    expected = message.split(" - at ")[0].removeprefix("Expected ").split(", got")[0]
+    expected = message.split(" - at ", maxsplit=1)[0].removeprefix("Expected ").split(", got")[0]
     if "missing required field" in message:
         return InvalidPrompt(f"{path}.role", "nothing", "a string")
     seen = message.partition(", got ")[2].split(" - at ")[0] or raw[:64]

@@ -20,6 +20,7 @@ _MEMBER_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*',
 _MEMBER_END = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 
+_QUOTE = ord('"')
 _HIGH, _LOW, _END = 0xD800, 0xDC00, 0xE000
 
 
@@ -101,7 +102,7 @@ def _value_end(body: bytes, start: int) -> int:
     depth, at = 0, start
     while True:
         byte = body[at]
-        if byte == 0x22:  # a string may hold brackets: step over it whole
+        if byte == _QUOTE:  # a string may hold brackets: step over it whole
             at = _end_of(_STRING, body, at)
             continue
         if byte in b"{[":

@@ -21,19 +21,44 @@ _HOP_BY_HOP = frozenset(
         b"proxy-authorization",
         b"te",
         b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"host",
+        b"content-length",
+        b"expect",
+        b"accept-encoding",
+        b"http2-settings",
     )
-    + (b"transfer-encoding", b"upgrade", b"host", b"content-length", b"expect", b"accept-encoding", b"http2-settings")
 )
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"cookie"))
 _STEERING = frozenset(
-    (b"x-prefiller-host-port", b"x-encoder-hosts-ports", b"x-kv-cache-source-host-port", b"x-data-parallel-rank")
-    + (b"x-smg-target-worker", b"routing-strategy", b"external-filter", b"epp-profile")
+    (
+        b"x-prefiller-host-port",
+        b"x-encoder-hosts-ports",
+        b"x-kv-cache-source-host-port",
+        b"x-data-parallel-rank",
+        b"x-smg-target-worker",
+        b"routing-strategy",
+        b"external-filter",
+        b"epp-profile",
+    )
 )
 _PROXY = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-gateway-destination-endpoint")
 _OURS = frozenset(
     b"x-turnout-" + name
-    for name in (b"decision", b"model", b"endpoint", b"attempts", b"fallback-from", b"cache", b"overhead-ms")
-    + (b"ttft-ms", b"advice", b"tenant", b"key")
+    for name in (
+        b"decision",
+        b"model",
+        b"endpoint",
+        b"attempts",
+        b"fallback-from",
+        b"cache",
+        b"overhead-ms",
+        b"ttft-ms",
+        b"advice",
+        b"tenant",
+        b"key",
+    )
 )
 # scheduling §5.3: the order in which a session is looked for, before the body's fields and after them.
 _SESSION_FIRST = b"x-turnout-session"

@@ -98,7 +98,7 @@ class AttemptResponse:
                 wants_usage=run.request.include_usage,
                 event_max_bytes=run.gateway.relay_options.event_max_bytes,
             )
-        elif kind == "json" and not (head.length == 0):
+        elif kind == "json" and head.length != 0:
             self.mode = Mode.HOLD
         else:
             run.failed(self, ErrorKind.BAD_RESPONSE, head.status)

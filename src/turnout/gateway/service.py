@@ -41,32 +41,41 @@ _ROOTS_MAX = 4096
 _DRAIN_RETRY_S = 15
 
 
-class Histogram(Protocol):
+class Counts(Protocol):
     """Something that counts values."""
 
-    def observe(self, value: float, /) -> None:
+    def observe(self, value: float) -> None:
         """Count one value."""
 
 
 class Instruments(Protocol):
     """What the gateway counts; the telemetry shell provides it."""
 
-    itl: Histogram
-    schedule: Histogram
+    @property
+    def itl(self) -> Counts:
+        """Seconds between output events."""
 
-    def closed(self, fact: CallFact, /) -> None:
+    @property
+    def schedule(self) -> Counts:
+        """Seconds from a complete request to its decision."""
+
+    @property
+    def overhead(self) -> Counts:
+        """Seconds of our own up to the response head."""
+
+    def closed(self, fact: CallFact) -> None:
         """Count one closed exchange."""
 
-    def refused(self, code: str, /) -> None:
+    def refused(self, code: str) -> None:
         """Count one refusal before the exchange."""
 
-    def prefix(self, result: str, blocks: int, matched: int, /) -> None:
+    def prefix(self, result: str, blocks: int, matched: int) -> None:
         """Count one prefix look-up."""
 
-    def picked(self, endpoint: str, /) -> None:
+    def picked(self, endpoint: str) -> None:
         """Count one pick."""
 
-    def dropped(self, reason: str, /) -> None:
+    def dropped(self, reason: str) -> None:
         """Count one dropped candidate."""
 
 
@@ -82,7 +91,7 @@ class Sources(msgspec.Struct, frozen=True):
 class Gateway:
     """Serves the public listener (`http.server.Handler`)."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each part once
+    def __init__(
         self,
         *,
         server: options.Server,
@@ -153,7 +162,8 @@ class Gateway:
             prepared.snapshot = None if self._principals.expiring else self._principals
         if type(identity) is Refusal:
             return identity
-        return prepared.refusal
+        refusal: Refusal | None = prepared.refusal
+        return refusal
 
     def on_request(self, connection: Connection, head: Head, body: bytes) -> None:
         """Serve a complete request."""
@@ -191,7 +201,7 @@ class Gateway:
         """Return what scheduling needs to know about a run."""
         request, prompt = run.request, run.request.prompt
         session = run.prepared.session or request.session or run.prepared.session_fallback
-        session_key = xxhash.xxh3_64_intdigest(f"{run.principal.tenant}\0{session}") if session else 0
+        session_key = xxhash.xxh3_64_intdigest(f"{run.principal.tenant}\0{session}".encode()) if session else 0
         keys: list[int] = []
         tokens = len(prompt.tokens)
         prefix = self._prefix

@@ -25,7 +25,7 @@ class FramingError(ValueError):
 
 
 class ChunkedDecoder:
-    """Turns framed bytes into payload. `done` once the last chunk and the trailers are in; `rest` holds what follows."""
+    """Turns framed bytes into payload. `done` once last chunk and trailers are in; `rest` holds what follows."""
 
     __slots__ = ("_at", "_buffer", "_left", "_overhead", "_payload", "_trailer_bytes", "at_boundary", "done", "rest")
 

@@ -16,7 +16,8 @@ from turnout.core.types import Refusal
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"))
 _METHOD_MAX_BYTES = max(map(len, _METHODS))
 _HEADER = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*"
+    rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
 _FORBIDDEN_IN_TARGET = re.compile(rb"[#\\]|%00|%2[Ff]|%5[Cc]")

@@ -1,4 +1,4 @@
-"""Response heads of engines, parsed strictly: a head that could be read two ways spoils the connection (faults F13–F20)."""
+"""Response heads of engines, read strictly: one that could be read two ways spoils the connection (faults F13–F20)."""
 
 from __future__ import annotations
 

@@ -1,28 +1,30 @@
-"""The public listener: connections that read one request at a time and hand it over whole.
+"""Client connections that read one request at a time and hand it over whole.
 
-A connection owns framing, limits, timeouts and lingering close; what a request means is the handler's business. All
-deadlines are checked by one sweep per listener, so a request costs no timer.
+A connection owns framing, limits, timeouts and lingering close; what a request means is the handler's business. Its
+deadline is checked by the listener's sweep, so a request costs no timer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from turnout.core.options import Server
 from turnout.core.types import Refusal
 from turnout.http.chunked import ChunkedDecoder, FramingError
-from turnout.http.head import Head, HeadParser
+from turnout.http.head import Head
 
-SWEEP_S = 0.25
+if TYPE_CHECKING:
+    from turnout.http.listener import Listener
+
 _LINGER_S = 2.0
 _IGNORED_BODY_MAX_BYTES = 65_536
 _SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
 _HEAD_END = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CR = 0x0D
 _IDLE, _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = range(6)
+_BEFORE_BODY = (_IDLE, _HEAD)
 
 
 class Exchanged(Protocol):
@@ -49,53 +51,6 @@ class Handler(Protocol):
 
     def refusal(self, path: bytes, refusal: Refusal) -> bytes:
         """Return the whole answer of a refusal, head included, in the dialect of the path."""
-
-
-class Listener:
-    """Accepts connections and keeps their common limits."""
-
-    def __init__(self, options: Server, handler: Handler, clock: Callable[[], float]) -> None:
-        self.options = options
-        self.handler = handler
-        self.clock = clock
-        self.parser = HeadParser(options)
-        self.connections: set[Connection] = set()
-        self.connections_total = 0
-        self.body_bytes = 0
-        self.draining = False
-        self.now = clock()
-        self._server: asyncio.Server | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen and return the port."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=4096, reuse_address=True)
-        self._sweep(loop)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    def drain(self) -> None:
-        """Close idle connections and let every further response close its own (X1)."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.close_if_idle()
-
-    async def stop(self) -> None:
-        """Stop accepting and close what is left."""
-        if self._server is not None:
-            self._server.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for connection in list(self.connections):
-            connection.abort()
-        await asyncio.sleep(0)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.now = now = self.clock()
-        for connection in list(self.connections):
-            if connection.deadline <= now:
-                connection.expired(now)
-        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)
 
 
 class Connection(asyncio.Protocol):
@@ -191,7 +146,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Advance the request that is being read."""
         state = self._state
-        if state == _IDLE or state == _HEAD:  # noqa: PLR1714 - two comparisons are the fast form
+        if state in _BEFORE_BODY:
             self._read_head(self._buffer + data if self._buffer else data)
         elif state == _BODY:
             self._read_body(data)
@@ -276,7 +231,7 @@ class Connection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> None:
         end = data.find(_HEAD_END)
         listener = self._listener
-        if end < 0 or data[0] == 0x0D:
+        if end < 0 or data[0] == _CR:
             data = _without_leading_line_ends(data)
             end = data.find(_HEAD_END)
             if end < 0:
@@ -286,7 +241,7 @@ class Connection(asyncio.Protocol):
         if type(parsed) is not Head:
             self._refuse(_path_of(data), cast("Refusal", parsed))
             return
-        head = cast("Head", parsed)
+        head = parsed
         self.keep_alive = head.keep_alive
         refusal = listener.handler.on_head(head)
         if refusal is not None or head.content_length or head.chunked:

@@ -43,12 +43,12 @@ def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # n
     totals[position] = best
     if best - runner_up > _CLOSE:
         return position
+    near = [place for place, total in enumerate(totals) if best - total <= _CLOSE]
     best = round(best, _DIGITS)
-    near = [position for position, total in enumerate(totals) if round(total, _DIGITS) == best]
-    if len(near) == 1:
-        return near[0]
-    decision.tie = "busy,name"
-    return min(near, key=lambda position: busy[position])
+    near = [place for place in near if round(totals[place], _DIGITS) == best]
+    if len(near) > 1:
+        decision.tie = "busy,name"
+    return min(near, key=busy.__getitem__)
 
 
 def affinity_totals(depths: list[int], busy: list[float], blocks: int, beta: float) -> list[float]:
