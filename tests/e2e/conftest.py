@@ -268,7 +268,7 @@ class Client:
                 self._more()
             seen.body, self.buffer = self.buffer[: int(length)], self.buffer[int(length) :]
         else:
-            seen.body, self.buffer = self.buffer + self.rest(), b""
+            seen.body = self.rest()
         return seen
 
     def rest(self) -> bytes:

@@ -171,8 +171,11 @@ def _is_json(kind: bytes) -> bool:
     media = media.strip()
     if media != b"application/json" and not (media.startswith(b"application/") and media.endswith(b"+json")):
         return False
-    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
-    return not charset or charset in (b"utf-8", b"utf8") or b"charset" not in parameters
+    for parameter in parameters.split(b";"):
+        name, _, value = parameter.partition(b"=")
+        if name.strip() == b"charset" and value.strip().strip(b'"') not in (b"utf-8", b"utf8"):
+            return False
+    return True
 
 
 def _unsupported(name: str, seen: bytes, expected: str) -> Refusal:

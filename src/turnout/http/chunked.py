@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)")
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
 _NOT_IN_TRAILERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"host", b"authorization", b"x-api-key", b"cookie", b"connection", b"te")
+    (b"content-length", b"transfer-encoding", b"host", b"connection", b"te", b"authorization", b"x-api-key")
+    + (b"x-goog-api-key", b"proxy-authorization", b"cookie")
 )
 _OVERHEAD_MAX_BYTES = 4096
 _LINE_MAX_BYTES = 4096
-_TRAILERS_MAX_BYTES = 32_768
+_TRAILERS_MAX_BYTES, _TRAILERS_MAX = 32_768, 100
 _HEX_MAX_BYTES = 18  # 16 digits and the CRLF
 _SIZE, _DATA, _AFTER, _TRAILERS, _DONE = range(5)
 
@@ -24,18 +25,35 @@ class FramingError(ValueError):
     """The chunked framing is invalid; the message says where."""
 
 
+class PayloadTooLargeError(FramingError):
+    """A well-formed chunk goes beyond what the payload may have."""
+
+
 class ChunkedDecoder:
     """Turns framed bytes into payload. `done` once last chunk and trailers are in; `rest` holds what follows."""
 
-    __slots__ = ("_at", "_buffer", "_left", "_overhead", "_payload", "_trailer_bytes", "at_boundary", "done", "rest")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_left",
+        "_overhead",
+        "_payload",
+        "_trailer_bytes",
+        "_trailers",
+        "at_boundary",
+        "done",
+        "payload_max",
+        "rest",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, payload_max: int = 2**64) -> None:
+        self.payload_max = payload_max
         self._buffer = b""
         self._at = _SIZE
         self._left = 0
         self._overhead = 0
         self._payload = 0
-        self._trailer_bytes = 0
+        self._trailer_bytes = self._trailers = 0
         self.at_boundary = True  # between two chunks, with nothing buffered
         self.done = False
         self.rest = b""
@@ -44,6 +62,7 @@ class ChunkedDecoder:
         """Take framed bytes and return the payload pieces in them.
 
         Raises:
+            PayloadTooLargeError: a chunk announces more than the payload may have.
             FramingError: bad size line, missing CRLF, oversized overhead or a forbidden trailer.
 
         """
@@ -90,6 +109,8 @@ class ChunkedDecoder:
             if match is None:
                 raise FramingError("an invalid chunk size")
             self._left = int(match[1], 16)
+            if self._payload + self._left > self.payload_max:
+                raise PayloadTooLargeError("a chunk beyond the largest body")
             self._overhead += len(line) + 4
             # L4: extensions, leading zeros and one-byte chunks may cost as much as the payload and 4 KiB, no more.
             if self._overhead > _OVERHEAD_MAX_BYTES + self._payload + self._left:
@@ -104,7 +125,8 @@ class ChunkedDecoder:
         if match is None or match[1].lower() in _NOT_IN_TRAILERS:
             raise FramingError("a forbidden or malformed trailer")
         self._trailer_bytes += len(line) + 2
-        if self._trailer_bytes > _TRAILERS_MAX_BYTES:
+        self._trailers += 1
+        if self._trailer_bytes > _TRAILERS_MAX_BYTES or self._trailers > _TRAILERS_MAX:
             raise FramingError("too many trailers")
         return False
 

@@ -14,7 +14,7 @@ from turnout.core.options import Server
 from turnout.core.types import Refusal
 
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"))
-_METHOD_MAX_BYTES = max(map(len, _METHODS))
+_BEGINNINGS = (*_METHODS, b"PRI", b"\r")  # what a first line may yet become: a request, a preface, a skipped line end
 _HEADER = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*"
     rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
@@ -23,11 +23,12 @@ _TARGET = re.compile(rb"/[\x21-\x7e]*")
 _FORBIDDEN_IN_TARGET = re.compile(rb"[#\\]|%00|%2[Ff]|%5[Cc]")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
+_VERSION = re.compile(rb"HTTP/([1-9])\.([0-9])")  # HTTP/0.9 has no such token: malformed, not another version
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
 _SINGLE = frozenset((b"authorization", b"content-type", b"host", b"content-length", b"transfer-encoding"))
 _RELIED_ON = frozenset(
-    (b"host", b"content-length", b"content-type", b"authorization", b"x-api-key", b"transfer-encoding", b"expect")
+    (b"host", b"content-length", b"content-type", b"transfer-encoding", b"expect", b"authorization", b"x-api-key")
+    + (b"x-goog-api-key", b"proxy-authorization", b"cookie")
 )
 _MEMO_MAX = 1024
 _MEMO_HEAD_MAX_BYTES = 2048
@@ -98,12 +99,9 @@ class HeadParser:
             parsed = self._request_line(line)
             return parsed if type(parsed) is Refusal else None
         method, blank, _ = line.partition(b" ")
-        if (blank and method not in _METHODS) or len(method) > _METHOD_MAX_BYTES or not method.isalpha():
-            known = blank == b"" and any(m.startswith(method) for m in _METHODS)
-            return (
-                None if known or method == b"PRI"[: len(method)] else _bad("an unknown method", "a method of HTTP/1.1")
-            )
-        return None
+        if method in _BEGINNINGS if blank else any(known.startswith(method) for known in _BEGINNINGS):
+            return None
+        return _bad("an unknown method", "a method of HTTP/1.1 in capitals")
 
     def _parse(self, raw: bytes) -> Head | Refusal:
         if _BARE_LINE_END.search(raw) or raw.endswith(b"\r"):
