@@ -164,7 +164,9 @@ def test_retry_after_goes_with_overload_only_and_is_at_least_one(outcome: Outcom
 
 
 def test_every_503_of_ours_tells_when_to_come_back() -> None:
-    assert [outcome.value for outcome, ending in ENDINGS.items() if ending.status == 503 and not ending.retry_after_s] == []
+    assert [
+        outcome.value for outcome, ending in ENDINGS.items() if ending.status == 503 and not ending.retry_after_s
+    ] == []
 
 
 def test_what_only_looks_like_two_faults_is_one_label_each() -> None:
