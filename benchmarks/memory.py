@@ -28,6 +28,8 @@ from benchmarks.compare import terminated
 FEW, MANY = 100, 1000
 # The first requests fill what is bounded (connections, recent decisions, the allocator's arenas) and count for nothing.
 WARM_REQUESTS = 20_000
+# Streams of 6 s, so that all are open at once: the harness' own, of 0.64 s, mostly end and begin at a thousand of them.
+EVENTS, EVENT_GAP_MS = 120, 50
 READY_S = 10.0
 SETTLE_S = 2.0
 SAMPLE_S = 0.1
@@ -76,6 +78,12 @@ def at_concurrency(samples: Sequence[Sample], wanted: int) -> int:
             f"expected {wanted} concurrent streams, saw at most {most}: the load did not get through"
         )
     return int(statistics.median(seen))
+
+
+def long_streams(bodies: str) -> str:
+    """The harness' streaming bodies, asking the mock engine for longer streams (it reads `seed` as the gap in ms)."""
+    asked = (json.loads(line) for line in bodies.splitlines())
+    return "".join(json.dumps(body | {"max_tokens": EVENTS, "seed": EVENT_GAP_MS}) + "\n" for body in asked)
 
 
 def judged(
@@ -156,7 +164,11 @@ def _load(work: Path, port: int, arguments: str) -> list[str]:
 
 
 def _streams(work: Path, port: int, pid: int, count: int) -> list[Sample]:
-    command = _load(work, port, f"-b {work}/bodies/stream_10ms.jsonl -s -e 64 -c {count} -w 1.5 -d 4")
+    bodies = work / "bodies" / "memory.jsonl"
+    bodies.write_text(
+        long_streams((work / "bodies" / "stream_10ms.jsonl").read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    command = _load(work, port, f"-b {bodies} -s -e {EVENTS} -c {count} -w 1 -d 3")
     samples = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 from benchmarks import harness
 from benchmarks.compare import choose, ledger_fact
-from benchmarks.memory import Sample, at_concurrency, judged
+from benchmarks.memory import Sample, at_concurrency, judged, long_streams
 
 from turnout.config.load import load
 
@@ -90,6 +91,11 @@ def test_memory_counts_only_samples_at_the_wanted_concurrency() -> None:
     assert at_concurrency(samples, 1000) == 60
     with pytest.raises(harness.Unusable, match="expected 2000 concurrent streams, saw at most 1000"):
         at_concurrency(samples, 2000)
+
+
+def test_long_streams_change_nothing_but_their_length() -> None:
+    asked = json.loads(long_streams('{"model": "mock-model", "max_tokens": 64, "seed": 10}\n'))
+    assert asked == {"model": "mock-model", "max_tokens": 120, "seed": 50}
 
 
 def test_memory_per_stream_is_the_slope_between_few_and_many() -> None:
