@@ -224,7 +224,7 @@ def medians_table(runs: Runs) -> str:
         "events/s, 2,500 streams",
         "event lag p99 ms, 1,000 / 2,500 streams",
         "added µs at 1,000 req/s, p50 / p99",
-        "RSS MB idle / after 1,000 streams",
+        "RSS MB at first answer / after 1,000 streams",
         "start s",
         "failed",
     )
