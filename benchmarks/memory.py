@@ -1,4 +1,4 @@
-"""What Turnout keeps in memory: `python -m benchmarks.memory` (about half a minute).
+"""What Turnout keeps in memory: `python -m benchmarks.memory` (about a minute).
 
 Resident memory when idle, what each additional concurrent stream costs between 100 and 1,000 of them, and whether
 memory stays flat over many requests. Uses the load tools of the harness, as `benchmarks.compare` does; see README.md.
