@@ -1,0 +1,43 @@
+"""A client that stops listening stops the engine's work."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import openai
+
+ASK: list[Any] = [{"role": "user", "content": "Count every sleeper between here and the coast."}]
+GRACE_S = 0.1 + 0.05  # the promise, and a few steps of the engine on a busy machine
+
+
+def test_a_cancelled_stream_frees_the_engine(client: openai.OpenAI, stack: Any) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="sim", messages=ASK, max_tokens=5000, stream=True, extra_body={"ignore_eos": True}
+    )
+    stream = raw.parse()
+    for _, _chunk in zip(range(5), stream, strict=False):
+        pass
+    assert stack.engine.state["running"] == 1
+    stream.response.close()
+    left = time.time()
+    assert stack.eventually(lambda: stack.engine.state["running"] == 0)
+    state = stack.engine.state
+    assert state["last_abort_at"] is not None
+    assert time.time() - left < 5 * GRACE_S
+    row = stack.router.call(raw.headers["x-turnout-decision"])
+    assert (row["outcome"], row["class"], row["http_status"]) == ("client_gone", "cancelled", 499)
+    assert row["tokens_out"] >= 4
+    (attempt,) = stack.router.attempts(row["call_id"])
+    assert (attempt["error_kind"], attempt["counted"], attempt["ok"]) == ("cancelled", 0, 0)
+    assert stack.router.endpoint("e1")["in_flight"] == 0
+
+
+def test_an_early_close_before_any_token_is_no_fault_of_the_engine(client: openai.OpenAI, stack: Any) -> None:
+    stack.engine.fault("accept_hang", count=1, match="sleeper")
+    try:
+        client.with_options(timeout=0.3).chat.completions.create(model="sim", messages=ASK, stream=True)
+    except openai.APITimeoutError:
+        pass
+    assert stack.eventually(lambda: stack.router.endpoint("e1")["in_flight"] == 0)
+    assert stack.router.endpoint("e1")["breaker"] == "closed"
