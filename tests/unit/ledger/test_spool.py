@@ -140,11 +140,11 @@ def test_without_a_file_calls_wait_in_memory_and_move_to_a_file_when_there_is_on
 
 
 def test_memory_drops_attempts_first_and_then_calls(tmp_path: Path, call: Make) -> None:
-    spool = _spool(tmp_path / "missing" / "turnout.db", memory_bytes=10_000, frame_calls=1)
+    spool = _spool(tmp_path / "missing" / "turnout.db", memory_bytes=3_000, frame_calls=1)
     spool.append([call(n) for n in range(40)])
     assert spool.calls_stripped > 0
     assert spool.calls_refused > 0
-    assert spool.memory_used_bytes <= 10_000
+    assert spool.memory_used_bytes <= 3_000
     kept = _drain(spool)
     assert len(kept) == 40 - spool.calls_refused
     assert kept[0].attempts
