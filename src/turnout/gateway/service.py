@@ -188,7 +188,8 @@ class Gateway:
 
     def next_id(self, now_ms: int) -> str:
         """Return a new id of exchange and decision."""
-        return self._ids.next(now_ms, self._entropy())
+        ids = self._ids
+        return ids.next(now_ms, self._entropy() if now_ms > ids.ms else 0)
 
     def budget(self, model: str) -> RetryBudget:
         """Return the retry budget of a resolved model."""
@@ -237,6 +238,8 @@ class Gateway:
         """Pass one closed exchange to metrics and ledger: the one recording function of every path."""
         self.meter.closed(fact)
         self._record(fact)
+        if fact.cls == "ok" and len(fact.attempts) == 1:
+            return
         for attempt in fact.attempts:
             if attempt.error_kind in _UNREACHABLE and attempt.route is not None:
                 endpoint = self.fleet.endpoints.get(attempt.route.replica)

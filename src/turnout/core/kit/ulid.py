@@ -9,41 +9,59 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Two characters at a time: 13 look-ups instead of 26, on a path that runs once per request.
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 _ENTROPY = 1 << 80
+_LOW_MASK = (1 << 70) - 1
 
 
 def ulid(ms: int, entropy80: int) -> str:
     """Encode one ULID; `ms` takes its low 48 bits, `entropy80` its low 80."""
     value = (ms & 0xFFFFFFFFFFFF) << 80 | entropy80 & (_ENTROPY - 1)
-    pairs = _PAIRS
-    # The value has 128 bits and 26 characters hold 130, so the first pair has two leading zero bits.
-    high = value >> 70
-    low = value & 0x3FFFFFFFFFFFFFFFFF
-    return (
-        f"{pairs[high >> 50]}{pairs[high >> 40 & 1023]}{pairs[high >> 30 & 1023]}{pairs[high >> 20 & 1023]}"
-        f"{pairs[high >> 10 & 1023]}{pairs[high & 1023]}{pairs[low >> 60]}{pairs[low >> 50 & 1023]}"
-        f"{pairs[low >> 40 & 1023]}{pairs[low >> 30 & 1023]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}"
-        f"{pairs[low & 1023]}"
-    )
+    return _high(value >> 70) + _low(value & _LOW_MASK)
 
 
 class UlidSource:
     """Strictly increasing ULIDs of one process, also within a millisecond and when the clock steps back."""
 
-    __slots__ = ("_entropy", "_ms")
+    __slots__ = ("_entropy", "_prefix", "ms")
 
     def __init__(self) -> None:
-        self._ms = -1
+        self.ms = -1
         self._entropy = 0
+        self._prefix = ""
 
     def next(self, ms: int, entropy80: int) -> str:
-        """Return the next ULID: fresh entropy in a new millisecond, the previous value plus one inside the same."""
-        if ms > self._ms:
-            self._ms = ms
-            self._entropy = entropy80 & (_ENTROPY - 1)
+        """Return the next ULID: fresh entropy in a new millisecond, the previous value plus one inside the same.
+
+        `entropy80` is read only when `ms` is later than the attribute of that name.
+        """
+        if ms > self.ms:
+            self.ms = ms
+            entropy = entropy80 & (_ENTROPY - 1)
         else:
-            self._entropy += 1
-            if self._entropy == _ENTROPY:
+            entropy = self._entropy + 1
+            if entropy & _LOW_MASK:  # the usual case inside a millisecond: only the low part moves
+                self._entropy = entropy
+                return self._prefix + _low(entropy & _LOW_MASK)
+            if entropy == _ENTROPY:
                 # The millisecond is used up; borrowing the next keeps the order.
-                self._ms += 1
-                self._entropy = 0
-        return ulid(self._ms, self._entropy)
+                self.ms += 1
+                entropy = 0
+        self._entropy = entropy
+        self._prefix = _high(((self.ms & 0xFFFFFFFFFFFF) << 80 | entropy) >> 70)
+        return self._prefix + _low(entropy & _LOW_MASK)
+
+
+def _high(bits58: int) -> str:
+    pairs = _PAIRS
+    # The value has 128 bits and 26 characters hold 130, so the first pair has two leading zero bits.
+    return (
+        f"{pairs[bits58 >> 50]}{pairs[bits58 >> 40 & 1023]}{pairs[bits58 >> 30 & 1023]}{pairs[bits58 >> 20 & 1023]}"
+        f"{pairs[bits58 >> 10 & 1023]}{pairs[bits58 & 1023]}"
+    )
+
+
+def _low(bits70: int) -> str:
+    pairs = _PAIRS
+    return (
+        f"{pairs[bits70 >> 60]}{pairs[bits70 >> 50 & 1023]}{pairs[bits70 >> 40 & 1023]}{pairs[bits70 >> 30 & 1023]}"
+        f"{pairs[bits70 >> 20 & 1023]}{pairs[bits70 >> 10 & 1023]}{pairs[bits70 & 1023]}"
+    )
