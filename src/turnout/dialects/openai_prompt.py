@@ -217,14 +217,22 @@ def _calls(calls: list[_Call], records: list[bytes]) -> int:
 
 def _compact(span: bytes) -> bytes:
     if len(span) > _TOOLS_MEMO_SPAN_MAX_BYTES:
-        return msgspec.json.encode(msgspec.json.decode(span))
+        return msgspec.json.encode(_json_of(span))
     digest = xxhash.xxh3_128_intdigest(span)
     compact = _TOOLS_MEMO.get(digest)
     if compact is None:
         if len(_TOOLS_MEMO) >= _TOOLS_MEMO_MAX:
             _TOOLS_MEMO.clear()
-        compact = _TOOLS_MEMO[digest] = msgspec.json.encode(msgspec.json.decode(span))
+        compact = _TOOLS_MEMO[digest] = msgspec.json.encode(_json_of(span))
     return compact
+
+
+def _json_of(span: msgspec.Raw | bytes) -> object:
+    """Decode a member that is only hashed; one with numbers out of range (J2) stands for itself, as it was sent."""
+    try:
+        return msgspec.json.decode(span)
+    except msgspec.DecodeError:
+        return msgspec.Raw(bytes(span))
 
 
 def _token_ids(items: list[int]) -> tuple[int, ...]:

@@ -29,13 +29,16 @@ class _Usage(msgspec.Struct, gc=False):
     completion_tokens_details: _Details | None = None
 
 
+_NULL = msgspec.Raw(b"null")  # a Raw cannot be optional: a union with None takes nothing but null
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
-    function_call: msgspec.Raw | None = None
+    function_call: msgspec.Raw = _NULL
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -48,15 +51,23 @@ class _Choice(msgspec.Struct, gc=False):
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
 
 
 class _Answer(msgspec.Struct, gc=False):
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
+
+
+class _Loose(msgspec.Struct, gc=False):
+    choices: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
+_USAGE = msgspec.json.Decoder(_Usage)
+_LOOSE = msgspec.json.Decoder(_Loose)
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
@@ -65,7 +76,9 @@ def is_plain(payload: bytes) -> bool:
     if not (payload.startswith(b"data: {") and payload.endswith(b"}\n\n")):
         return False
     events = payload.count(b"\n\n")
-    if payload.count(b'"finish_reason":null') != events or b'"usage":{' in payload or b'"error"' in payload:
+    if payload.count(b'"finish_reason":null') != events or payload.count(b'"finish_reason"') != events:
+        return False  # the second count: an event with two choices must not make up for one that ends a choice
+    if b'"usage":{' in payload or b'"error"' in payload:
         return False
     return events == 1 or payload.count(b"}\n\ndata: {") == events - 1
 
@@ -146,11 +159,11 @@ class StreamTap:
             self.bad_events += 1
             return Event(raw, keep=False, bad=True)
         try:
-            chunk = _CHUNK.decode(data)
+            chunk = _chunk(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             self.bad_events += 1
             return Event(raw, bad=True)
-        if chunk.error is not None and bytes(chunk.error) != b"null":
+        if bytes(chunk.error) != b"null":
             return Event(raw, error=data)
         if chunk.usage is not None:
             self.usage = to_usage(chunk.usage)
@@ -159,14 +172,15 @@ class StreamTap:
             return Event(raw, keep=self._wants_usage or chunk.usage is None or choices is None)
         output = False
         for choice in choices:
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some engines write "" for null
                 self._finished.add(choice.index)
+                self.tools = self.tools or choice.finish_reason == "tool_calls"
                 output = True
             output = output or bool(choice.text) or (choice.delta is not None and self._has_output(choice.delta))
         return Event(raw, output=output)
 
     def _has_output(self, delta: _Delta) -> bool:
-        if delta.tool_calls or delta.function_call is not None:
+        if delta.tool_calls or bytes(delta.function_call) != b"null":
             self.tools = True
             return True
         return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.refusal)
@@ -175,11 +189,13 @@ class StreamTap:
 def answer_usage(body: bytes) -> tuple[Usage | None, bool]:
     """Return the usage of a whole JSON answer, and whether the answer is an error object."""
     try:
-        answer = _ANSWER.decode(body)
+        try:
+            answer = _ANSWER.decode(body)
+        except msgspec.ValidationError:  # usage of another shape: unknown
+            answer = _Answer(error=_LOOSE.decode(body).error)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None, False
-    is_error = answer.error is not None and bytes(answer.error) != b"null"
-    return (to_usage(answer.usage) if answer.usage is not None else None), is_error
+    return (to_usage(answer.usage) if answer.usage is not None else None), bytes(answer.error) != b"null"
 
 
 def to_usage(seen: _Usage) -> Usage | None:
@@ -190,7 +206,51 @@ def to_usage(seen: _Usage) -> Usage | None:
     for count in (prompt, completion, cached, thought):
         if count is not None and not 0 <= count <= _TOKENS_MAX:
             return None
+    if prompt is None and completion is None:
+        return None
     return Usage(prompt, completion, cached, thought)
+
+
+def _chunk(data: bytes) -> _Chunk:
+    """Decode one event; valid JSON of shapes that engines invent (content in parts, odd usage) is read as far as it goes.
+
+    Raises:
+        msgspec.DecodeError: not JSON.
+
+    """
+    try:
+        return _CHUNK.decode(data)
+    except msgspec.ValidationError:
+        loose = _LOOSE.decode(data)
+    choices = _any(loose.choices)
+    usage = None
+    if bytes(loose.usage) != b"null":
+        try:
+            usage = _USAGE.decode(loose.usage)
+        except msgspec.DecodeError:
+            usage = _Usage()
+    found = [_choice(item) for item in choices if isinstance(item, dict)] if isinstance(choices, list) else None
+    return _Chunk(found, usage, loose.error)
+
+
+def _choice(seen: dict[str, object]) -> _Choice:
+    delta, index, finish = seen.get("delta"), seen.get("index"), seen.get("finish_reason")
+    text = seen.get("text") or (
+        isinstance(delta, dict)
+        and any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call"))
+    )
+    return _Choice(
+        index=index if isinstance(index, int) else 0,
+        text="…" if text else None,
+        finish_reason=str(finish) if finish else None,
+    )
+
+
+def _any(raw: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError:  # numbers out of range
+        return None
 
 
 def _next_end(data: bytes, at: int) -> int | None:
