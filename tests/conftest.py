@@ -1,4 +1,4 @@
-"""Real processes: `turnout engine` and `turnout serve` as a user starts them, on loopback, with a ledger of their own."""
+"""Real processes: `turnout engine` and `turnout serve` as a user starts them, on loopback, each with its own ledger."""
 
 from __future__ import annotations
 
@@ -162,6 +162,8 @@ class Serve(Process):
         return row
 
     def attempts(self, decision: str) -> list[dict[str, Any]]:
+        """The attempts of a call, once it is written."""
+        self.call(decision)
         query = "SELECT * FROM attempts LEFT JOIN routes USING (route_id) WHERE call_id = ? ORDER BY attempt_no"
         return self.rows(query, decision)
 
@@ -181,14 +183,15 @@ class Processes:
         self._running: list[Process] = []
 
     def engines(self, count: int, *arguments: str) -> list[SimEngine]:
-        started = [SimEngine(self._folder, f"e{number}", *arguments) for number in range(1, count + 1)]
+        folder = self._own_folder()
+        started = [SimEngine(folder, f"e{number}", *arguments) for number in range(1, count + 1)]
         self._running += started
         for engine in started:
             assert eventually(engine.is_up), engine.words()
         return started
 
     def serve(self, engines: list[SimEngine], *, key: str = "", **tables: dict[str, Any]) -> Serve:
-        router = Serve(self._folder, engines, key, tables)
+        router = Serve(self._own_folder(), engines, key, tables)
         self._running.append(router)
         assert eventually(router.is_up), router.words()
         return router
@@ -196,6 +199,11 @@ class Processes:
     def stop(self) -> None:
         for process in reversed(self._running):
             process.stop()
+
+    def _own_folder(self) -> Path:
+        folder = self._folder / str(len(self._running))
+        folder.mkdir()
+        return folder
 
 
 @pytest.fixture
