@@ -211,7 +211,7 @@ class AttemptResponse:
                 self._flush(shown, now)
                 self._error_event(event)
                 return
-            if not self.committed and event.bad:
+            if event.bad and not self.committed and self.first_output_s is None:
                 run.failed(self, ErrorKind.BAD_RESPONSE, self.head.status)  # type: ignore[union-attr]
                 return
             if event.keep:
@@ -300,9 +300,18 @@ class AttemptResponse:
         assert head is not None
         body = b"".join(self._held)
         kind = classify(head.status, body, run.engine_model(self.attempt))
+        if kind is ErrorKind.BAD_REQUEST and b"stream_options" in body and self._usage_was_our_wish():
+            run.open(self.attempt)  # neither a fault nor a retry: the engine has not been asked what the client asks
+            return
         if kind not in NOT_AN_ANSWER:  # U5: what an engine says about our credential must never reach the client
             run.remember_answer(head, body if self._held_bytes <= _REFUSAL_HOLD_BYTES else None)
         run.failed(self, kind, head.status, retry_after_s(head.get, run.gateway.now_ms() / 1000))
+
+    def _usage_was_our_wish(self) -> bool:
+        request = self._run.request
+        if not request.stream or request.include_usage:
+            return False
+        return self._run.gateway.upstreams[self.attempt.endpoint.name].refused_usage()
 
 
 def _prepare(head: ResponseHead) -> tuple[bytes, str]:

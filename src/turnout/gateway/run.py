@@ -154,7 +154,7 @@ class Run:
 
     def _follow(self, following: Next) -> None:
         if type(following) is Open:
-            self._open(following.attempt)
+            self.open(following.attempt)
         elif type(following) is GiveUp:
             self._give_up(following.outcome)
         else:
@@ -167,7 +167,8 @@ class Run:
         if self.outcome is None:
             self._follow(self._exchange.wait_over(self.clock()))
 
-    def _open(self, attempt: Attempt) -> None:
+    def open(self, attempt: Attempt) -> None:
+        """Send the request of an attempt; the endpoint decides what must be spliced."""
         request = self.request
         upstream = self.gateway.upstreams[attempt.endpoint.name]
         body = upstream_body(request, self.engine_model(attempt), ask_usage=upstream.stream_usage)
@@ -391,4 +392,5 @@ _MESSAGES: dict[Outcome, str] = {
     Outcome.STREAM_INTERRUPTED: "The stream was interrupted before it was complete.",
     Outcome.DEADLINE_EXCEEDED: "The deadline of this request has passed.",
     Outcome.SHUTDOWN: "The router is shutting down.",
+    Outcome.INTERNAL_ERROR: "The router has made a mistake.",
 }

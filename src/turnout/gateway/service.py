@@ -173,7 +173,11 @@ class Gateway:
             if type(request) is Refusal:
                 self._answer(connection, self.refusal(path, request))
                 return
-            Run(self, connection, head, request, head.prepared.identity).begin()  # type: ignore[arg-type]
+            run = Run(self, connection, head, request, head.prepared.identity)  # type: ignore[arg-type]
+            try:
+                run.begin()
+            except Exception as error:  # noqa: BLE001 - as the next one
+                self._broken(run, error)
         elif path in _PUBLIC:
             self._public(connection, head)
         else:
@@ -278,10 +282,21 @@ class Gateway:
         now = self.clock()
         for run in [run for run in self.runs if run.next_at_s <= now]:
             if run.outcome is None:
-                run.tick(now)
+                try:
+                    run.tick(now)
+                except Exception as error:  # noqa: BLE001 - a bug ends its own exchange only: the next run is ticked
+                    self._broken(run, error)
         for upstream in self.upstreams.values():
             upstream.pool.sweep(self.loop.time())
         self.fleet.index.advance(now)
+
+    def _broken(self, run: Run, error: Exception) -> None:
+        """End the exchange that a bug of ours hit, with an alarm (DESIGN §4)."""
+        self.loop.call_exception_handler({"message": "an exchange met a bug", "exception": error})
+        try:
+            run.interrupt(Outcome.INTERNAL_ERROR, ErrorKind.INTERNAL)
+        except Exception:  # noqa: BLE001 - nothing more can be said to this client
+            run.client.abort()
 
     def _root(self, run: Run, space: str) -> int:
         request = run.request

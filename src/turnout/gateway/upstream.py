@@ -11,15 +11,22 @@ _HTTP_PORT = 80
 
 
 class Upstream:
-    """Connections and prebuilt heads of one endpoint. `stream_usage`: ask its streams for usage (U3, U4)."""
+    """Connections and prebuilt heads of one endpoint. `stream_usage`: its streams are asked for usage (U3)."""
 
     def __init__(self, endpoint: Endpoint, pool: Pool, connect_timeout_s: float) -> None:
         url = urlsplit(endpoint.url)
         self.stream_usage = endpoint.stream_usage != "no"
+        self._stream_usage_known = endpoint.stream_usage != "auto"
         self.pool = EndpointPool(url.hostname or "", url.port or _HTTP_PORT, pool, connect_timeout_s)
         credential = f"authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
         self._common = f"host: {url.netloc}\r\naccept-encoding: identity\r\n{credential}".encode()
         self._heads: dict[str, bytes] = {}
+
+    def refused_usage(self) -> bool:
+        """Hear that a stream was refused for `stream_options`; True: it is not sent any more, so ask again (U4)."""
+        learned = self.stream_usage and not self._stream_usage_known
+        self.stream_usage = self.stream_usage and not learned
+        return learned
 
     def head(self, path: str, method: str = "POST") -> bytes:
         """Return request line and constant headers; paths come from our own table, never from a client (U1)."""
