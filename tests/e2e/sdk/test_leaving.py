@@ -9,7 +9,7 @@ from typing import Any
 import openai
 
 ASK: list[Any] = [{"role": "user", "content": "Count every sleeper between here and the coast."}]
-GRACE_S = 0.1 + 0.05  # the promise, and a few steps of the engine on a busy machine
+GRACE_S = 0.1  # P5: the monotonic clock is the same in all processes of a machine
 
 
 def test_a_cancelled_stream_frees_the_engine(client: openai.OpenAI, stack: Any) -> None:
@@ -20,12 +20,10 @@ def test_a_cancelled_stream_frees_the_engine(client: openai.OpenAI, stack: Any) 
     for _, _chunk in zip(range(5), stream, strict=False):
         pass
     assert stack.engine.state["running"] == 1
+    left = time.monotonic()
     stream.response.close()
-    left = time.time()
     assert stack.eventually(lambda: stack.engine.state["running"] == 0)
-    state = stack.engine.state
-    assert state["last_abort_at"] is not None
-    assert time.time() - left < 5 * GRACE_S
+    assert left < stack.engine.state["last_abort_at"] < left + GRACE_S
     row = stack.router.call(raw.headers["x-turnout-decision"])
     assert (row["outcome"], row["class"], row["http_status"]) == ("client_gone", "cancelled", 499)
     assert row["tokens_out"] >= 4
