@@ -13,6 +13,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _FLUSH_S = 5.0
 _SECOND_SIGNAL_S = 5.0
+_SWITCH_S = 0.0005
 _GC_THRESHOLD = (50_000, 20, 100)
 
 
@@ -89,6 +91,8 @@ class App:
             self.ledger.start()
         if config.server.admin_listen:
             await self._start_admin()
+        # The writer thread may hold the interpreter for a switch interval at a time; 5 ms would be most of the p99.
+        sys.setswitchinterval(_SWITCH_S)
         # What lives now lives for ever: the collector need not look at it again, and has little else to find.
         gc.collect()
         gc.freeze()
