@@ -110,8 +110,7 @@ class App:
                 deadline = min(deadline, time.monotonic() + _SECOND_SIGNAL_S)
             await asyncio.sleep(0.02)
         gateway.interrupt_all()
-        self._prober.stop()
-        await asyncio.sleep(0)
+        await self._prober.stop()
         await self.listener.stop()
         gateway.stop()
         if self._admin is not None:

@@ -91,10 +91,11 @@ class Prober:
         if wake is not None:
             wake.set()
 
-    def stop(self) -> None:
-        """End all tasks."""
+    async def stop(self) -> None:
+        """End all tasks and wait until they have."""
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, name: str) -> None:
         gateway, wake = self._gateway, self._wake[name]

@@ -92,8 +92,12 @@ def own_error(
     ending = ENDINGS[outcome]
     body = error_body("openai", of_outcome(outcome, message, extra), run.request_id.decode())
     parts = [answers.JSON_TYPE, header, own_headers(run, run.response), _connection(run)]
-    if ending.retry_after_s is not None:
-        parts.append(b"retry-after: %d\r\n" % ending.retry_after_s)
+    retry_after_s = ending.retry_after_s
+    if outcome is Outcome.NO_ENDPOINT:  # the instant at which one may be asked again is known better than the default
+        pool = run.gateway.fleet.pool(run.model)
+        retry_after_s = (pool.retry_after_s(run.clock()) if pool is not None else None) or retry_after_s
+    if retry_after_s is not None:
+        parts.append(b"retry-after: %d\r\n" % retry_after_s)
     if run.exchange is not None and len(run.exchange.attempts) > 1:
         parts.append(b"x-should-retry: false\r\n")
     return answers.whole(ending.status, b"".join(parts), body)
