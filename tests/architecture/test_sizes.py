@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULE_LINES_MAX = 400
+TEST_LINES_MAX = 700  # the tests of one page of rows, or one transcript table, stay together
 FUNCTION_LINES_MAX = 60
 
 
@@ -31,10 +32,12 @@ def test_there_are_modules_to_look_at() -> None:
     assert ROOT / "src" / "turnout" / "__init__.py" in modules("src")
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
-def test_no_module_is_longer_than_its_bound(folder: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "most"), [("src", MODULE_LINES_MAX), ("tests", TEST_LINES_MAX), ("benchmarks", MODULE_LINES_MAX)]
+)
+def test_no_module_is_longer_than_its_bound(folder: str, most: int) -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules(folder)}
-    assert [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > MODULE_LINES_MAX] == []
+    assert [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > most] == []
 
 
 def test_no_function_is_longer_than_its_bound() -> None:

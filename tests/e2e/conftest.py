@@ -8,6 +8,7 @@ nothing" means what it says.
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import gc
 import hashlib
@@ -321,7 +322,7 @@ class Records:
         return 0
 
     def stats(self) -> dict[str, int]:
-        return {}
+        return collections.defaultdict(int)
 
     def record(self, fact: CallFact) -> None:
         with self._told:
@@ -348,6 +349,7 @@ class Router:
         self.port, self.admin_port = self.app.port, self.app.admin_port
         self.key, self.model = KEY, MODEL
         self._clients: list[Client] = []
+        self._stopped = False
 
     async def _start(self) -> None:
         await self.app.start()
@@ -356,18 +358,25 @@ class Router:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def client(self) -> Client:
-        client = Client(self.port)
+    def client(self, port: int | None = None) -> Client:
+        client = Client(self.port if port is None else port)
         self._clients.append(client)
         return client
 
-    def head(self, *lines: bytes, path: bytes = b"/v1/chat/completions", method: bytes = b"POST", key: str = KEY) -> bytes:
+    def head(
+        self, *lines: bytes, path: bytes = b"/v1/chat/completions", method: bytes = b"POST", key: str = KEY
+    ) -> bytes:
         """Return a head with key and Host, ending in the empty line."""
         own = [b"%b %b HTTP/1.1" % (method, path), b"Host: localhost", b"Authorization: Bearer %b" % key.encode()]
         return b"\r\n".join([*own, *lines, b"", b""])
 
     def request(
-        self, body: object = None, *lines: bytes, path: bytes = b"/v1/chat/completions", method: bytes = b"POST", key: str = KEY
+        self,
+        body: object = None,
+        *lines: bytes,
+        path: bytes = b"/v1/chat/completions",
+        method: bytes = b"POST",
+        key: str = KEY,
     ) -> bytes:
         """Return a whole request; bytes travel as they are, other bodies as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(chat() if body is None else body).encode()
@@ -375,9 +384,9 @@ class Router:
             return self.head(*lines, path=path, method=method, key=key)
         return self.head(b"Content-Length: %d" % len(content), *lines, path=path, method=method, key=key) + content
 
-    def ask(self, *args: Any, **kwargs: Any) -> Response:
+    def ask(self, *args: Any, port: int | None = None, **kwargs: Any) -> Response:
         """Send one request on a connection of its own and return the answer."""
-        client = self.client()
+        client = self.client(port)
         client.send(self.request(*args, **kwargs))
         answered = client.response(kwargs.get("method", b"POST"))
         client.close()
@@ -396,6 +405,9 @@ class Router:
         return False
 
     def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
         for client in self._clients:
             client.close()
         with_patience = asyncio.run_coroutine_threadsafe(self.app.stop(), self._loop.loop)
@@ -447,7 +459,11 @@ class Wire:
     """The vocabulary of engine scripts, for tests that take it as a fixture."""
 
     Gate, Cut = Gate, Cut
-    answer, event, chunk, stream, chat = map(staticmethod, (answer, event, chunk, stream, chat))
+    answer = staticmethod(answer)
+    event = staticmethod(event)
+    chunk = staticmethod(chunk)
+    stream = staticmethod(stream)
+    chat = staticmethod(chat)
     ANSWER, USAGE, DONE, STREAM_HEAD = ANSWER, USAGE_EVENT, DONE, STREAM_HEAD
     KEY, MODEL = KEY, MODEL
 

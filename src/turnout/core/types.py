@@ -48,6 +48,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     render_salt: str = ""
     tools_requested: bool = False
     has_controls: bool = False
+    model_defaulted: bool = False
+    """The body names no model: `model` is the configured default, and an engine must be told."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

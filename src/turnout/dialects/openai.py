@@ -18,6 +18,7 @@ from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, members, 
 CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
 
 T = TypeVar("T")
+_NO_MODEL = msgspec.Raw(b"null")
 _Members = dict[str, msgspec.Raw]
 _INT_MAX = 2**31 - 1
 _NAME_MAX_BYTES = 256
@@ -152,6 +153,7 @@ def _careful(path: bytes, found: _Members, body: bytes, default_model: str) -> R
         path=path.decode(),
         body=body,
         model=_model(found, default_model),
+        model_defaulted=bytes(found.get("model", _NO_MODEL)) in (b"null", b'""'),
         prompt=prompt,
         stream=stream,
         include_usage=include_usage,

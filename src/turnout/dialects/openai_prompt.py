@@ -189,9 +189,10 @@ def _as_far_as_read(loose: _Loose) -> Message:
 
 def _text(raw: msgspec.Raw) -> str | None:
     try:
-        return _TEXT.decode(raw)
+        text: str | None = _TEXT.decode(raw)
     except msgspec.DecodeError:
         return None
+    return text
 
 
 def _parts(parts: list[_Part], records: list[bytes], *, rendering: bool) -> tuple[bool, int]:

@@ -15,6 +15,7 @@ from turnout.core.types import Usage
 _END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _TOKENS_MAX = 2**40
+_OUTPUT_MEMBERS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 
 
 class _Details(msgspec.Struct, gc=False):
@@ -212,7 +213,7 @@ def to_usage(seen: _Usage) -> Usage | None:
 
 
 def _chunk(data: bytes) -> _Chunk:
-    """Decode one event; valid JSON of shapes that engines invent (content in parts, odd usage) is read as far as it goes.
+    """Decode one event; shapes that engines invent (content in parts, odd usage) are read as far as they go.
 
     Raises:
         msgspec.DecodeError: not JSON.
@@ -235,10 +236,7 @@ def _chunk(data: bytes) -> _Chunk:
 
 def _choice(seen: dict[str, object]) -> _Choice:
     delta, index, finish = seen.get("delta"), seen.get("index"), seen.get("finish_reason")
-    text = seen.get("text") or (
-        isinstance(delta, dict)
-        and any(delta.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call"))
-    )
+    text = seen.get("text") or (isinstance(delta, dict) and any(delta.get(name) for name in _OUTPUT_MEMBERS))
     return _Choice(
         index=index if isinstance(index, int) else 0,
         text="…" if text else None,

@@ -20,7 +20,7 @@ def upstream_body(request: Request, engine_model: str, *, ask_usage: bool) -> by
 
     """
     add_usage = ask_usage and request.stream and not request.include_usage and request.path != "/v1/embeddings"
-    rename = engine_model != request.model
+    rename = engine_model != request.model or request.model_defaulted
     body = request.body
     if not (rename or request.has_controls or (add_usage and request.has_stream_options)):
         return _insert_last(body, _USAGE_OPTIONS) if add_usage else body

@@ -123,7 +123,7 @@ class Prepared:
 def _travels(name: bytes, headers: dict[bytes, bytes]) -> bool:
     if name in _HOP_BY_HOP or name in _CREDENTIALS or name in _STEERING or name in _CONSUMED or name == b"x-request-id":
         return False
-    if name.startswith(b"x-turnout-") or name.startswith(_PROXY):
+    if name.startswith((b"x-turnout-", b"proxy-", *_PROXY)):
         return False
     named = headers.get(b"connection", b"").lower()
     return not named or name not in {option.strip() for option in named.split(b",")}

@@ -94,12 +94,15 @@ class Run:
         """Check what needs no engine, then open the first attempt (request-path §1, steps 10 to 16)."""
         gateway, request = self.gateway, self.request
         model = self.model = gateway.catalogue.resolve(request.model)
-        pool = gateway.fleet.pool(model) if model else None
-        if pool is None:
+        if not model:
             self._refuse(Outcome.MODEL_NOT_FOUND, f"The model {request.model[:64]!r} does not exist.")
             return
         if not self.principal.may_use(model):
             self._refuse(Outcome.MODEL_FORBIDDEN, f"This key may not use the model {model!r}.")
+            return
+        pool = gateway.fleet.pool(model)
+        if pool is None:
+            self._refuse(Outcome.NO_ENDPOINT, _MESSAGES[Outcome.NO_ENDPOINT])
             return
         prompt = request.prompt
         entry = gateway.catalogue.entry(model)

@@ -11,8 +11,18 @@ import re
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
 _NOT_IN_TRAILERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"host", b"connection", b"te", b"authorization", b"x-api-key")
-    + (b"x-goog-api-key", b"proxy-authorization", b"cookie")
+    (
+        b"content-length",
+        b"transfer-encoding",
+        b"host",
+        b"connection",
+        b"te",
+        b"authorization",
+        b"x-api-key",
+        b"x-goog-api-key",
+        b"proxy-authorization",
+        b"cookie",
+    )
 )
 _OVERHEAD_MAX_BYTES = 4096
 _LINE_MAX_BYTES = 4096

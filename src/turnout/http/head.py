@@ -27,8 +27,18 @@ _VERSION = re.compile(rb"HTTP/([1-9])\.([0-9])")  # HTTP/0.9 has no such token: 
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
 _SINGLE = frozenset((b"authorization", b"content-type", b"host", b"content-length", b"transfer-encoding"))
 _RELIED_ON = frozenset(
-    (b"host", b"content-length", b"content-type", b"transfer-encoding", b"expect", b"authorization", b"x-api-key")
-    + (b"x-goog-api-key", b"proxy-authorization", b"cookie")
+    (
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"transfer-encoding",
+        b"expect",
+        b"authorization",
+        b"x-api-key",
+        b"x-goog-api-key",
+        b"proxy-authorization",
+        b"cookie",
+    )
 )
 _MEMO_MAX = 1024
 _MEMO_HEAD_MAX_BYTES = 2048

@@ -27,7 +27,9 @@ class Door:
         return self.router.head(*lines, **kwargs)
 
     def line(self, request_line: bytes, *lines: bytes) -> bytes:
-        return b"\r\n".join([request_line, b"Host: localhost", b"Authorization: Bearer " + self.router.key.encode(), *lines, b"", b""])
+        return b"\r\n".join(
+            [request_line, b"Host: localhost", b"Authorization: Bearer " + self.router.key.encode(), *lines, b"", b""]
+        )
 
     def refuses(self, *pieces: bytes, status: int = 400, code: str = "bad_http") -> Response:
         """Send, and assert H22: answered, closed in order, no engine, the next connection works."""
@@ -141,7 +143,20 @@ def test_H4_bare_line_ends_in_chunks_and_trailers_are_refused(door: Door, chunks
     door.refuses(door.head(CHUNKED) + chunks)
 
 
-BAD_NAMES = [b": v", b" X: v", b"X : v", b"X\t: v", b"X Y: v", b"X\x00: v", b'"X": v', b"X\x80: v", b"X\xc3\xa9: v", b"X(: v", b"X", b"X\x7f: v"]
+BAD_NAMES = [
+    b": v",
+    b" X: v",
+    b"X : v",
+    b"X\t: v",
+    b"X Y: v",
+    b"X\x00: v",
+    b'"X": v',
+    b"X\x80: v",
+    b"X\xc3\xa9: v",
+    b"X(: v",
+    b"X",
+    b"X\x7f: v",
+]
 
 
 @pytest.mark.parametrize("line", BAD_NAMES)
@@ -161,7 +176,23 @@ def test_H6_high_bytes_and_tabs_in_a_value_travel_opaque(door: Door) -> None:
     assert door.engine.requests[-1].header(b"x-custom") == value
 
 
-BAD_SIZES = [b"", b"0x5", b"+5", b"-5", b"1_0", b" 5", b"5 ", b"5 ;x", b"5\t", b"g", b"0" * 17, b"1" + b"0" * 16, b"5,5", b";x", b"\xb5"]
+BAD_SIZES = [
+    b"",
+    b"0x5",
+    b"+5",
+    b"-5",
+    b"1_0",
+    b" 5",
+    b"5 ",
+    b"5 ;x",
+    b"5\t",
+    b"g",
+    b"0" * 17,
+    b"1" + b"0" * 16,
+    b"5,5",
+    b";x",
+    b"\xb5",
+]
 
 
 @pytest.mark.parametrize("size", BAD_SIZES)
@@ -169,7 +200,9 @@ def test_H7_chunk_size_that_is_no_plain_hex_number_is_refused(door: Door, size: 
     door.refuses(door.head(CHUNKED) + size + b"\r\nhello\r\n0\r\n\r\n")
 
 
-@pytest.mark.parametrize("chunks", [b"5\r\nhelloX\r\n0\r\n\r\n", b"5\r\nhello0\r\n\r\n", b"5\r\nhello\r0\r\n", b"4\r\nhello\r\n0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "chunks", [b"5\r\nhelloX\r\n0\r\n\r\n", b"5\r\nhello0\r\n\r\n", b"5\r\nhello\r0\r\n", b"4\r\nhello\r\n0\r\n\r\n"]
+)
 def test_H7_chunk_data_not_followed_by_crlf_is_refused(door: Door, chunks: bytes) -> None:
     door.refuses(door.head(CHUNKED) + chunks)
 
@@ -250,7 +283,20 @@ def test_H10_http_2_preface_is_505(door: Door) -> None:
     door.refuses(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", status=505)
 
 
-BAD_VERSIONS = [b"http/1.1", b"HTTP/1", b"HTTP/1.", b"HTTP/1.1.1", b"HTTP/11.1", b"HTTP/1.10", b"HTTP/+1.1", b"HTTP/1,1", b"HTTPS/1.1", b"HTTP1.1", b"HTTP/0.9", b"XTTP/1.1"]
+BAD_VERSIONS = [
+    b"http/1.1",
+    b"HTTP/1",
+    b"HTTP/1.",
+    b"HTTP/1.1.1",
+    b"HTTP/11.1",
+    b"HTTP/1.10",
+    b"HTTP/+1.1",
+    b"HTTP/1,1",
+    b"HTTPS/1.1",
+    b"HTTP1.1",
+    b"HTTP/0.9",
+    b"XTTP/1.1",
+]
 
 
 @pytest.mark.parametrize("version", BAD_VERSIONS)
@@ -307,7 +353,10 @@ def test_H12_known_path_with_another_method_is_405(door: Door, method: bytes) ->
     assert (answered.status, answered.code, answered.header(b"allow")) == (405, "method_not_allowed", b"POST")
 
 
-@pytest.mark.parametrize(("path", "allowed"), [(b"/v1/models", b"GET"), (b"/v1/models/model-a", b"GET"), (b"/health", b"GET, HEAD"), (b"/", b"GET, HEAD")])
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [(b"/v1/models", b"GET"), (b"/v1/models/model-a", b"GET"), (b"/health", b"GET, HEAD"), (b"/", b"GET, HEAD")],
+)
 def test_H12_allow_names_the_methods_of_the_path(door: Door, path: bytes, allowed: bytes) -> None:
     answered = door.router.ask(method=b"POST", path=path)
     assert (answered.status, answered.header(b"allow")) == (405, allowed)
@@ -348,7 +397,16 @@ def test_H13_target_not_in_origin_form_is_refused(door: Door, target: bytes) -> 
     door.refuses(door.line(b"GET %b HTTP/1.1" % target))
 
 
-@pytest.mark.parametrize("line", [b"GET  /v1/models HTTP/1.1", b"GET /v1/models  HTTP/1.1", b"GET /v1/models HTTP/1.1 ", b"GET\t/v1/models\tHTTP/1.1", b"GET /v1/models\tHTTP/1.1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET  /v1/models HTTP/1.1",
+        b"GET /v1/models  HTTP/1.1",
+        b"GET /v1/models HTTP/1.1 ",
+        b"GET\t/v1/models\tHTTP/1.1",
+        b"GET /v1/models\tHTTP/1.1",
+    ],
+)
 def test_H13_blanks_beyond_two_in_the_request_line_are_refused(door: Door, line: bytes) -> None:
     door.refuses(door.line(line))
 
@@ -358,7 +416,22 @@ def test_H13_authority_and_asterisk_forms_are_refused(door: Door, method: bytes)
     door.refuses(door.line(method))
 
 
-BAD_PATHS = [b"/a#b", b"/a\x00b", b"/a\x1fb", b"/a\x7fb", b"/a\x80b", "/é".encode(), b"/a\\b", b"/a%00b", b"/a%2Fb", b"/a%2fb", b"/a%5Cb", b"/a%5cb", b"/a?b#c", b"/a?b%00"]
+BAD_PATHS = [
+    b"/a#b",
+    b"/a\x00b",
+    b"/a\x1fb",
+    b"/a\x7fb",
+    b"/a\x80b",
+    "/é".encode(),
+    b"/a\\b",
+    b"/a%00b",
+    b"/a%2Fb",
+    b"/a%2fb",
+    b"/a%5Cb",
+    b"/a%5cb",
+    b"/a?b#c",
+    b"/a?b%00",
+]
 
 
 @pytest.mark.parametrize("target", BAD_PATHS)
@@ -366,7 +439,13 @@ def test_H14_target_with_a_byte_that_could_mean_two_things_is_refused(door: Door
     door.refuses(door.line(b"GET %b HTTP/1.1" % target))
 
 
-@pytest.mark.parametrize("lines", [(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"), (b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Key: x")])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"),
+        (b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Key: x"),
+    ],
+)
 def test_H15_upgrade_is_ignored(door: Door, lines: tuple[bytes, ...]) -> None:
     door.serves(door.head(LENGTH, *lines) + BODY)
     assert door.engine.requests[-1].header(b"upgrade") is None
@@ -392,7 +471,9 @@ def test_H16_continue_comes_only_after_the_head_passed(door: Door) -> None:
         ({}, (LENGTH, b"x-turnout-tiemout-ms: 5"), 400),
     ],
 )
-def test_H16_a_final_answer_takes_the_place_of_continue(door: Door, kwargs: Any, lines: tuple[bytes, ...], status: int) -> None:
+def test_H16_a_final_answer_takes_the_place_of_continue(
+    door: Door, kwargs: Any, lines: tuple[bytes, ...], status: int
+) -> None:
     client = door.router.client()
     client.send(door.head(*lines, b"Expect: 100-continue", **kwargs))
     answered = client.response()
@@ -422,7 +503,18 @@ def test_H17_bytes_after_the_last_request_are_ignored(door: Door) -> None:
     assert len(door.engine.requests) == seen + 1
 
 
-RELIED_ON = [b"host", b"Content-Length", b"authorization", b"x-api-key", b"X-Goog-Api-Key", b"cookie", b"proxy-authorization", b"x-turnout-session", b"transfer-encoding", b"content-type"]
+RELIED_ON = [
+    b"host",
+    b"Content-Length",
+    b"authorization",
+    b"x-api-key",
+    b"X-Goog-Api-Key",
+    b"cookie",
+    b"proxy-authorization",
+    b"x-turnout-session",
+    b"transfer-encoding",
+    b"content-type",
+]
 
 
 @pytest.mark.parametrize("name", RELIED_ON)
@@ -436,7 +528,16 @@ def test_H18_headers_named_by_connection_do_not_travel(door: Door) -> None:
     assert door.engine.requests[-1].header(b"x-stay") == b"2"
 
 
-@pytest.mark.parametrize("line", [b"content_length: 5", b"x_turnout_timeout_ms: bad", b"X_Api_Key: other", b"transfer_encoding: chunked", b"x-turnout_session: s"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"content_length: 5",
+        b"x_turnout_timeout_ms: bad",
+        b"X_Api_Key: other",
+        b"transfer_encoding: chunked",
+        b"x-turnout_session: s",
+    ],
+)
 def test_H18_names_with_an_underscore_are_removed(door: Door, line: bytes) -> None:
     door.serves(door.head(LENGTH, line) + BODY)
     assert b"_" not in b"".join(name for name, _ in door.engine.requests[-1].headers)
@@ -460,17 +561,34 @@ def test_H19_a_chunked_body_on_get_is_dropped(door: Door) -> None:
 
 
 def test_H19_a_larger_body_on_get_is_413(door: Door) -> None:
-    door.refuses(door.head(b"Content-Length: 65537", method=b"GET", path=b"/health"), status=413, code="request_too_large")
-    door.refuses(door.head(CHUNKED, method=b"GET", path=b"/health") + b"10001\r\n", status=413, code="request_too_large")
+    door.refuses(
+        door.head(b"Content-Length: 65537", method=b"GET", path=b"/health"), status=413, code="request_too_large"
+    )
+    door.refuses(
+        door.head(CHUNKED, method=b"GET", path=b"/health") + b"10001\r\n", status=413, code="request_too_large"
+    )
 
 
-@pytest.mark.parametrize("line", [b"Content-Encoding: gzip", b"Content-Encoding: br", b"Content-Encoding: identity, gzip", b"Content-Encoding:"])
+@pytest.mark.parametrize(
+    "line",
+    [b"Content-Encoding: gzip", b"Content-Encoding: br", b"Content-Encoding: identity, gzip", b"Content-Encoding:"],
+)
 def test_H20_content_encodings_are_415(door: Door, line: bytes) -> None:
     answered = door.router.ask(BODY, line)
     assert (answered.status, answered.code) == (415, "unsupported_media_type")
 
 
-BAD_TYPES = [b"text/plain", b"application/jsonp", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x", b"application/json; charset=latin-1", b"application/json; charset=utf-16", b"application/json; a=b; charset=utf-16", b"json", b""]
+BAD_TYPES = [
+    b"text/plain",
+    b"application/jsonp",
+    b"application/x-www-form-urlencoded",
+    b"multipart/form-data; boundary=x",
+    b"application/json; charset=latin-1",
+    b"application/json; charset=utf-16",
+    b"application/json; a=b; charset=utf-16",
+    b"json",
+    b"",
+]
 
 
 @pytest.mark.parametrize("kind", BAD_TYPES)
@@ -479,7 +597,17 @@ def test_H20_content_types_other_than_json_in_utf_8_are_415(door: Door, kind: by
     assert (answered.status, answered.code) == (415, "unsupported_media_type")
 
 
-GOOD_TYPES = [b"application/json", b"Application/JSON", b"application/json; charset=utf-8", b'application/json;charset="UTF-8"', b"application/json; a=b; charset=utf-8", b"application/json; charset=utf-8; a=b", b"application/vnd.api+json", b"application/json;", b"application/json; odd=charset"]
+GOOD_TYPES = [
+    b"application/json",
+    b"Application/JSON",
+    b"application/json; charset=utf-8",
+    b'application/json;charset="UTF-8"',
+    b"application/json; a=b; charset=utf-8",
+    b"application/json; charset=utf-8; a=b",
+    b"application/vnd.api+json",
+    b"application/json;",
+    b"application/json; odd=charset",
+]
 
 
 @pytest.mark.parametrize("kind", GOOD_TYPES)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]
-FAST = {"timeout": {"first_token_failover_s": 0.3, "first_token_s": 0.5, "stall_s": 0.4}, "retry": {"attempts_per_model": 2}}
+FAST = {
+    "timeout": {"first_token_failover_s": 0.3, "first_token_s": 0.5, "stall_s": 0.4},
+    "retry": {"attempts_per_model": 2},
+}
 
 
 def ask(router: Router, wire: Any, *lines: bytes, **members: Any) -> Response:
@@ -24,7 +27,14 @@ def ask(router: Router, wire: Any, *lines: bytes, **members: Any) -> Response:
 
 def test_W1_the_head_goes_out_with_the_first_output_event(router: Routers, script_engine: Engines, wire: Any) -> None:
     gate = wire.Gate()
-    engine = script_engine([wire.STREAM_HEAD, wire.chunk(wire.event("")), gate, *wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)[1:]])
+    engine = script_engine(
+        [
+            wire.STREAM_HEAD,
+            wire.chunk(wire.event("")),
+            gate,
+            *wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)[1:],
+        ]
+    )
     up = router(engine)
     client = up.client()
     client.send(up.request(wire.chat(stream=True)))
@@ -48,9 +58,13 @@ def test_stream_headers(router: Routers, script_engine: Engines, wire: Any) -> N
     assert answered.header(b"x-accel-buffering") == b"no"
 
 
-def test_W2_keepalive_before_the_first_byte_promises_nothing(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_W2_keepalive_before_the_first_byte_promises_nothing(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     gate = wire.Gate()
-    engine = script_engine([wire.STREAM_HEAD, gate, *wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)[1:]])
+    engine = script_engine(
+        [wire.STREAM_HEAD, gate, *wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)[1:]]
+    )
     client = (up := router(engine, relay={"keepalive_s": 0.1})).client()
     client.send(up.request(wire.chat(stream=True)))
     client.read(b": keep-alive\n\n")
@@ -61,7 +75,9 @@ def test_W2_keepalive_before_the_first_byte_promises_nothing(router: Routers, sc
     assert up.records.fact().outcome == "completed"
 
 
-def test_W2_the_early_head_has_no_attempt_headers_and_failover_stays_possible(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_W2_the_early_head_has_no_attempt_headers_and_failover_stays_possible(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     gate = wire.Gate()
     script = wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)
     bad, good = script_engine([wire.STREAM_HEAD, gate, wire.Cut(reset=True)]), script_engine(script)
@@ -87,13 +103,16 @@ CUTS = {
     "end without terminator": lambda w: w.stream(w.event("a")),
     "terminator without finish": lambda w: w.stream(w.event("a"), w.DONE),
     "half an event": lambda w: [*w.stream(w.event("a"), w.event("b")[:30])],
-
-    "error event": lambda w: w.stream(w.event("a"), b'data: {"error":{"message":"secret address 10.0.0.7","code":500}}\n\n'),
+    "error event": lambda w: w.stream(
+        w.event("a"), b'data: {"error":{"message":"secret address 10.0.0.7","code":500}}\n\n'
+    ),
 }
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_W3_a_cut_after_the_commit_is_an_error_event_and_no_end(cut: Callable[[Any], Any], router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_W3_a_cut_after_the_commit_is_an_error_event_and_no_end(
+    cut: Callable[[Any], Any], router: Routers, script_engine: Engines, wire: Any
+) -> None:
     up = router(script_engine(cut(wire)))
     client = up.client()
     client.send(up.request(wire.chat(stream=True)))
@@ -112,7 +131,9 @@ def test_W3_a_cut_after_the_commit_is_an_error_event_and_no_end(cut: Callable[[A
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_truncation_is_never_success(cut: Callable[[Any], Any], router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_truncation_is_never_success(
+    cut: Callable[[Any], Any], router: Routers, script_engine: Engines, wire: Any
+) -> None:
     """T72."""
     up = router(script_engine(cut(wire)))
     ask(up, wire)
@@ -121,7 +142,9 @@ def test_truncation_is_never_success(cut: Callable[[Any], Any], router: Routers,
 
 BEFORE_OUTPUT = {
     "prelude": lambda w: [w.STREAM_HEAD, w.chunk(b'data: {"choices":[],"prompt_filter_results":[]}\n\n'), w.Cut()],
-    "role": lambda w: w.stream(b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'),
+    "role": lambda w: w.stream(
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
+    ),
     "comment": lambda w: [w.STREAM_HEAD, w.chunk(b": ping\n\n"), w.Cut(reset=True)],
     "done": lambda w: w.stream(w.DONE),
     "error": lambda w: w.stream(b'data: {"error":{"message":"x","code":503}}\n\n'),
@@ -137,7 +160,9 @@ BEFORE_OUTPUT = {
 
 
 @pytest.mark.parametrize("failing", BEFORE_OUTPUT.values(), ids=BEFORE_OUTPUT)
-def test_nothing_committed_before_output(failing: Callable[[Any], Any], router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_nothing_committed_before_output(
+    failing: Callable[[Any], Any], router: Routers, script_engine: Engines, wire: Any
+) -> None:
     """T73."""
     good = wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)
     one, two = script_engine(), script_engine()
@@ -163,18 +188,30 @@ def test_a_bad_chunk_after_the_commit_is_a_cut(router: Routers, script_engine: E
     assert up.records.fact().outcome == "stream_interrupted"
 
 
-def test_W5_a_missing_done_after_the_finish_is_relayed_as_it_came(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_W5_a_missing_done_after_the_finish_is_relayed_as_it_came(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     answered = ask(router(script_engine(wire.stream(wire.event("a"), wire.event(finish="stop")))), wire)
     assert (answered.whole, answered.body) == (True, wire.event("a") + wire.event(finish="stop"))
 
 
 def test_W5_events_after_the_terminator_are_dropped(router: Routers, script_engine: Engines, wire: Any) -> None:
-    answered = ask(router(script_engine(wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE, wire.event("late")))), wire)
+    answered = ask(
+        router(script_engine(wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE, wire.event("late")))),
+        wire,
+    )
     assert answered.body.endswith(wire.DONE)
 
 
 def test_W6_a_bad_event_is_dropped_and_the_stream_goes_on(router: Routers, script_engine: Engines, wire: Any) -> None:
-    answered = ask(router(script_engine(wire.stream(wire.event("a"), b"data: oops\n\n", b": note\n\n", wire.event(finish="stop"), wire.DONE))), wire)
+    answered = ask(
+        router(
+            script_engine(
+                wire.stream(wire.event("a"), b"data: oops\n\n", b": note\n\n", wire.event(finish="stop"), wire.DONE)
+            )
+        ),
+        wire,
+    )
     assert answered.body == wire.event("a") + b": note\n\n" + wire.event(finish="stop") + wire.DONE
 
 
@@ -204,7 +241,9 @@ def test_U3_other_stream_options_are_kept(router: Routers, script_engine: Engine
     assert engine.request().json["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
 
 
-def test_U4_an_endpoint_that_refuses_stream_options_is_asked_once_more_without(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_U4_an_endpoint_that_refuses_stream_options_is_asked_once_more_without(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     refusal = wire.answer(b'{"error":{"message":"Unknown parameter: stream_options"}}', 400)
     good = wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)
     engine = script_engine([refusal], good)
@@ -228,8 +267,20 @@ PIECES = [1, 2, 3, 7, 64, 1000]
 
 
 @pytest.mark.parametrize("size", PIECES)
-def test_any_rechunking_by_the_engine_relays_the_same_bytes(size: int, router: Routers, script_engine: Engines, wire: Any) -> None:
-    events = b"".join((b": c\n\n", wire.event("a"), wire.event("b" * 50), wire.event('"finish_reason":null'), wire.event(finish="stop"), wire.USAGE, wire.DONE))
+def test_any_rechunking_by_the_engine_relays_the_same_bytes(
+    size: int, router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    events = b"".join(
+        (
+            b": c\n\n",
+            wire.event("a"),
+            wire.event("b" * 50),
+            wire.event('"finish_reason":null'),
+            wire.event(finish="stop"),
+            wire.USAGE,
+            wire.DONE,
+        )
+    )
     pieces = [wire.chunk(events[at : at + size]) for at in range(0, len(events), size)]
     # a one-byte chunk costs five bytes of framing: L4 is about floods, so small pieces travel inside larger chunks
     script = [wire.STREAM_HEAD, *pieces, b"0\r\n\r\n"]
@@ -244,7 +295,9 @@ def test_any_rechunking_by_the_engine_relays_the_same_bytes(size: int, router: R
 def test_a_stream_until_close_or_by_length_is_relayed(router: Routers, script_engine: Engines, wire: Any) -> None:
     events = wire.event("a") + wire.event(finish="stop") + wire.DONE
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-    engine = script_engine([head + b"\r\n" + events, wire.Cut()], [head + b"Content-Length: %d\r\n\r\n" % len(events) + events])
+    engine = script_engine(
+        [head + b"\r\n" + events, wire.Cut()], [head + b"Content-Length: %d\r\n\r\n" % len(events) + events]
+    )
     up = router(engine)
     assert [ask(up, wire).body for _ in range(2)] == [events, events]
 
@@ -255,7 +308,9 @@ def test_L10_an_event_over_the_limit_is_relayed(router: Routers, script_engine: 
     assert (answered.whole, answered.body) == (True, b"".join(events))
 
 
-def test_L10_a_whole_answer_over_the_limit_is_streamed_from_there(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_L10_a_whole_answer_over_the_limit_is_streamed_from_there(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     body = json.dumps({"choices": [{"message": {"content": "x" * 20_000}}]}).encode()
     up = router(script_engine(wire.answer(body)), relay={"body_hold_bytes": 1000})
     client = up.client()
@@ -293,9 +348,13 @@ def phases(wire: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("phase", ["before the head", "inside the head", "before the first output", "mid-stream", "inside a whole answer"])
+@pytest.mark.parametrize(
+    "phase", ["before the head", "inside the head", "before the first output", "mid-stream", "inside a whole answer"]
+)
 @pytest.mark.parametrize("way", ["close", "reset", "half-close"])
-def test_W7_a_client_that_left_closes_the_engines_connection(phase: str, way: str, router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_W7_a_client_that_left_closes_the_engines_connection(
+    phase: str, way: str, router: Routers, script_engine: Engines, wire: Any
+) -> None:
     script = phases(wire)[phase]
     up = router(engine := script_engine(script))
     client = up.client()
@@ -312,7 +371,7 @@ def test_W7_a_client_that_left_closes_the_engines_connection(phase: str, way: st
 
 
 def leave(client: Client, way: str) -> None:
-    import socket  # noqa: PLC0415 - one constant
+    import socket
 
     if way == "half-close":
         client.socket.shutdown(socket.SHUT_WR)
@@ -339,7 +398,9 @@ def test_W7_a_client_that_closes_at_done_was_served(router: Routers, script_engi
     assert (fact.outcome, fact.tokens_out) == ("completed", 2)
 
 
-def test_L9_a_client_that_takes_nothing_is_gone_and_the_engine_is_paused(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_L9_a_client_that_takes_nothing_is_gone_and_the_engine_is_paused(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     big = wire.chunk(wire.event("x" * 60_000))
     engine = script_engine([wire.STREAM_HEAD, *[big] * 500])
     up = router(engine, server={"write_idle_s": 0.3}, timeout={"stall_s": 30})
@@ -356,7 +417,17 @@ def test_L9_a_client_that_takes_nothing_is_gone_and_the_engine_is_paused(router:
 
 def test_U2_a_final_refusal_is_relayed_verbatim(router: Routers, script_engine: Engines, wire: Any) -> None:
     body = b'{ "error" : {"message":"bad \xc3\xa9","x":[1, 2]} }'
-    script = wire.answer(body, 400, b"Retry-After: 7", b"X-Should-Retry: false", b"Server: nginx", b"Set-Cookie: a=b", b"X-Request-Id: up", b"X-RateLimit-Limit: 5", kind=b"application/problem+json")
+    script = wire.answer(
+        body,
+        400,
+        b"Retry-After: 7",
+        b"X-Should-Retry: false",
+        b"Server: nginx",
+        b"Set-Cookie: a=b",
+        b"X-Request-Id: up",
+        b"X-RateLimit-Limit: 5",
+        kind=b"application/problem+json",
+    )
     up = router(script_engine(script))
     answered = up.ask()
     assert (answered.status, answered.body) == (400, body)
@@ -371,21 +442,34 @@ def test_U2_a_final_refusal_is_relayed_verbatim(router: Routers, script_engine: 
     assert up.records.fact().outcome == "upstream_answered"
 
 
-def test_U2_a_refusal_over_64_kib_is_our_envelope_with_its_status(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_U2_a_refusal_over_64_kib_is_our_envelope_with_its_status(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
     answered = router(script_engine(wire.answer(b"x" * 70_000, 422))).ask()
     assert answered.status == 422
     assert "error" in answered.json
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])
-def test_U5_a_refusal_of_our_own_credential_is_never_shown(status: int, router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_U5_a_refusal_of_our_own_credential_is_never_shown(
+    status: int, router: Routers, script_engine: Engines, wire: Any
+) -> None:
     answered = router(script_engine(wire.answer(b'{"error":{"message":"bad key sk-our-own"}}', status))).ask()
     assert (answered.status, answered.code) == (502, "upstream_credential")
     assert b"sk-our-own" not in answered.body
 
 
 def test_U6_response_headers(router: Routers, script_engine: Engines, wire: Any) -> None:
-    lines = [b"OpenAI-Version: 2020-10-01", b"OpenAI-Organization: org", b"Alt-Svc: h3", b"CF-Ray: 1", b"X-Turnout-Model: fake", b"Connection: X-Hop", b"X-Hop: 1", b"Keep-Alive: timeout=5"]
+    lines = [
+        b"OpenAI-Version: 2020-10-01",
+        b"OpenAI-Organization: org",
+        b"Alt-Svc: h3",
+        b"CF-Ray: 1",
+        b"X-Turnout-Model: fake",
+        b"Connection: X-Hop",
+        b"X-Hop: 1",
+        b"Keep-Alive: timeout=5",
+    ]
     answered = router(script_engine(wire.answer(wire.ANSWER, 200, *lines))).ask()
     assert answered.header(b"openai-version") == b"2020-10-01"
     for name in (b"openai-organization", b"alt-svc", b"cf-ray", b"x-hop", b"keep-alive"):
@@ -399,12 +483,19 @@ def test_U6_response_headers(router: Routers, script_engine: Engines, wire: Any)
         (lambda w: [w.Cut(reset=True)], 502, "upstream_unreachable", "upstream_unreachable"),
         (lambda w: [b"nonsense\r\n\r\n"], 502, "upstream_bad_response", "upstream_invalid"),
         (lambda w: [b"HTTP/1.1 101 Switching\r\n\r\n"], 502, "upstream_bad_response", "upstream_invalid"),
-        (lambda w: [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"], 502, "upstream_bad_response", "upstream_invalid"),
+        (
+            lambda w: [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"],
+            502,
+            "upstream_bad_response",
+            "upstream_invalid",
+        ),
         (lambda w: [w.Gate()], 504, "upstream_timeout", "upstream_timeout"),
         (lambda w: [w.answer(b"{}", 500)], 500, None, "upstream_answered"),
     ],
 )
-def test_endings_that_are_the_engines_fault(script: Any, status: int, code: str | None, outcome: str, router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_endings_that_are_the_engines_fault(
+    script: Any, status: int, code: str | None, outcome: str, router: Routers, script_engine: Engines, wire: Any
+) -> None:
     up = router(script_engine(script(wire)), **FAST)
     answered = ask(up, wire)
     assert answered.status == status
@@ -432,7 +523,7 @@ def test_a_stalled_stream_ends_in_band(router: Routers, script_engine: Engines, 
     assert engine.request().closed.wait(1)
 
 
-def test_a_bug_of_ours_is_a_500_for_one_exchange_and_nothing_leaks(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_a_bug_of_ours_is_a_500_for_one_exchange_and_nothing_leaks(router: Routers, script_engine: Engines) -> None:
     up = router(script_engine(), script_engine(), scheduling={"policy": "random"})
     gateway = up.app.gateway
     alarms: list[object] = []

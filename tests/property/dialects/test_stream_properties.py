@@ -9,19 +9,29 @@ from hypothesis import strategies as st
 
 from turnout.dialects.openai_stream import Event, StreamTap, is_plain
 
-TEXT = st.text(max_size=8) | st.sampled_from(["\n\n", "data: ", "[DONE]", '"finish_reason":null', "}\n\ndata: {", '"usage":{', '"error"'])
-DELTA = st.fixed_dictionaries({}, optional={"content": TEXT | st.none(), "role": st.just("assistant"), "tool_calls": st.just([{"index": 0}])})
+TEXT = st.text(max_size=8) | st.sampled_from(
+    ["\n\n", "data: ", "[DONE]", '"finish_reason":null', "}\n\ndata: {", '"usage":{', '"error"']
+)
+DELTA = st.fixed_dictionaries(
+    {}, optional={"content": TEXT | st.none(), "role": st.just("assistant"), "tool_calls": st.just([{"index": 0}])}
+)
 CHOICE = st.fixed_dictionaries(
     {"index": st.integers(0, 1), "delta": DELTA}, optional={"finish_reason": st.sampled_from([None, None, "stop", ""])}
 )
 CHUNK = st.fixed_dictionaries(
-    {"choices": st.lists(CHOICE, max_size=2)}, optional={"usage": st.sampled_from([None, {"prompt_tokens": 1, "completion_tokens": 1}]), "error": st.sampled_from([None, {"code": 5}])}
+    {"choices": st.lists(CHOICE, max_size=2)},
+    optional={
+        "usage": st.sampled_from([None, {"prompt_tokens": 1, "completion_tokens": 1}]),
+        "error": st.sampled_from([None, {"code": 5}]),
+    },
 )
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": ")])
 EVENT = st.one_of(
     st.builds(lambda c, s: b"data: " + json.dumps(c, separators=s).encode() + b"\n\n", CHUNK, SEPARATORS),
     st.builds(lambda c: b"data: " + json.dumps(c).encode() + b"\r\n\r\n", CHUNK),
-    st.sampled_from([b": c\n\n", b"data: [DONE]\n\n", b"data: oops\n\n", b"event: x\ndata: {}\n\n", b"data: {bad}\n\n", b"\n\n"]),
+    st.sampled_from(
+        [b": c\n\n", b"data: [DONE]\n\n", b"data: oops\n\n", b"event: x\ndata: {}\n\n", b"data: {bad}\n\n", b"\n\n"]
+    ),
 )
 
 

@@ -40,7 +40,19 @@ def test_output_events_are_those_that_show_something(delta: object) -> None:
     assert (seen.output, seen.keep, seen.bad, seen.error) == (True, True, False, None)
 
 
-@pytest.mark.parametrize("delta", [{}, {"role": "assistant"}, {"content": ""}, {"content": None}, {"tool_calls": []}, {"tool_calls": None}, {"function_call": None}, {"role": "assistant", "content": "", "refusal": None}])
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {},
+        {"role": "assistant"},
+        {"content": ""},
+        {"content": None},
+        {"tool_calls": []},
+        {"tool_calls": None},
+        {"function_call": None},
+        {"role": "assistant", "content": "", "refusal": None},
+    ],
+)
 def test_role_and_empty_deltas_are_no_output(delta: object) -> None:
     assert only(event(delta)).output is False
 
@@ -50,7 +62,9 @@ def test_completions_show_text() -> None:
     assert only(data({"choices": [{"index": 0, "text": "", "finish_reason": None}]})).output is False
 
 
-@pytest.mark.parametrize("error", [{"message": "x"}, {"message": "x", "code": 503, "type": None}, "overloaded", {}, ["x"]])
+@pytest.mark.parametrize(
+    "error", [{"message": "x"}, {"message": "x", "code": 503, "type": None}, "overloaded", {}, ["x"]]
+)
 def test_an_error_inside_the_stream_is_seen_as_one(error: object) -> None:
     document = {"error": error}
     assert only(data(document)).error == json.dumps(document, separators=(",", ":")).encode()
@@ -71,7 +85,20 @@ def test_a_whole_answer_without_error_has_usage() -> None:
     assert answer_usage(b'{"error":null,"usage":{"prompt_tokens":3,"completion_tokens":4}}') == (Usage(3, 4), False)
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": -1}, {"prompt_tokens": 10**15}, {"prompt_tokens": 10**30}, {"prompt_tokens": "3"}, {"prompt_tokens": 1.5}, [], "x"])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 10**15},
+        {"prompt_tokens": 10**30},
+        {"prompt_tokens": "3"},
+        {"prompt_tokens": 1.5},
+        [],
+        "x",
+    ],
+)
 def test_U4_missing_negative_or_absurd_usage_is_unknown(usage: object) -> None:
     assert answer_usage(json.dumps({"usage": usage}).encode()) == (None, False)
     stream = tap()
@@ -86,7 +113,15 @@ def test_U3_the_usage_event_goes_only_to_a_client_that_asked(usage: object) -> N
     assert [seen.keep for seen in tap(wants_usage=True).feed(raw)] == [True]
 
 
-@pytest.mark.parametrize("document", [{"choices": [], "prompt_filter_results": [{"index": 0}]}, {"choices": [], "usage": None}, {"id": "x"}, {"choices": None, "usage": {"prompt_tokens": 1}}])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"choices": [], "prompt_filter_results": [{"index": 0}]},
+        {"choices": [], "usage": None},
+        {"id": "x"},
+        {"choices": None, "usage": {"prompt_tokens": 1}},
+    ],
+)
 def test_T96_odd_empty_chunks_survive(document: object) -> None:
     assert only(data(document)).keep is True
 
@@ -120,14 +155,28 @@ def test_W5_events_after_the_terminator_are_dropped() -> None:
     assert stream.feed(event({"content": "later"})) == []
 
 
-@pytest.mark.parametrize("raw", [b"data: oops\n\n", b"data: {\n\n", b"data: \n\n", b"data:\n\n", b"data: null\n\n", b"data: [1]\n\n", b"data: }{\n\n", b"data: DONE\n\n"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"data: oops\n\n",
+        b"data: {\n\n",
+        b"data: \n\n",
+        b"data:\n\n",
+        b"data: null\n\n",
+        b"data: [1]\n\n",
+        b"data: }{\n\n",
+        b"data: DONE\n\n",
+    ],
+)
 def test_W6_an_event_that_is_no_object_is_dropped_and_counted(raw: bytes) -> None:
     stream = tap()
     assert [(e.keep, e.bad) for e in stream.feed(raw)] == [(False, True)]
     assert stream.bad_events == 1
 
 
-@pytest.mark.parametrize("raw", [b": ping\n\n", b":\n\n", b"event: ping\n\n", b"id: 1\nretry: 5\n\n", b"event: other\ndata: {}\n\n", b"\n\n"])
+@pytest.mark.parametrize(
+    "raw", [b": ping\n\n", b":\n\n", b"event: ping\n\n", b"id: 1\nretry: 5\n\n", b"event: other\ndata: {}\n\n", b"\n\n"]
+)
 def test_W6_comments_and_unknown_events_are_relayed(raw: bytes) -> None:
     seen = only(raw)
     assert (seen.raw, seen.keep, seen.bad, seen.output) == (raw, True, False, False)

@@ -126,14 +126,32 @@ def test_J3_the_same_control_twice_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "member",
-    [b'"metadata":{"a":1,"a":2}', b'"tools":[{"a":1,"a":2}]', b'"x":"\\"model\\":1, \\"model\\":2"', b'"x":{"model":"y"}', b'"x":"\\\\"', b'"x":["\\"",{"]":"}"}]'],
+    [
+        b'"metadata":{"a":1,"a":2}',
+        b'"tools":[{"a":1,"a":2}]',
+        b'"x":"\\"model\\":1, \\"model\\":2"',
+        b'"x":{"model":"y"}',
+        b'"x":"\\\\"',
+        b'"x":["\\"",{"]":"}"}]',
+    ],
 )
 def test_J3_deeper_duplicates_and_quoted_keys_travel_untouched(member: bytes) -> None:
     raw = body(member)
     assert accepted(raw).body == raw
 
 
-LONE = [b"\\ud800", b"\\udc00", b"\\udfff", b"\\udbff", b"\\uDC00\\uD800", b"\\ud800\\ud800\\udc00", b"\\ud800x", b"\\ud800\\n", b"a\\uD83D", b"\\ud83d\\\\ude00"]
+LONE = [
+    b"\\ud800",
+    b"\\udc00",
+    b"\\udfff",
+    b"\\udbff",
+    b"\\uDC00\\uD800",
+    b"\\ud800\\ud800\\udc00",
+    b"\\ud800x",
+    b"\\ud800\\n",
+    b"a\\uD83D",
+    b"\\ud83d\\\\ude00",
+]
 
 
 @pytest.mark.parametrize("escape", LONE)
@@ -142,7 +160,9 @@ def test_J4_lone_surrogate_escapes_are_refused_anywhere(escape: bytes, member: b
     refused(body(member % escape), "invalid_json")
 
 
-@pytest.mark.parametrize("escape", [b"\\ud83d\\ude00", b"\\uD83D\\uDE00", b"\\\\ud800", b"\\\\\\\\udc00", b"\\ud7ff\\ue000"])
+@pytest.mark.parametrize(
+    "escape", [b"\\ud83d\\ude00", b"\\uD83D\\uDE00", b"\\\\ud800", b"\\\\\\\\udc00", b"\\ud7ff\\ue000"]
+)
 def test_J4_pairs_and_escaped_backslashes_are_no_lone_surrogates(escape: bytes) -> None:
     accepted(body(b'"metadata":"' + escape + b'"'))
 
@@ -172,7 +192,16 @@ def test_L3_brackets_in_strings_are_no_depth() -> None:
     accepted(body(b'"x":"' + b"[{" * 500 + b'\\"[["'))
 
 
-@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"{" * 65, b"]" * 70 + b"["])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"{" * 65,
+        b"]" * 70 + b"[",
+    ],
+)
 def test_J5_depth_is_found_without_the_stack(raw: bytes) -> None:
     refused(raw, "invalid_json")
 
@@ -204,20 +233,55 @@ def test_J7_fields_that_are_read_have_exactly_their_type(member: bytes, param: s
     refused(body(member), "invalid_request", param)
 
 
-@pytest.mark.parametrize(("text", "value"), [(b"5", 5), (b"1.0", 1), (b"1e3", 1000), (b"0", 0), (b"2147483647", 2**31 - 1), (b"10E-1", 1), (b"null", None), (b"-0", 0), (b"-0.0", 0)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b"5", 5),
+        (b"1.0", 1),
+        (b"1e3", 1000),
+        (b"0", 0),
+        (b"2147483647", 2**31 - 1),
+        (b"10E-1", 1),
+        (b"null", None),
+        (b"-0", 0),
+        (b"-0.0", 0),
+    ],
+)
 def test_J7_integral_numbers_are_integers(text: bytes, value: int | None) -> None:
     assert accepted(body(b'"max_tokens":' + text)).max_tokens == value
 
 
-@pytest.mark.parametrize("text", [b"9223372036854775807", b"-9223372036854775808", b"18446744073709551615", b"1e3", b"0"])
+@pytest.mark.parametrize(
+    "text", [b"9223372036854775807", b"-9223372036854775808", b"18446744073709551615", b"1e3", b"0"]
+)
 def test_J7_a_seed_has_64_bits(text: bytes) -> None:
     accepted(body(b'"seed":' + text))
 
 
 def test_J7_null_in_an_optional_field_means_absent() -> None:
-    fields = ("stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "seed", "temperature", "top_p", "tools", "user", "prompt_cache_key", "session_id", "turnout")
+    fields = (
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "n",
+        "seed",
+        "temperature",
+        "top_p",
+        "tools",
+        "user",
+        "prompt_cache_key",
+        "session_id",
+        "turnout",
+    )
     request = accepted(body(*(b'"%b":null' % field.encode() for field in fields)))
-    assert (request.stream, request.max_tokens, request.n, request.user, request.tools_requested) == (False, None, 1, None, False)
+    assert (request.stream, request.max_tokens, request.n, request.user, request.tools_requested) == (
+        False,
+        None,
+        1,
+        None,
+        False,
+    )
 
 
 def test_J8_the_error_names_path_value_and_expectation() -> None:
@@ -233,7 +297,15 @@ def test_J8_the_value_seen_is_escaped_and_short() -> None:
     assert len(refusal.message) < 200
 
 
-STEERING = ["kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank", "disagg_prefill_dp_rank", "data_parallel_rank"]
+STEERING = [
+    "kv_transfer_params",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "routed_dp_rank",
+    "disagg_prefill_dp_rank",
+    "data_parallel_rank",
+]
 
 
 @pytest.mark.parametrize("field", STEERING)
@@ -271,7 +343,7 @@ def test_L11_a_model_of_256_bytes_passes() -> None:
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
-        (None, "messages"), ([], "messages"), ({}, "messages"), ("hi", "messages"), (None, "messages"), ([1], "messages[0]"), (["hi"], "messages[0]"),
+        (None, "messages"), ([], "messages"), ({}, "messages"), ("hi", "messages"), ([1], "messages[0]"), (["hi"], "messages[0]"),
         ([{}], "messages[0].role"), ([{"role": None}], "messages[0].role"), ([{"role": 1}], "messages[0].role"),
         ([{"role": "user", "content": 1}], "messages[0].content"), ([{"role": "user", "content": {}}], "messages[0].content"),
         ([{"role": "user", "content": True}], "messages[0].content"), ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
@@ -310,7 +382,9 @@ def test_J6_members_of_messages_that_are_no_listed_field_are_not_checked(message
     accepted(json.dumps({"model": "m", "messages": [message]}).encode())
 
 
-@pytest.mark.parametrize("prompt", [None, "", [], {}, 1, True, [True], [1.5], ["a", 1], [["a"]], [-1], [2**31], [[2**31]], [[1], 2], [None]])
+@pytest.mark.parametrize(
+    "prompt", [None, "", [], {}, 1, True, [True], [1.5], ["a", 1], [["a"]], [-1], [2**31], [[2**31]], [[1], 2], [None]]
+)
 def test_prompt_of_completions_has_one_of_four_shapes(prompt: Any) -> None:
     raw = json.dumps({"model": "m", **({} if prompt is None else {"prompt": prompt})}).encode()
     refusal = decode(COMPLETIONS, raw, DEPTH)
@@ -323,13 +397,19 @@ def test_prompt_of_completions_passes(prompt: Any) -> None:
     accepted(json.dumps({"model": "m", "prompt": prompt}).encode(), COMPLETIONS)
 
 
-@pytest.mark.parametrize(("value", "good"), [("a", True), (["a"], True), ([1], True), ([[1]], True), (None, False), ([], False), (1, False), ({}, False)])
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [("a", True), (["a"], True), ([1], True), ([[1]], True), (None, False), ([], False), (1, False), ({}, False)],
+)
 def test_input_of_embeddings(value: Any, good: bool) -> None:  # noqa: FBT001 - a column
     raw = json.dumps({"model": "m", "input": value}).encode()
     assert isinstance(decode(EMBEDDINGS, raw, DEPTH), Request if good else Refusal)
 
 
-@pytest.mark.parametrize("member", [b'"tools":[{"x":%b}]', b'"functions":[{"x":%b}]', b'"chat_template_kwargs":{"x":%b}', b'"reasoning_effort":%b'])
+@pytest.mark.parametrize(
+    "member",
+    [b'"tools":[{"x":%b}]', b'"functions":[{"x":%b}]', b'"chat_template_kwargs":{"x":%b}', b'"reasoning_effort":%b'],
+)
 @pytest.mark.parametrize("text", HUGE)
 def test_J2_numbers_out_of_range_in_hashed_members_are_no_fault_of_ours(member: bytes, text: bytes) -> None:
     raw = body(member % text)
