@@ -77,6 +77,7 @@ class Prober:
         self._options = options
         self._wake: dict[str, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopped = False
 
     def start(self) -> None:
         """Begin probing every endpoint; providers are never probed."""
@@ -93,6 +94,7 @@ class Prober:
 
     async def stop(self) -> None:
         """End all tasks and wait until they have."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -101,7 +103,7 @@ class Prober:
         gateway, wake = self._gateway, self._wake[name]
         misses = 0
         listed = False
-        while True:
+        while not self._stopped:
             endpoint = gateway.fleet.endpoints[name]
             away = endpoint.unreachable or endpoint.probe_failing
             if away or not listed or gateway.clock() - (endpoint.last_byte_at or 0.0) > _QUIET_S:
@@ -117,7 +119,8 @@ class Prober:
                 delay = min(delay, _RETURN_DELAYS_S[max(0, misses - 1)])
             wake.clear()
             try:
-                await asyncio.wait_for(wake.wait(), delay)
+                async with asyncio.timeout(delay):  # wait_for of Python 3.11 can swallow a cancellation
+                    await wake.wait()
             except TimeoutError:
                 continue
             misses = 0
@@ -143,7 +146,8 @@ class Prober:
         reply = _Reply()
         upstream.pool.request(upstream.head(path, "GET") + b"\r\n", reply)
         try:
-            answer = await asyncio.wait_for(asyncio.shield(reply.done), self._options.timeout_s)
+            async with asyncio.timeout(self._options.timeout_s):
+                answer = await reply.done
         except TimeoutError:
             answer = None
         finally:

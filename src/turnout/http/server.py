@@ -112,10 +112,9 @@ class Connection(asyncio.Protocol):
             return
         self._state = _IDLE
         self.deadline = self._listener.now + self._listener.options.idle_s
-        if self._paused_reading:
-            self._paused_reading = False
-            self._transport.resume_reading()
-        if self._buffer:  # pipelined: from the loop, so that many small requests cannot grow the stack
+        if not self._buffer:
+            self._resume_reading()
+        else:  # pipelined: from the loop, so that many small requests cannot grow the stack
             asyncio.get_running_loop().call_soon(self._next)
 
     def abort(self) -> None:
@@ -228,6 +227,8 @@ class Connection(asyncio.Protocol):
         if self._state == _IDLE and self._buffer:
             data, self._buffer = self._buffer, b""
             self._read_head(data)
+        if self._state != _BUSY:  # what was read ahead is used up, as far as it goes
+            self._resume_reading()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -365,6 +366,9 @@ class Connection(asyncio.Protocol):
             return
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
         if self._paused_reading:
             self._paused_reading = False
             self._transport.resume_reading()
