@@ -67,7 +67,11 @@ class Ledger:
         self._deadline = 0.0
         self._next_prune = 0.0
         self._wake = threading.Event()
+        # Only the writer can tell what is settled: from outside, a batch between queue and database is invisible.
         self._round_done = threading.Condition()
+        self._rounds = 0
+        self._in_round = False
+        self._settled = False
         self._opened = threading.Event()
         self._spool = Spool(
             self._path,
@@ -112,11 +116,15 @@ class Ledger:
 
         Calls in spool files of earlier processes count as one.
         """
-        self._wake.set()
-        with self._round_done:
-            self._round_done.wait_for(lambda: self._drain.settled, timeout_s)
+        settled = self._spool.empty
+        if self._writer.is_alive():
+            with self._round_done:
+                # A round under way may have looked at the queue before the last call was put there.
+                enough = self._rounds + 1 + self._in_round
+                self._wake.set()
+                settled = self._round_done.wait_for(lambda: self._rounds >= enough and self._settled, timeout_s)
         waiting = len(self._queue) + len(self._drain.inflight)
-        return waiting or (0 if self._spool.empty else 1)
+        return waiting or (0 if settled else 1)
 
     def close(self, timeout_s: float = 5.0) -> int:
         """Refuse new calls, store the rest within `timeout_s`, spool what is left; return the calls in neither."""
@@ -168,12 +176,18 @@ class Ledger:
             self._on_event("ledger_spool_adopted", segments=adopted, spool_bytes=self._spool.size_bytes)
         while not self._closed:
             self._wake.wait(wait_s)
-            self._wake.clear()
+            with self._round_done:
+                self._in_round = True
+                self._wake.clear()
             self._drain.sink = self._sink
             wait_s = self._drain.round()
-            if self._drain.settled:
+            settled = self._drain.settled
+            if settled:
                 wait_s = self._prune(wait_s)
             with self._round_done:
+                self._in_round = False
+                self._rounds += 1
+                self._settled = settled
                 self._round_done.notify_all()
         self._opened.wait(max(0.0, self._deadline - self._monotonic()))
         self._drain.sink = self._sink
