@@ -119,6 +119,76 @@ class Probe(Section, frozen=True, kw_only=True):
     failures: Annotated[Count, _doc("O4: failures in a row that make an endpoint probe_failing.")] = 3
 
 
+class Admission(Section, frozen=True, kw_only=True):
+    """May it enter, and how long may it wait (resilience §9)."""
+
+    queue_wait_s: Annotated[Seconds, _doc("D6: longest wait for a place; then 503 queue_timeout.")] = 30.0
+    queue_max: Annotated[Count, _doc("Q4: waiting requests per model and role; over it 503 queue_full.")] = 256
+    queue_bodies_max_bytes: Annotated[Bytes, _doc("Q4: bodies of waiting requests per model; over it 503.")] = (
+        268_435_456
+    )
+    tenant_max_in_flight: Annotated[
+        int, Meta(ge=0, le=2**31 - 1), _doc("Q10: running requests per tenant, over it 429; 0 is no limit.")
+    ] = 0
+    tenant_max_queued: Annotated[Count, _doc("Q9: waiting requests per tenant and model, over it 429.")] = 128
+    tenant_weights: Annotated[
+        dict[str, Annotated[float, Meta(gt=0, le=1e6)]], _doc("Q5: share of a tenant relative to the others' 1.")
+    ] = {}
+    promote_s: Annotated[Seconds, _doc("Q5: one priority class up per this long waited.")] = 5.0
+    high_ratio: Annotated[Ratio, _doc("§9: High from this share of the capacity: nothing is hedged to it.")] = 0.5
+    critical_memory: Annotated[Ratio, _doc("§9: Critical from this KV usage: takes nothing more.")] = 0.95
+    high_memory: Annotated[Ratio, _doc("§9: High from this KV usage.")] = 0.8
+    wait_for_endpoint: Annotated[bool, _doc("I4: an empty pool makes requests wait instead of 503 no_endpoint.")] = (
+        False
+    )
+
+
+StreamSafety = Literal["fast", "guarded", "buffered"]
+
+
+class Stream(Section, frozen=True, kw_only=True):
+    """How much of a stream is held back so that a failure stays invisible (resilience §4)."""
+
+    safety: Annotated[
+        StreamSafety, _doc("fast: to the first output; guarded: to the 32nd or 1.5 s; buffered: all of it.")
+    ] = "fast"
+    guard_events: Annotated[Count, _doc("guarded: output events held at most.")] = 32
+    guard_ms: Annotated[Count, _doc("guarded: held at most this long after the first output event.")] = 1500
+    buffer_max_bytes: Annotated[Bytes, _doc("buffered: a larger stream is relayed from here on.")] = 8_388_608
+
+
+class Resume(Section, frozen=True, kw_only=True):
+    """A stream that broke after its first byte (resilience §5)."""
+
+    scope: Annotated[Literal["replicas", "off"], _doc("R1: who may take over a broken stream.")] = "replicas"
+    require_deterministic: Annotated[
+        bool, _doc("R4: prefix-match only with temperature 0, top_k 1 or a seed; others rarely repeat themselves.")
+    ] = True
+    keep_max_bytes: Annotated[
+        Bytes, _doc("Sent events kept per stream for a rescue; a longer stream cannot be rescued.")
+    ] = 1_048_576
+
+
+class Hedge(Section, frozen=True, kw_only=True):
+    """A duplicate of a slow stream's request (resilience §6); each model opts in."""
+
+    ratio: Annotated[Ratio, _doc("Z3: hedges as a share of the attempts of the model in 60 s.")] = 0.05
+    samples_min: Annotated[Count, _doc("Z2: first tokens seen in 10 min before a p95 means anything.")] = 50
+    wait_min_s: Annotated[Seconds, _doc("Z2: never sent earlier than this.")] = 0.05
+
+
+class Ejection(Section, frozen=True, kw_only=True):
+    """An endpoint that fails more than its siblings (resilience O2, O3)."""
+
+    pool_min: Annotated[Count, _doc("O2: smaller pools eject nobody.")] = 3
+    results_min: Annotated[Count, _doc("O2: results in the breaker's window before a ratio means anything.")] = 10
+    margin: Annotated[Ratio, _doc("O2: fault ratio this far above the median of the others.")] = 0.2
+    out_s: Annotated[Seconds, _doc("O2: out for this long, times the number of ejections.")] = 30.0
+    out_max_s: Annotated[Seconds, _doc("O2: cap of it.")] = 300.0
+    forget_s: Annotated[Seconds, _doc("O2: earlier ejections are forgotten after this time.")] = 600.0
+    pool_share_max: Annotated[Ratio, _doc("O3: largest share of a pool that may be out.")] = 0.5
+
+
 class Pool(Section, frozen=True, kw_only=True):
     """Connections to endpoints."""
 
@@ -211,6 +281,13 @@ class Model(Section, frozen=True, kw_only=True):
     chars_per_token: Annotated[float, Meta(ge=1, le=16), _doc("C6: divisor of the prompt estimate.")] = 4.0
     policy: Annotated[PolicyName | None, _doc("Scheduling rule of this pool.")] = None
     weight_version: Annotated[str, _doc("A new one changes every block key.")] = ""
+    first_token_s: Annotated[Seconds | None, _doc("D2 of this model.")] = None
+    first_token_failover_s: Annotated[Seconds | None, _doc("D2a of this model.")] = None
+    stall_s: Annotated[Seconds | None, _doc("D4 of this model, between events.")] = None
+    content_stall_s: Annotated[Seconds | None, _doc("D4 of this model, between output events.")] = None
+    stream_safety: Annotated[StreamSafety | None, _doc("Stream safety of this model.")] = None
+    hedge: Annotated[bool, _doc("Z1: slow first tokens of this model may be asked for twice.")] = False
+    fallback: Annotated[list[Name], _doc("N6: models asked in this order when no endpoint of this one answers.")] = []
 
 
 class Endpoint(Section, frozen=True, kw_only=True):
@@ -233,6 +310,9 @@ class Endpoint(Section, frozen=True, kw_only=True):
     context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None
     max_in_flight: Annotated[Count, _doc("Attempts open at once; at it the endpoint is saturated.")] = 256
     standby: Annotated[bool, _doc("Used only when no other endpoint of the pool can serve.")] = False
+    continuation: Annotated[
+        bool, _doc("R3: the engine continues an assistant message (vLLM's continue_final_message).")
+    ] = False
     stream_usage: Annotated[
         Literal["auto", "yes", "no"], _doc("U4: whether stream_options.include_usage is understood.")
     ] = "auto"
