@@ -1,0 +1,549 @@
+"""What is changed on the way and what is not (request-path §9), whose request it is (§5), which model it means (§6)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Engine, Router
+
+Routers = Callable[..., "Router"]
+Engines = Callable[..., "Engine"]
+
+
+def key(name: str, secret: str, tenant: str, **members: object) -> dict[str, object]:
+    return {
+        "name": name,
+        "tenant": tenant,
+        "digest": "sha256:" + hashlib.sha256(secret.encode()).hexdigest(),
+        **members,
+    }
+
+
+KEYS = [
+    key("one", "secret-of-one", "t1"), key("one-too", "secret-of-one-too", "t1"), key("two", "secret-of-two", "t2"),
+    key("revoked", "secret-revoked", "t1", state="revoked"), key("inactive", "secret-inactive", "t1", state="inactive"),
+    key("expired", "secret-expired", "t1", expires_at="2020-01-01T00:00:00+00:00"),
+    key("later", "secret-later", "t1", expires_at="2999-01-01T00:00:00+00:00"),
+    key("limited", "secret-limited", "t1", models=["model-b", "x/*"]),
+]  # fmt: skip
+
+
+class House:
+    """A router with several keys, models and one engine."""
+
+    def __init__(self, router: Routers, engine: Engine) -> None:
+        self.engine = engine
+        endpoint = {
+            "name": "e1",
+            "url": engine.url,
+            "models": ["model-a", "model-b", "x/one", "small"],
+            "served_as": {"model-b": "served/b"},
+            "api_key": "our-own-credential",
+        }
+        small = {"name": "tiny", "url": engine.url, "models": ["tiny"], "context_max": 100}
+        models = [{"id": "model-a", "aliases": ["nick"]}, {"id": "model-b"}]
+        self.router = router(endpoint=[endpoint, small], key=KEYS, model=models)
+
+    def ask(
+        self, *lines: bytes, body: object = None, path: bytes = b"/v1/chat/completions", method: bytes = b"POST"
+    ) -> Any:
+        content = body if isinstance(body, bytes) else json.dumps(body or chat()).encode()
+        client = self.router.client()
+        start = b"%b %b HTTP/1.1\r\nHost: localhost\r\n" % (method, path)
+        if method == b"POST":
+            start += b"Content-Length: %d\r\n" % len(content)
+        client.send(
+            start + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + (content if method == b"POST" else b"")
+        )
+        answered = client.response(method)
+        client.close()
+        return answered
+
+    def seen(self) -> Any:
+        return self.engine.requests[-1]
+
+
+ONE = b"Authorization: Bearer secret-of-one"
+
+
+def chat(**members: object) -> dict[str, object]:
+    return {"model": "model-a", "messages": [{"role": "user", "content": "hi"}], **members}
+
+
+@pytest.fixture(scope="module")
+def house(module_router: Routers, module_engine: Engines) -> House:
+    return House(module_router, module_engine())
+
+
+# -- §9 ---------------------------------------------------------------------------------------------------------------
+
+
+ODD = b'{ "zeta" :\t1.0e5,\r\n"model": "model-a" , "messages":[{"role":"user","content":"\\u00e9\xc3\xa9","x":{"a":1,"a":2}}],"big":123456789012345678901234567890, "beta":[null] }'
+
+
+def test_agents_see_unmodified_bytes(house: House) -> None:
+    """T99."""
+    lines = (
+        b"anthropic-beta: tools-2024-04-04",
+        b"anthropic-version: 2023-06-01",
+        b"Idempotency-Key: k",
+        b"X-Unknown: \xe9\t1",
+        b"User-Agent: codex/1",
+    )
+    assert house.ask(ONE, *lines, body=ODD).status == 200
+    assert house.seen().body == ODD
+    for line in lines:
+        name, _, value = line.partition(b": ")
+        assert house.seen().header(name.lower()) == value
+    error = b'{"error": {"message" : "bad", "x":[ ]}}'
+    house.engine.says(
+        b"HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(error), error),
+        house.engine.scripts[-1],
+    )
+    assert house.ask(ONE, body=ODD).body == error
+
+
+def test_U1_only_the_model_is_spliced_when_the_endpoint_names_it_otherwise(house: House) -> None:
+    house.ask(ONE, body=ODD.replace(b"model-a", b"model-b"))
+    assert house.seen().body == ODD.replace(b"model-a", b"served/b")
+
+
+def test_U1_an_alias_is_forwarded_as_the_model(house: House) -> None:
+    house.ask(ONE, body=chat(model="nick"))
+    assert house.seen().json["model"] == "model-a"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        b'{"turnout":{},"model":"model-a",%b}',
+        b'{"model":"model-a","turnout":{} ,%b}',
+        b'{"model":"model-a",%b,"turnout":{}}',
+        b'{"model":"model-a",%b, "turnout" : null }',
+    ],
+)
+def test_U1_turnout_is_removed(where: bytes, house: House) -> None:
+    house.ask(ONE, body=where % b'"messages":[{"role":"user"}]')
+    assert "turnout" not in house.seen().json
+    assert house.seen().json["model"] == "model-a"
+
+
+@pytest.mark.parametrize("member", [b'"\\u006dodel":"model-b"', b'"mod\\u0065l":"model-b"'])
+def test_U1_an_escaped_model_key_is_spliced(member: bytes, house: House) -> None:
+    house.ask(ONE, body=b"{" + member + b',"messages":[{"role":"user","content":"\\"model\\":\\"x\\""}]}')
+    assert house.seen().json == {"model": "served/b", "messages": [{"role": "user", "content": '"model":"x"'}]}
+
+
+REMOVED = [
+    b"x-turnout-tenant: fake", b"x-turnout-key: fake", b"x-turnout-model: fake", b"x-turnout-decision: fake", b"x-turnout-endpoint: fake",
+    b"x-prefiller-host-port: 1.2.3.4:5", b"x-encoder-hosts-ports: a", b"x-kv-cache-source-host-port: a", b"x-gateway-destination-endpoint: a",
+    b"x-gateway-destination-endpoint-subset: a", b"x-data-parallel-rank: 1", b"x-smg-target-worker: a", b"routing-strategy: a",
+    b"external-filter: a", b"epp-profile: a", b"Forwarded: for=1.2.3.4", b"X-Forwarded-For: 1.2.3.4", b"X-Forwarded-Host: a", b"X-Real-Ip: 1.2.3.4",
+    b"Keep-Alive: timeout=5", b"Proxy-Connection: keep-alive", b"Proxy-Authorization: Basic x", b"Proxy-Authenticate: x", b"Proxy-Anything: x", b"TE: trailers",
+    b"Trailer: x", b"Upgrade: h2c", b"Expect: 100-continue", b"Cookie: a=b", b"X-Goog-Api-Key: secret-of-one", b"x-api-key: secret-of-one",
+    b"x-session-id: s", b"x-claude-code-session-id: s", b"x-claude-code-agent-id: s", b"x-claude-code-parent-agent-id: s", b"session-id: s",
+    b"x-turnout-session: s", b"x-turnout-priority: low", b"x-turnout-timeout-ms: 5000", b"x-turnout-stream-safety: fast",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", REMOVED)
+def test_request_headers_that_do_not_travel(line: bytes, house: House) -> None:
+    assert house.ask(ONE, line).status == 200
+    name = line.partition(b":")[0].lower()
+    assert house.seen().header(name) is None
+
+
+def test_request_headers_that_are_replaced(house: House) -> None:
+    house.ask(ONE, b"Accept-Encoding: gzip", b"x-request-id: mine")
+    seen = house.seen()
+    assert seen.header(b"accept-encoding") == b"identity"
+    assert seen.header(b"host") == house.engine.url.removeprefix("http://").encode()
+    assert seen.header(b"x-request-id") == b"mine"
+    assert [name for name, _ in seen.headers].count(b"host") == 1
+
+
+CONTROLS = [
+    b"x-turnout-timeout-ms: 0", b"x-turnout-timeout-ms: -1", b"x-turnout-timeout-ms: 1.5", b"x-turnout-timeout-ms: x", b"x-turnout-timeout-ms:",
+    b"x-turnout-priority: urgent", b"x-turnout-stream-safety: very", b"x-turnout-fallback: maybe", b"x-turnout-hedge: yes", b"x-turnout-tiemout-ms: 5",
+    b"x-turnout-: x", b"x-turnout-session:",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", CONTROLS)
+def test_a_bad_or_mistyped_control_is_400_by_name(line: bytes, house: House) -> None:
+    answered = house.ask(ONE, line)
+    assert (answered.status, answered.code, answered.param) == (
+        400,
+        "invalid_request",
+        line.partition(b":")[0].decode(),
+    )
+
+
+def test_the_same_request_id_reaches_the_engine_on_all_attempts(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    one, two = script_engine(), script_engine()
+    one.scripts = two.scripts = [[wire.answer(b"{}", 503)], [wire.answer()]]
+    answered = router(one, two).ask(None, b"x-request-id: mine")
+    assert (answered.status, answered.header(b"x-request-id"), answered.header(b"x-turnout-attempts")) == (
+        200,
+        b"mine",
+        b"2",
+    )
+    assert [r.header(b"x-request-id") for r in one.requests + two.requests] == [b"mine", b"mine"]
+    assert len(answered.header(b"x-turnout-decision") or b"") == 26
+
+
+# -- §1, errors by path ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [b"/v1/messages", b"/v1/messages/count_tokens", b"/v1/messages/x"])
+def test_errors_on_anthropic_paths_are_in_its_envelope(path: bytes, house: House) -> None:
+    answered = house.ask(path=path)
+    assert answered.json["type"] == "error"
+    assert answered.json["error"].keys() == {"type", "message"}
+    assert answered.header(b"request-id") == answered.header(b"x-request-id") == answered.json["request_id"].encode()
+
+
+@pytest.mark.parametrize("path", [b"/v1beta/models/x:generateContent", b"/v1beta/"])
+def test_errors_on_gemini_paths_are_in_its_envelope(path: bytes, house: House) -> None:
+    answered = house.ask(path=path)
+    assert answered.json["error"].keys() == {"code", "message", "status"}
+    assert answered.json["error"]["code"] == answered.status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/V1/models",
+        b"/v1/models/",
+        b"/v1//models",
+        b"/v1/./models",
+        b"/v1/../v1/models",
+        b"/v1/%6dodels",
+        b"/v1/models;a",
+        b"//v1/models",
+        b"/v1/chat/completions/",
+        b"/v1/Chat/completions",
+        b"/metrics",
+        b"/x/decisions/1",
+        b"/v1beta",
+        b"/v2/models",
+    ],
+)
+def test_raw_path_decides(path: bytes, house: House) -> None:
+    """T104."""
+    seen = len(house.engine.requests)
+    assert house.ask(ONE, path=path, method=b"GET").status == 404
+    assert house.ask(path=path, method=b"GET").status == (401 if path.startswith(b"/v1/models/") else 404)
+    assert house.ask(path=path).status == (405 if path.startswith(b"/v1/models/") else 404)
+    assert len(house.engine.requests) == seen
+
+
+def test_T104_the_host_header_changes_nothing(house: House) -> None:
+    client = house.router.client()
+    client.send(
+        b"GET /v1/models HTTP/1.1\r\nHost: admin.internal\r\nX-Forwarded-Host: localhost\r\nX-Original-URL: /health\r\n\r\n"
+    )
+    assert client.response().status == 401
+
+
+def test_the_query_is_ignored(house: House) -> None:
+    assert house.ask(ONE, path=b"/v1/chat/completions?beta=true&key=x").status == 200
+    assert house.seen().line == b"POST /v1/chat/completions HTTP/1.1"
+
+
+@pytest.mark.parametrize("path", [b"/", b"/health", b"/ready"])
+def test_public_paths_need_no_key_and_say_nothing(path: bytes, house: House) -> None:
+    answered = house.ask(path=path, method=b"GET")
+    assert answered.status == 200
+    for word in (b"127.0.0.1", b"e1", b"secret", b"model-a"):
+        assert word not in answered.body
+
+
+# -- §5 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Authorization: Bearer secret-of-one",
+        b"authorization: bearer secret-of-one",
+        b"Authorization: BEARER  secret-of-one",
+        b"x-api-key: secret-of-one",
+        b"X-API-Key: secret-later",
+    ],
+)
+def test_K1_carriers_of_a_key(line: bytes, house: House) -> None:
+    assert house.ask(line).status == 200
+
+
+NO_KEY: list[tuple[bytes, ...]] = [
+    (), (b"Authorization: Basic c2VjcmV0",), (b"Authorization: secret-of-one",), (b"Authorization: Bearer",), (b"Authorization: Bearer ",), (b"Authorization:",), (b"x-api-key:",),
+    (b"Authorization: Bearer unknown",), (b"Authorization: Bearer " + b"x" * 300,), (b"Authorization: Bearer secr\xe9t",), (b"x-api-key: \xff",), (b"x-goog-api-key: secret-of-one",),
+    (b"Authorization: Bearer secret-of-one, Bearer secret-of-one",), (b"Cookie: key=secret-of-one",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", NO_KEY)
+def test_K5_everything_but_a_known_key_gets_one_body(lines: tuple[bytes, ...], house: House) -> None:
+    answered = house.ask(*lines)
+    assert (answered.status, answered.code, answered.json["error"]["type"]) == (
+        401,
+        "invalid_api_key",
+        "authentication_error",
+    )
+    assert answered.header(b"www-authenticate") == b"Bearer"
+    assert answered.body == house.ask().body
+
+
+def test_K1_a_key_in_the_query_is_no_key(house: House) -> None:
+    assert house.ask(path=b"/v1/chat/completions?key=secret-of-one&api_key=secret-of-one").status == 401
+
+
+@pytest.mark.parametrize(
+    ("bearer", "api_key", "status"),
+    [
+        ("secret-of-one", "secret-of-one", 200),
+        ("secret-of-one", "secret-of-one-too", 200),
+        ("secret-of-one", "secret-of-two", 401),
+        ("secret-of-one", "unknown", 200),
+        ("unknown", "secret-of-two", 200),
+        ("unknown", "other", 401),
+    ],
+)
+def test_K2_two_carriers(bearer: str, api_key: str, status: int, house: House) -> None:
+    assert house.ask(b"Authorization: Bearer " + bearer.encode(), b"x-api-key: " + api_key.encode()).status == status
+
+
+@pytest.mark.parametrize(
+    ("secret", "code"),
+    [("secret-revoked", "key_revoked"), ("secret-inactive", "key_inactive"), ("secret-expired", "key_expired")],
+)
+def test_K6_a_proven_key_that_may_not_is_403(secret: str, code: str, house: House) -> None:
+    answered = house.ask(b"Authorization: Bearer " + secret.encode())
+    assert (answered.status, answered.code, answered.json["error"]["type"]) == (403, code, "permission_error")
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [("model-b", 200), ("x/one", 200), ("model-a", 403), ("nick", 403), ("nowhere", 404)]
+)
+def test_K7_model_lists_match_the_concrete_id(model: str, status: int, house: House) -> None:
+    answered = house.ask(b"x-api-key: secret-limited", body=chat(model=model))
+    assert answered.status == status
+    if status == 403:
+        assert answered.code == "model_not_allowed"
+
+
+def test_K7_the_catalogue_shows_only_what_the_key_may_use(house: House) -> None:
+    listed = house.ask(b"x-api-key: secret-limited", path=b"/v1/models", method=b"GET").json["data"]
+    assert [model["id"] for model in listed] == ["model-b", "x/one"]
+    assert house.ask(b"x-api-key: secret-limited", path=b"/v1/models/x/one", method=b"GET").json["id"] == "x/one"
+    assert house.ask(b"x-api-key: secret-limited", path=b"/v1/models/model-a", method=b"GET").status == 404
+
+
+def test_K9_open_mode_has_an_anonymous_principal_and_still_knows_the_revoked(
+    router: Routers, script_engine: Engines
+) -> None:
+    up = router(script_engine(), auth={"mode": "open"}, key=KEYS)
+    assert up.ask(key="unknown").status == 200
+    assert up.ask(key="secret-of-one").status == 200
+    assert up.ask(key="secret-revoked").status == 403
+    assert [fact.tenant for fact in up.records.facts] == ["anonymous", "t1"]
+
+
+def test_K10_no_client_credential_reaches_an_endpoint(house: House) -> None:
+    house.ask(
+        ONE,
+        b"x-api-key: secret-of-one",
+        b"x-goog-api-key: secret-of-one",
+        b"Cookie: secret-of-one",
+        b"Proxy-Authorization: secret-of-one",
+    )
+    assert b"secret" not in house.seen().raw_head
+    assert house.seen().header(b"authorization") == b"Bearer our-own-credential"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        b"' OR 1=1 --",
+        b"secret-of-on",
+        b"secret-of-one'",
+        b"secret-of-one x",
+        b"%",
+        b"*",
+        b"secret-of-one\t;DROP TABLE keys",
+    ],
+)
+def test_hostile_keys_touch_no_sql_and_no_prefix_cache(secret: bytes, house: House) -> None:
+    """T105."""
+    answered = house.ask(b"x-api-key: " + secret)
+    assert answered.status == 401
+    assert answered.body == house.ask().body
+    assert house.ask(ONE).status == 200
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"x-turnout-endpoint: http://evil",),
+        (b"x-gateway-destination-endpoint: evil:80",),
+        (b"x-forwarded-host: evil",),
+        (b"x-upstream-url: http://evil",),
+    ],
+)
+@pytest.mark.parametrize("members", [{}, {"api_base": "http://evil", "base_url": "http://evil", "api_key": "evil"}])
+def test_client_cannot_name_an_upstream(lines: tuple[bytes, ...], members: dict[str, str], house: House) -> None:
+    """T106."""
+    assert house.ask(ONE, *lines, body=chat(**members)).status == 200
+    assert house.seen().header(b"host") == house.engine.url.removeprefix("http://").encode()
+    assert house.seen().line == b"POST /v1/chat/completions HTTP/1.1"
+    assert house.seen().header(b"authorization") == b"Bearer our-own-credential"
+
+
+def test_authorised_is_what_runs(house: House) -> None:
+    """T94."""
+    seen = len(house.engine.requests)
+    limited = b"x-api-key: secret-limited"
+    for body in (
+        b'{"model":"model-b","messages":[{"role":"user"}],"model":"model-a"}',
+        b'{"model":"model-b","messages":[{"role":"user"}],"\\u006dodel":"model-a"}',
+        b'{"model":"model-b","messages":[{"role":"user"}],"mode\\u006c":"model-a"}',
+        b'{"m\\u006fdel":"model-a","messages":[{"role":"user"}],"model":"model-b"}',
+    ):
+        assert house.ask(limited, body=body).status == 400
+    assert len(house.engine.requests) == seen
+
+
+def test_secrets_appear_nowhere(
+    router: Routers, script_engine: Engines, wire: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """T107."""
+    canaries = ["canary-key", "canary-prompt", "canary-credential", "canary-query"]
+    engine = script_engine(
+        [wire.answer(b'{"error":"canary-credential"}', 401)], [wire.Cut(reset=True)], [wire.answer()]
+    )
+    endpoint = [{"name": "e1", "url": engine.url, "models": ["model-a"], "api_key": "canary-credential"}]
+    up = router(
+        endpoint=endpoint,
+        key=[key("k", "canary-key", "t")],
+        log={"level": "debug", "format": "json"},
+        server={"admin_listen": "127.0.0.1:0"},
+    )
+    prompt = {"model": "model-a", "messages": [{"role": "user", "content": "canary-prompt"}]}
+    said = [
+        up.ask({**prompt, "max_tokens": "x"}, key="canary-key"),
+        up.ask({**prompt, "model": "nowhere"}, key="canary-key"),
+        up.ask(b'{"model":"model-a","messages":"canary-prompt"', key="canary-key"),
+        up.ask(prompt, key="canary-key"),
+        up.ask(prompt, key="canary-key"),
+        up.ask(prompt, key="canary-key"),
+        up.ask(prompt, path=b"/v1/chat/completions?key=canary-query", key="canary-keys"),
+        up.ask(method=b"GET", path=b"/health"),
+    ]
+    metrics = up.ask(method=b"GET", path=b"/metrics", port=up.admin_port)
+    assert metrics.status == 200
+    up.stop()
+    shown = b"".join(answer.head + answer.body for answer in [*said, metrics]) + repr(up.records.facts).encode()
+    logged = capfd.readouterr()
+    for canary in canaries:
+        assert canary.encode() not in shown
+        assert canary not in logged.err + logged.out
+
+
+# -- §6, §7, §8 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model", ["model-A", " model-a", "model-a ", "model", "model-a-x", "openai/model-a", "Nick", "auto", "auto:fast"]
+)
+def test_M4_anything_but_an_exact_id_or_alias_is_404(model: str, house: House) -> None:
+    seen = len(house.engine.requests)
+    answered = house.ask(ONE, body=chat(model=model))
+    assert (answered.status, answered.code) == (404, "model_not_found")
+    assert len(house.engine.requests) == seen
+
+
+def test_M5_no_model_is_400_without_a_default(house: House) -> None:
+    answered = house.ask(ONE, body={"messages": [{"role": "user"}]})
+    assert (answered.status, answered.code, answered.param) == (400, "missing_model_field", "model")
+
+
+def test_M5_the_default_is_spliced_in(router: Routers, script_engine: Engines) -> None:
+    up = router(engine := script_engine(), models={"default": "model-a"})
+    for body in (
+        b'{"messages":[{"role":"user"}]}',
+        b'{"model":null,"messages":[{"role":"user"}]}',
+        b'{"model":"","messages":[{"role":"user"}]}',
+    ):
+        assert up.ask(body).status == 200
+        assert engine.requests[-1].json["model"] == "model-a"
+
+
+def test_M6_a_known_model_without_an_endpoint_is_no_404(router: Routers, script_engine: Engines) -> None:
+    up = router(script_engine(), model=[{"id": "lonely"}])
+    answered = up.ask(chat(model="lonely"))
+    assert (answered.status, answered.code) == (503, "no_endpoint")
+    assert int(answered.header(b"retry-after") or 0) >= 1
+
+
+def long(characters: int) -> dict[str, object]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "a" * characters}]}
+
+
+def test_C1_equal_passes_and_one_above_is_refused(house: House) -> None:
+    assert house.ask(ONE, body=long(392)).status == 200  # (392 + 8) / 4 = 100
+    seen = len(house.engine.requests)
+    answered = house.ask(ONE, body=long(396))
+    assert (answered.status, answered.code, answered.param) == (400, "context_length_exceeded", None)
+    assert (answered.json["error"]["max"], answered.json["error"]["estimated_prompt_tokens"]) == (100, 101)
+    message = answered.json["error"]["message"]
+    assert (
+        message
+        == "This request needs at least 101 tokens, but the maximum context length of tiny is 100 tokens. Please reduce the length of the messages."
+    )
+    assert len(house.engine.requests) == seen
+
+
+def test_precheck_runs_first_everywhere(house: House) -> None:
+    """T24."""
+    seen = len(house.engine.requests)
+    bodies = {
+        b"/v1/chat/completions": {**long(2000), "stream": True},
+        b"/v1/completions": {"model": "tiny", "prompt": "a" * 2000},
+        b"/v1/embeddings": {"model": "tiny", "input": "a" * 2000},
+    }
+    for path, body in bodies.items():
+        assert house.ask(ONE, path=path, body=body).code == "context_length_exceeded"
+    tokens = {"model": "tiny", "prompt": [[1], [1] * 101]}
+    assert house.ask(ONE, path=b"/v1/completions", body=tokens).code == "context_length_exceeded"
+    assert house.ask(ONE, path=b"/v1/completions", body={"model": "tiny", "prompt": [1] * 100}).status == 200
+    assert len(house.engine.requests) == seen + 1
+
+
+AGENTS = [
+    (b"litellm/1.2", b"max_input_tokens=100"), (b"Agent-Zero", b"100"), (b"Agent Zero 2", b"100"), (b"Zed/0.1", b"max_tokens"), (b"claude-cli/2", b"/compact"),
+    (b"claude-code", b"/compact"), (b"codex_cli_rs/0.1", b"model_context_window=100"), (b"opencode/1", b"limit.context"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("agent", "words"), AGENTS)
+def test_advice_goes_to_known_agents_only_with_the_refusal(agent: bytes, words: bytes, house: House) -> None:
+    answered = house.ask(ONE, b"User-Agent: " + agent, body=long(2000))
+    text = answered.header(b"x-turnout-advice") or b""
+    assert words in text
+    assert len(text) <= 200
+    assert text.isascii()
+    assert text not in answered.body
+    assert house.ask(ONE, b"User-Agent: " + agent).header(b"x-turnout-advice") is None
+
+
+def test_other_agents_get_no_advice(house: House) -> None:
+    assert house.ask(ONE, b"User-Agent: curl/8", body=long(2000)).header(b"x-turnout-advice") is None
