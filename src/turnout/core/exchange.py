@@ -194,7 +194,7 @@ class Exchange:
 
         """
         attempt = self._running("attempt_failed")
-        self._end(attempt, kind, now, status)
+        self._end(attempt, kind, now, status, retry_after_s)
         if status is not None and status > _OK_MAX and kind not in NOT_AN_ANSWER:
             self._answered = True
         if retry_after_s is not None:
@@ -330,7 +330,9 @@ class Exchange:
         self.attempts.append(attempt)
         return Open(attempt)
 
-    def _end(self, attempt: Attempt, kind: ErrorKind | None, now: float, status: int | None) -> None:
+    def _end(
+        self, attempt: Attempt, kind: ErrorKind | None, now: float, status: int | None, open_s: float | None = None
+    ) -> None:
         attempt.is_open = False
         attempt.ended_s = now
         attempt.error_kind = kind
@@ -345,7 +347,7 @@ class Exchange:
         if kind is None:
             endpoint.breaker.success(attempt.epoch, now)
         elif RETRY[kind].fault:
-            endpoint.breaker.fault(attempt.epoch, now)
+            endpoint.breaker.fault(attempt.epoch, now, open_s)
         else:
             endpoint.breaker.neutral(attempt.epoch, now)
 
