@@ -22,6 +22,7 @@ _NO_MODEL = msgspec.Raw(b"null")
 _Members = dict[str, msgspec.Raw]
 _INT_MAX = 2**31 - 1
 _NAME_MAX_BYTES = 256
+_SESSION_MAX_BYTES = 512
 _N_MAX = 128
 _QUOTE = ord('"')
 
@@ -115,7 +116,8 @@ def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Re
         except (msgspec.DecodeError, RecursionError):
             return _careful(path, found, body, default_model)  # which names the field
         model, user = usual.model, usual.user
-        if 0 < len(model) < _NAME_MAX_BYTES // 4 and "\0" not in model and (user is None or "\0" not in user):
+        known = user is None or (len(user) <= _SESSION_MAX_BYTES and "\0" not in user)
+        if known and 0 < len(model) < _NAME_MAX_BYTES // 4 and "\0" not in model:
             return Request(
                 "openai",
                 "/v1/chat/completions",
@@ -146,7 +148,7 @@ def _careful(path: bytes, found: _Members, body: bytes, default_model: str) -> R
     if has_tools and bytes(tools)[:1] != b"[":  # type: ignore[arg-type]
         raise InvalidField("tools", bytes(tools), "an array")  # type: ignore[arg-type]
     _check_rarely_used(found)
-    user = _string(found, "user")
+    user = _label(_string(found, "user"))
     prompt = _prompt(path, found)
     return Request(
         dialect="openai",
@@ -161,7 +163,7 @@ def _careful(path: bytes, found: _Members, body: bytes, default_model: str) -> R
         n=(n or 1) * prompt.count,
         max_tokens=max_tokens if completion_max is None else completion_max,
         user=user,
-        session=_string(found, "session_id") or _string(found, "prompt_cache_key") or user,
+        session=_string(found, "session_id") or _label(_string(found, "prompt_cache_key")) or user,
         cache_salt=_string(found, "cache_salt") or "",
         render_salt=prompts.render_salt(found),
         tools_requested=has_tools,
@@ -207,7 +209,9 @@ def _include_usage(found: _Members) -> bool:
 def _check_rarely_used(found: _Members) -> None:
     for name in _STRINGS:
         if name in found:
-            _string(found, name)
+            text = _string(found, name)
+            if name == "session_id" and text and len(text.encode()) > _SESSION_MAX_BYTES:  # L11
+                raise InvalidField(name, text, f"at most {_SESSION_MAX_BYTES} bytes")
     for name in _NUMBERS:
         if name in found:
             _typed(found, name, float, "a finite number")
@@ -272,6 +276,11 @@ def _string(found: _Members, name: str) -> str | None:
     if value is not None and "\0" in value:
         raise InvalidField(name, text, "a string without NUL")
     return value
+
+
+def _label(text: str | None) -> str | None:
+    """Shorten what the ledger keeps with every call: these fields have no bound of their own (§4)."""
+    return text if text is None else text[:_SESSION_MAX_BYTES]
 
 
 def _typed(found: _Members, name: str, kind: type[T], expected: str) -> T | None:
