@@ -82,7 +82,7 @@ class App:
         self.gateway = self._new_gateway()
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
-        self.listener = Listener(config.server, self.gateway, time.monotonic)
+        self.listener = Listener(config.server, self.gateway, time.monotonic, config.timeout.total_s)
         host, _, port = config.server.listen.rpartition(":")
         self.port = await self.listener.start(host.strip("[]"), int(port))
         self.gateway.start()

@@ -140,7 +140,7 @@ class Gateway:
         path, method = head.path, head.method
         if path in _PUBLIC:
             return None if method in (b"GET", b"HEAD") else _not_allowed(method, "GET, HEAD")
-        if self.draining:
+        if self.draining and (path in _GENERATE or path == _MODELS or path.startswith(_MODEL)):
             return Refusal(
                 503, "draining", "The router is shutting down.", None, "overloaded", _DRAIN_RETRY_S, close=True
             )
@@ -330,7 +330,7 @@ class Gateway:
             status, body = 200, b'{"status":"ok"}'
         else:
             status, body = 200, b'{"name":"turnout"}'
-        self._answer(connection, answers.whole(status, self._headers(connection), body), head=head)
+        self._answer(connection, answers.whole(status, self._headers(), body), head=head)
 
     def _models(self, connection: Connection, head: Head) -> None:
         identity = head.prepared.identity
@@ -346,7 +346,7 @@ class Gateway:
                 self._answer(connection, self.refusal(head.path, refused))
                 return
             document = self._model(name)
-        self._answer(connection, answers.whole(200, self._headers(connection), msgspec.json.encode(document)))
+        self._answer(connection, answers.whole(200, self._headers(), msgspec.json.encode(document)))
 
     def _model(self, model: str) -> dict[str, object]:
         pool = self.fleet.pool(model)
@@ -356,13 +356,14 @@ class Gateway:
             entry["max_model_len"] = max(contexts)
         return entry
 
-    def _headers(self, connection: Connection) -> bytes:
-        closing = b"" if connection.keep_alive and not self.draining else b"connection: close\r\n"
-        return b"%bx-request-id: %b\r\n%b" % (answers.JSON_TYPE, self.next_id(self.now_ms()).encode(), closing)
+    def _headers(self) -> bytes:
+        return b"%bx-request-id: %b\r\n" % (answers.JSON_TYPE, self.next_id(self.now_ms()).encode())
 
     def _answer(self, connection: Connection, answer: bytes, head: Head | None = None) -> None:
         if head is not None and head.method == b"HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        if self.draining or not connection.keep_alive:
+            answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         connection.write(answer)
         connection.finish()
 

@@ -15,8 +15,11 @@ SWEEP_S = 0.25
 class Listener:
     """Accepts connections and keeps their common limits."""
 
-    def __init__(self, options: Server, handler: Handler, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, options: Server, handler: Handler, clock: Callable[[], float], total_s: float = float("inf")
+    ) -> None:
         self.options = options
+        self.total_s = total_s  # L5: a body that trickles ends with the deadline of its exchange
         self.handler = handler
         self.clock = clock
         self.parser = HeadParser(options)

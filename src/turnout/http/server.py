@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_body_due",
         "_body_held",
         "_buffer",
         "_chunks",
@@ -82,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._head: Head | None = None
         self._body: list[bytes] = []
         self._body_held = 0
+        self._body_due = float("inf")
         self._chunks: ChunkedDecoder | None = None
         self._exchange: Exchanged | None = None
         self._paused_reading = False
@@ -292,6 +294,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._chunks = ChunkedDecoder(limit) if head.chunked else None
         self._state = _BODY
+        self._body_due = listener.clock() + listener.total_s
         if head.expect_continue and not rest:
             self._transport.write(_CONTINUE)
         self._read_body(rest)
@@ -299,7 +302,7 @@ class Connection(asyncio.Protocol):
     def _read_body(self, data: bytes) -> None:
         listener = self._listener
         head = cast("Head", self._head)
-        self.deadline = listener.now + listener.options.body_idle_s
+        self.deadline = min(listener.now + listener.options.body_idle_s, self._body_due)
         chunks = self._chunks
         try:
             for piece in (data,) if chunks is None else chunks.feed(data):
