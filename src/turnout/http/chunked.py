@@ -47,6 +47,7 @@ class ChunkedDecoder:
         "_buffer",
         "_left",
         "_overhead",
+        "_overhead_max",
         "_payload",
         "_trailer_bytes",
         "_trailers",
@@ -56,8 +57,9 @@ class ChunkedDecoder:
         "rest",
     )
 
-    def __init__(self, payload_max: int = 2**64) -> None:
+    def __init__(self, payload_max: int = 2**64, overhead_max: int = _OVERHEAD_MAX_BYTES) -> None:
         self.payload_max = payload_max
+        self._overhead_max = overhead_max
         self._buffer = b""
         self._at = _SIZE
         self._left = 0
@@ -123,7 +125,7 @@ class ChunkedDecoder:
                 raise PayloadTooLargeError("a chunk beyond the largest body")
             self._overhead += len(line) + 4
             # L4: extensions, leading zeros and one-byte chunks may cost as much as the payload and 4 KiB, no more.
-            if self._overhead > _OVERHEAD_MAX_BYTES + self._payload + self._left:
+            if self._overhead > self._overhead_max + self._payload + self._left:
                 raise FramingError("more framing than payload")
             self._at = _DATA if self._left else _TRAILERS
             return False

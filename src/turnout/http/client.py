@@ -18,6 +18,7 @@ from turnout.http.chunked import ChunkedDecoder, FramingError, whole_chunks
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
 
 _INFORMATIONAL_MAX = 8
+_ANY_FRAMING = 2**64  # an engine may write token by token: L4 is a bound on clients
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -166,7 +167,7 @@ class EngineConnection(asyncio.Protocol):
                 self._read_head(rest)
             return
         self._head = head
-        self._chunks = ChunkedDecoder() if head.chunked else None
+        self._chunks = ChunkedDecoder(overhead_max=_ANY_FRAMING) if head.chunked else None
         self._left = head.length or 0
         sink = cast("Sink", self.sink)
         sink.on_head(head)
