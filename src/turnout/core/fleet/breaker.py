@@ -137,6 +137,14 @@ class Breaker:
             return 1.0
         return _FIRST_SHARE + (1.0 - _FIRST_SHARE) * passed
 
+    def results(self, now: float) -> tuple[int, int]:
+        """Faults and all results of the window, for comparison with siblings (O2)."""
+        return self._results.totals(now)
+
+    def forget_results(self) -> None:
+        """Begin a new window: what led to an ejection must not lead to the next one."""
+        self._results.clear()
+
     def _holds_slot(self, epoch: int) -> bool:
         return self.state is State.HALF_OPEN and epoch == self._epoch and self._lease_until is not None
 

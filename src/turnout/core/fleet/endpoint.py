@@ -81,6 +81,7 @@ class EndpointState:
     cooling = Mark(32)
     losing = Mark(64)  # lost_models may not be empty
     split = Mark(128)  # serves one leg only
+    ejected = Mark(256)  # fails more than its siblings
 
     def __init__(self, endpoint: options.Endpoint, breaker: options.Breaker, bit: int, incarnation: int) -> None:
         self.marks = 0

@@ -13,6 +13,7 @@ from turnout.core.scheduling.types import Ask, DropReason
 # What still counts when soft filters are not to be relaxed: a cold start is no reason to serve nobody.
 _SOFT = (
     DropReason.BREAKER_OPEN,
+    DropReason.EJECTED,
     DropReason.PROBE_FAILING,
     DropReason.STANDBY,
     DropReason.COOLDOWN,
@@ -87,6 +88,7 @@ def _soft(member: EndpointState, now: float, rng: Rng) -> tuple[int, ...]:
     """Positions in the list of soft filters that would drop this member, in order."""
     found = (
         not member.breaker.allow(now),
+        member.ejected,
         member.probe_failing,
         member.standby,
         member.cooldown_until > now,

@@ -21,6 +21,7 @@ class DropReason(enum.StrEnum):
     UNREACHABLE = "unreachable"
     SATURATED = "saturated"
     BREAKER_OPEN = "breaker_open"
+    EJECTED = "ejected"
     PROBE_FAILING = "probe_failing"
     STANDBY = "standby"
     COOLDOWN = "cooldown"

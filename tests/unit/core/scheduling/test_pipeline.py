@@ -247,10 +247,8 @@ def soften(world: World, name: str, reason: str) -> None:
     endpoint = world[name]
     if reason == "breaker_open":
         break_open(endpoint)
-    elif reason == "probe_failing":
-        endpoint.probe_failing = True
-    elif reason == "standby":
-        endpoint.standby = True
+    elif reason in {"ejected", "probe_failing", "standby"}:
+        setattr(endpoint, reason, True)
     elif reason == "cooldown":
         endpoint.cooldown_until = 10.0
     else:

@@ -1,0 +1,183 @@
+"""May it enter: admit, queue or reject with a reason, decided at once and without waiting (resilience Q1 to Q10).
+
+One gate per model. It knows who waits and how much each principal holds; whether an endpoint can take the request is a
+fact that scheduling has and hands in. A split request needs room in every role before anything is spent on it (Q4).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from turnout.core.admission.limits import DrainRate, Shares, retry_after_s
+from turnout.core.admission.queue import NORMAL, FairQueue, Ticket
+from turnout.core.errors import Outcome
+from turnout.core.options import Admission
+
+_DRAINING_RETRY_S = 15
+_NO_ENDPOINT_RETRY_S = 5
+_COST_TOKENS_DEFAULT, _COST_TOKENS_MAX = 512, 4096
+
+
+class Applicant(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One request at the gate. `roles` are those it needs an endpoint of; `deadline_s` is its D5."""
+
+    tenant: str
+    cost: float
+    deadline_s: float
+    anonymous: bool = False
+    priority: int = NORMAL
+    body_bytes: int = 0
+    roles: tuple[str, ...] = ("both",)
+
+
+class Room(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What the fleet says about this request: facts of one instant.
+
+    `routable` has, per needed role, whether an endpoint below Critical could take it. `fits` is False when no endpoint
+    could ever hold it. `returns_in_s` is when the first endpoint that is out comes back, None when nobody is expected.
+    """
+
+    routable: tuple[bool, ...] = (True,)
+    fits: bool = True
+    anybody: bool = True
+    in_flight: int = 0
+    capacity: int = 0
+    draining: bool = False
+    returns_in_s: int | None = None
+
+
+class Entry(enum.Enum):
+    """A verdict that is no refusal."""
+
+    ADMIT = "admit"
+    QUEUE = "queue"
+
+
+class Reject(msgspec.Struct, frozen=True, gc=False):
+    """Refused before anything was spent; every reason but a client's own fault says when to come back."""
+
+    outcome: Outcome
+    retry_after_s: int | None = None
+
+
+Verdict = Entry | Reject
+
+
+def request_cost(estimate_floor: int, max_tokens: int | None) -> float:
+    """Work that a request stands for in the fair order (Q5)."""
+    wanted = max_tokens or _COST_TOKENS_DEFAULT
+    return float(estimate_floor + min(wanted, _COST_TOKENS_MAX))
+
+
+class Gate:
+    """The door of one model. `queue.size` is zero in good times, and then nothing here is on anybody's way."""
+
+    __slots__ = ("_bodies", "_options", "_queued", "_roles", "drained", "held", "queue")
+
+    def __init__(self, options: Admission) -> None:
+        self._options = options
+        self.queue = FairQueue(options.tenant_weights, options.promote_s)
+        self.drained = DrainRate()
+        self.held = Shares()
+        self._queued = Shares()
+        self._roles = Shares()
+        self._bodies = 0
+
+    def verdict(self, applicant: Applicant, room: Room, now: float) -> Verdict:
+        """Decide, in the order of Q2."""
+        options = self._options
+        if room.draining:
+            return Reject(Outcome.DRAINING, _DRAINING_RETRY_S)
+        limit = options.tenant_max_in_flight
+        if limit and self.held.of(applicant.tenant) >= limit:
+            return self._reject(Outcome.PRINCIPAL_OVER_SHARE, applicant, room, now)
+        if not room.fits:
+            return Reject(Outcome.UNSERVABLE)
+        if all(room.routable) and not self.queue.waits(applicant.priority, now) and self._yields(applicant, room):
+            return Entry.ADMIT
+        if not room.anybody and not options.wait_for_endpoint:
+            return Reject(Outcome.NO_ENDPOINT, room.returns_in_s or _NO_ENDPOINT_RETRY_S)
+        if self._over_queue_share(applicant):
+            return self._reject(Outcome.PRINCIPAL_OVER_SHARE, applicant, room, now)
+        if not self._has_room(applicant):
+            return self._reject(Outcome.QUEUE_FULL, applicant, room, now)
+        rate = self.drained.per_s(now)
+        if rate is not None:
+            wait_s = (self.queue.ahead(applicant.priority) + 1) / rate
+            if wait_s > min(options.queue_wait_s, applicant.deadline_s - now):
+                return self._reject(Outcome.SHED, applicant, room, now)
+        return Entry.QUEUE
+
+    def enter(self, applicant: Applicant, owner: object, now: float) -> Ticket:
+        """Let an applicant with the verdict `queue` wait."""
+        ticket = Ticket(
+            owner,
+            tenant=applicant.tenant,
+            cost=applicant.cost,
+            now=now,
+            expires_s=min(now + self._options.queue_wait_s, applicant.deadline_s),
+            priority=applicant.priority,
+            anonymous=applicant.anonymous,
+            body_bytes=applicant.body_bytes,
+            roles=applicant.roles,
+        )
+        self.queue.put(ticket)
+        self._queued.take(ticket.tenant)
+        for role in ticket.roles:
+            self._roles.take(role)
+        self._bodies += ticket.body_bytes
+        return ticket
+
+    def leave(self, ticket: Ticket) -> bool:
+        """Give a queue slot back without being served; False when it was given back before."""
+        if not self.queue.leave(ticket):
+            return False
+        self._give_slot(ticket)
+        return True
+
+    def serve(self, ticket: Ticket) -> None:
+        """Give a queue slot back because the request goes to an endpoint."""
+        self.queue.serve(ticket)
+        self._give_slot(ticket)
+
+    def retry_after_s(self, priority: int, room: Room, now: float) -> int:
+        """When a request of this class could be served (Q8)."""
+        pending = room.in_flight + self.queue.size
+        return retry_after_s(self.queue.ahead(priority), self.drained.per_s(now), pending, room.capacity)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bodies of everybody who waits."""
+        return self._bodies
+
+    def queued(self, role: str = "both") -> int:
+        """How many wait for an endpoint of this role."""
+        return self._roles.of(role)
+
+    def _reject(self, outcome: Outcome, applicant: Applicant, room: Room, now: float) -> Reject:
+        return Reject(outcome, self.retry_after_s(applicant.priority, room, now))
+
+    def _yields(self, applicant: Applicant, room: Room) -> bool:
+        """Q10: all anonymous requests together leave one place to the others."""
+        if not applicant.anonymous:
+            return True
+        return self.held.of(applicant.tenant) < max(room.capacity - 1, 1)
+
+    def _over_queue_share(self, applicant: Applicant) -> bool:
+        mine = self._queued.of(applicant.tenant)
+        if applicant.anonymous:
+            return mine >= max(self._options.queue_max - 1, 1)
+        return mine >= self._options.tenant_max_queued
+
+    def _has_room(self, applicant: Applicant) -> bool:
+        if self._bodies + applicant.body_bytes > self._options.queue_bodies_max_bytes:
+            return False
+        return all(self._roles.of(role) < self._options.queue_max for role in applicant.roles)
+
+    def _give_slot(self, ticket: Ticket) -> None:
+        self._queued.give(ticket.tenant)
+        for role in ticket.roles:
+            self._roles.give(role)
+        self._bodies -= ticket.body_bytes

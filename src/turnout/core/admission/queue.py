@@ -1,0 +1,205 @@
+"""Who waits, and who is next: a bounded order that is fair between tenants (resilience Q5, Q6).
+
+Priority class first, one class up per `promote_s` waited; named tenants before the anonymous one; then start-time fair
+queueing: `start = max(V, finish of the tenant)`, `finish = start + cost / weight`, V = start of the last one served;
+ties by arrival. Within one tenant and class the order is that of arrival. A start is assigned when a ticket becomes the
+first of its lane, which equals assigning it on arrival, but one that leaves has cost its tenant nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+HIGH, NORMAL, LOW = 0, 1, 2
+CLASSES = {"high": HIGH, "normal": NORMAL, "low": LOW}
+
+
+class Ticket:
+    """One waiting request; `owner` is whatever the caller wants back when its turn comes."""
+
+    __slots__ = (
+        "anonymous",
+        "body_bytes",
+        "cost",
+        "expires_s",
+        "lane",
+        "owner",
+        "priority",
+        "queued_s",
+        "roles",
+        "serial",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        owner: Any,
+        *,
+        tenant: str,
+        cost: float,
+        now: float,
+        expires_s: float,
+        priority: int = NORMAL,
+        anonymous: bool = False,
+        body_bytes: int = 0,
+        roles: tuple[str, ...] = ("both",),
+    ) -> None:
+        self.owner = owner
+        self.tenant = tenant
+        self.cost = cost
+        self.queued_s = now
+        self.expires_s = expires_s
+        self.priority = priority
+        self.anonymous = anonymous
+        self.body_bytes = body_bytes
+        self.roles = roles
+        self.serial = 0
+        self.lane: _Lane | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it still stands in a queue."""
+        return self.lane is not None
+
+
+class _Tenant:
+    """Where a tenant's served work ends on the virtual clock."""
+
+    __slots__ = ("finish", "lanes")
+
+    def __init__(self) -> None:
+        self.finish = 0.0
+        self.lanes: dict[int, _Lane] = {}
+
+
+class _Lane:
+    """The tickets of one tenant in one class, in order of arrival. `start` belongs to the first of them."""
+
+    __slots__ = ("start", "tenant", "tickets")
+
+    def __init__(self, tenant: _Tenant) -> None:
+        self.tenant = tenant
+        self.start = 0.0
+        self.tickets: OrderedDict[Ticket, None] = OrderedDict()
+
+    @property
+    def head(self) -> Ticket:
+        return next(iter(self.tickets))
+
+
+class FairQueue:
+    """Everything costs O(lanes) at most, and lanes ≤ waiting tickets; `size` is what the hot path looks at."""
+
+    __slots__ = ("_promote_s", "_serial", "_tenants", "_virtual", "_weights", "size")
+
+    def __init__(self, weights: dict[str, float], promote_s: float) -> None:
+        self._weights = weights
+        self._promote_s = promote_s
+        self._tenants: dict[str, _Tenant] = {}
+        self._virtual = 0.0
+        self._serial = 0
+        self.size = 0
+
+    def put(self, ticket: Ticket) -> None:
+        """Let a ticket wait."""
+        tenant = self._tenants.get(ticket.tenant)
+        if tenant is None:
+            tenant = self._tenants[ticket.tenant] = _Tenant()
+        lane = tenant.lanes.get(ticket.priority)
+        if lane is None:
+            lane = tenant.lanes[ticket.priority] = _Lane(tenant)
+            lane.start = max(self._virtual, tenant.finish)
+        self._serial += 1
+        ticket.serial = self._serial
+        ticket.lane = lane
+        lane.tickets[ticket] = None
+        self.size += 1
+
+    def leave(self, ticket: Ticket) -> bool:
+        """Take a ticket out wherever it stands; False when it is not waiting (any more)."""
+        if ticket.lane is None:
+            return False
+        self._remove(ticket, ticket.lane)
+        return True
+
+    def serve(self, ticket: Ticket) -> None:
+        """Take a ticket out because its turn has come: its tenant is charged."""
+        lane = ticket.lane
+        assert lane is not None, "served twice"
+        tenant = lane.tenant
+        start = lane.start if lane.head is ticket else max(self._virtual, tenant.finish)
+        self._virtual = max(self._virtual, start)
+        tenant.finish = start + ticket.cost / self._weights.get(ticket.tenant, 1.0)
+        for other in tenant.lanes.values():  # what waits in the tenant's other classes comes after this
+            other.start = max(other.start, tenant.finish)
+        self._remove(ticket, lane)
+
+    def in_order(self, now: float) -> list[Ticket]:
+        """The first ticket of each lane, in the order in which they are to be served."""
+        keyed = [(self._key(lane, now), lane) for tenant in self._tenants.values() for lane in tenant.lanes.values()]
+        keyed.sort(key=lambda pair: pair[0])
+        return [lane.head for _, lane in keyed]
+
+    def head(self, now: float) -> Ticket | None:
+        """The ticket whose turn it is; None when nobody waits."""
+        best: tuple[int, bool, float, int] | None = None
+        found: Ticket | None = None
+        for tenant in self._tenants.values():
+            for lane in tenant.lanes.values():
+                key = self._key(lane, now)
+                if best is None or key < best:
+                    best, found = key, lane.head
+        return found
+
+    def waits(self, priority: int, now: float) -> bool:
+        """Tell whether anybody waits in this class or above."""
+        return self.size > 0 and any(self._class(ticket, now) <= priority for ticket in map(self._first, self._lanes()))
+
+    def ahead(self, priority: int) -> int:
+        """How many wait in this class or above, as they came."""
+        return sum(
+            len(lane.tickets)
+            for tenant in self._tenants.values()
+            for level, lane in tenant.lanes.items()
+            if level <= priority
+        )
+
+    def expired(self, now: float) -> list[Ticket]:
+        """Tickets whose time is over; they still have to leave."""
+        return [ticket for lane in self._lanes() for ticket in lane.tickets if ticket.expires_s <= now]
+
+    def tickets(self) -> list[Ticket]:
+        """Everybody who waits, in no particular order."""
+        return [ticket for lane in self._lanes() for ticket in lane.tickets]
+
+    def _lanes(self) -> list[_Lane]:
+        return [lane for tenant in self._tenants.values() for lane in tenant.lanes.values()]
+
+    @staticmethod
+    def _first(lane: _Lane) -> Ticket:
+        return lane.head
+
+    def _class(self, ticket: Ticket, now: float) -> int:
+        return max(HIGH, ticket.priority - int((now - ticket.queued_s) / self._promote_s))
+
+    def _key(self, lane: _Lane, now: float) -> tuple[int, bool, float, int]:
+        ticket = lane.head
+        return self._class(ticket, now), ticket.anonymous, lane.start, ticket.serial
+
+    def _remove(self, ticket: Ticket, lane: _Lane) -> None:
+        tenant = lane.tenant
+        was_head = lane.head is ticket
+        del lane.tickets[ticket]
+        ticket.lane = None
+        self.size -= 1
+        if not lane.tickets:
+            del tenant.lanes[ticket.priority]
+        elif was_head:
+            lane.start = max(lane.start, tenant.finish)
+        if not self.size:
+            # The busy period is over: finishes in the past mean nothing, and tenants must not pile up.
+            self._tenants.clear()
+            self._virtual = 0.0
+        elif not tenant.lanes and tenant.finish <= self._virtual:
+            del self._tenants[ticket.tenant]

@@ -1,0 +1,37 @@
+"""Busy is not dead, and alive is not working: what progress says about an endpoint (resilience O4, O5, R9, D3).
+
+Progress is a response byte in the last five seconds. While there is some, nobody needs to probe, and a probe that
+times out counts nothing. An endpoint that is gone, unreachable or failing its probes gets one second of patience for
+each open response, instead of the minutes that a silent socket could take.
+"""
+
+from __future__ import annotations
+
+from turnout.core.fleet.endpoint import EndpointState
+
+PROGRESS_S = 5.0
+PATIENCE_S = 1.0
+_LOST = EndpointState.gone.bit | EndpointState.unreachable.bit | EndpointState.probe_failing.bit
+
+
+def makes_progress(endpoint: EndpointState, last_byte_s: float | None, now: float) -> bool:
+    """Tell whether the endpoint delivered lately.
+
+    Args:
+        endpoint: the endpoint; its own note of the last byte is taken from ended attempts.
+        last_byte_s: the latest byte of its open responses, None when there is none.
+        now: the present.
+
+    """
+    latest = max(endpoint.last_byte_at or float("-inf"), last_byte_s if last_byte_s is not None else float("-inf"))
+    return now - latest <= PROGRESS_S
+
+
+def is_lost(endpoint: EndpointState) -> bool:
+    """Tell whether waiting for this endpoint is probably in vain; one look at its marks."""
+    return bool(endpoint.marks & _LOST)
+
+
+def counts_as_failure(*, ok: bool, timed_out: bool, progress: bool) -> bool:
+    """Tell whether a readiness probe counts: a refusal always does, silence only without progress."""
+    return not ok and not (timed_out and progress)

@@ -1,0 +1,58 @@
+"""The fence around a request that kills engines: after two deaths it is not tried a third time (resilience N8).
+
+A death is an attempt that ended with a reset or a cut connection, or whose endpoint became unreachable within a second.
+Digests of such bodies are remembered for ten minutes, 1,024 of them; while none is, nobody computes a digest.
+"""
+
+from __future__ import annotations
+
+import xxhash
+
+from turnout.core.errors import ErrorKind
+from turnout.core.kit.lru import LruMap
+
+DEATHS_MAX = 2
+COINCIDENCE_S = 1.0
+_FENCED_S = 600.0
+_DIGESTS_MAX = 1024
+_DEATHS = frozenset((ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT))
+
+
+def is_death(kind: ErrorKind, *, sent: bool) -> bool:
+    """Tell whether an attempt that ended so may have killed its endpoint.
+
+    Args:
+        kind: why it ended.
+        sent: whether the engine can have read the request; a refused connection is nobody's poison.
+
+    """
+    return sent and (kind in _DEATHS or kind is ErrorKind.CONNECT_ERROR)
+
+
+class PoisonFence:
+    """Bodies that coincided with two deaths."""
+
+    __slots__ = ("_digests", "fenced_total")
+
+    def __init__(self) -> None:
+        self._digests: LruMap[bytes, float] = LruMap(_DIGESTS_MAX)
+        self.fenced_total = 0
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def fence(self, body: bytes, now: float) -> None:
+        """Keep this body away from engines for ten minutes."""
+        self._digests.put(xxhash.xxh3_128_digest(body), now + _FENCED_S)
+        self.fenced_total += 1
+
+    def holds(self, body: bytes, now: float) -> bool:
+        """Tell whether this body is fenced; callers ask only while the fence is not empty."""
+        digest = xxhash.xxh3_128_digest(body)
+        until = self._digests.peek(digest)
+        if until is None:
+            return False
+        if now >= until:
+            self._digests.drop(digest)
+            return False
+        return True
