@@ -182,6 +182,7 @@ class App:
         exposition = Exposition(
             self.meter,
             fleet_rows=facts.rows,
+            queue_depths=facts.queue_depths,
             prefix_stats=facts.prefix_stats,
             ledger_stats=facts.ledger_stats,
             log_stats=self._sink.stats,
@@ -249,12 +250,19 @@ class Facts:
 
     def rows(self) -> list[EndpointRow]:
         """Return one row per endpoint for the metrics, and bring the plain gauges up to date."""
-        meter, listener = self._meter, self._listener
+        meter, listener, relayed = self._meter, self._listener, self._gateway.relayed
+        pools = [upstream.pool for upstream in self._gateway.upstreams.values()]
         meter.connections_open = len(listener.connections)
         meter.connections_total = listener.connections_total
         meter.exchanges_open = len(self._gateway.runs)
         meter.bodies_held_bytes = listener.body_bytes
-        meter.upstream_connects_total = sum(u.pool.connects_total for u in self._gateway.upstreams.values())
+        meter.upstream_connects_total = sum(pool.connects_total for pool in pools)
+        meter.upstream_connect_failures_total = sum(pool.connect_failures_total for pool in pools)
+        meter.upstream_reuses_total = sum(pool.reuses_total for pool in pools)
+        meter.relay_events_inspected_total = relayed.inspected
+        meter.relay_events_oversized_total = relayed.oversized
+        meter.relay_events_dropped_total = relayed.dropped
+        meter.relay_keepalives_total = relayed.keepalives
         return [
             EndpointRow(
                 e.name,
@@ -268,10 +276,21 @@ class Facts:
             for e in self._gateway.fleet.endpoints.values()
         ]
 
+    def queue_depths(self) -> dict[str, int]:
+        """Return how many exchanges wait for an attempt, by model: those that the retry budget holds back (N5)."""
+        waiting = [run.model for run in self._gateway.runs if run.exchange and run.exchange.queued_at_s is not None]
+        return {model: waiting.count(model) for model in self._gateway.fleet.models}
+
     def prefix_stats(self) -> dict[str, Any]:
         """Return the prefix index's figures."""
         index = self._gateway.fleet.index
-        return {"entries": index.entries, "slots": index.slots}
+        return {
+            "entries": index.entries,
+            "bytes": index.memory_bytes,
+            "slots": index.slots,
+            "evictions": dict(index.evicted),
+            "purges": index.purges,
+        }
 
     def ledger_stats(self) -> dict[str, Any]:
         """Return the ledger's figures by the labels of the metrics."""

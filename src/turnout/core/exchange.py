@@ -112,7 +112,6 @@ class Exchange:
         "_fleet",
         "_options",
         "_pool",
-        "_queued_at_s",
         "_rng",
         "_same_tries",
         "ask",
@@ -120,6 +119,7 @@ class Exchange:
         "deadline_s",
         "decision",
         "outcome",
+        "queued_at_s",
         "retry_after_s",
         "started_s",
         "state",
@@ -150,7 +150,7 @@ class Exchange:
         self._budget = budget
         self._rng = rng
         self._same_tries = 0
-        self._queued_at_s: float | None = None
+        self.queued_at_s: float | None = None
         self._answered = False
 
     @property
@@ -217,7 +217,7 @@ class Exchange:
         if now + _DEADLINE_MARGIN_S > self.deadline_s:
             return GiveUp(self._exhausted())
         endpoint = self.attempts[-1].endpoint
-        if self._queued_at_s is None and _usable(endpoint, self.ask.model, now):
+        if self.queued_at_s is None and _usable(endpoint, self.ask.model, now):
             return self._open(endpoint, "same", None, now)
         return self._elsewhere(now) or self._last_resort(now)
 
@@ -259,7 +259,7 @@ class Exchange:
     def _elsewhere(self, now: float) -> Next | None:
         """N2 (1): an untried endpoint with no soft filter relaxed; None when there is none."""
         self.ask.relax = False
-        if self._queued_at_s is not None and not self._budget.has(now) and self._untried():
+        if self.queued_at_s is not None and not self._budget.has(now) and self._untried():
             return self._queue(now)  # nothing could open, so nothing is scheduled
         decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
         return None if decision.picked is None else self._open_or_queue(decision.picked, "other", decision, now)
@@ -280,10 +280,10 @@ class Exchange:
 
     def _queue(self, now: float) -> Next:
         """N5: a try elsewhere waits for the budget, so that losing one endpoint of many costs no client an error."""
-        if self._queued_at_s is None:
-            self._queued_at_s = now
+        if self.queued_at_s is None:
+            self.queued_at_s = now
         until_s = now + _BUDGET_LOOK_S
-        if until_s > self._queued_at_s + _BUDGET_WAIT_MAX_S or until_s + _DEADLINE_MARGIN_S > self.deadline_s:
+        if until_s > self.queued_at_s + _BUDGET_WAIT_MAX_S or until_s + _DEADLINE_MARGIN_S > self.deadline_s:
             return GiveUp(self._exhausted())
         self._move(Happening.PAUSE)
         return Wait(until_s)
@@ -315,7 +315,7 @@ class Exchange:
 
     def _open(self, endpoint: EndpointState, kind: str, decision: Decision | None, now: float) -> Open:
         self._move(Happening.ATTEMPT)
-        self._queued_at_s = None
+        self.queued_at_s = None
         attempt = Attempt(len(self.attempts) + 1, endpoint, kind, now)
         ask = self.ask
         attempt.tokens = ask.tokens

@@ -72,16 +72,16 @@ _LOOSE = msgspec.json.Decoder(_Loose)
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-def is_plain(payload: bytes) -> bool:
-    """Tell whether the payload is whole events that hold nothing but more output."""
+def is_plain(payload: bytes) -> int:
+    """Return how many events the payload is whole of, when they hold nothing but more output; else 0."""
     if not (payload.startswith(b"data: {") and payload.endswith(b"}\n\n")):
-        return False
+        return 0
     events = payload.count(b"\n\n")
     if payload.count(b'"finish_reason":null') != events or payload.count(b'"finish_reason"') != events:
-        return False  # the second count: an event with two choices must not make up for one that ends a choice
+        return 0  # the second count: an event with two choices must not make up for one that ends a choice
     if b'"usage":{' in payload or b'"error"' in payload:
-        return False
-    return events == 1 or payload.count(b"}\n\ndata: {") == events - 1
+        return 0
+    return events if events == 1 or payload.count(b"}\n\ndata: {") == events - 1 else 0
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -105,6 +105,9 @@ class StreamTap:
         "_oversized",
         "_wants_usage",
         "bad_events",
+        "dropped",
+        "inspected",
+        "oversized",
         "partial",
         "terminated",
         "tools",
@@ -122,6 +125,7 @@ class StreamTap:
         self.terminated = False
         self.tools = False
         self.bad_events = 0
+        self.inspected = self.oversized = self.dropped = 0
 
     @property
     def complete(self) -> bool:
@@ -142,7 +146,9 @@ class StreamTap:
             elif not self.terminated:
                 events.append(self._inspect(raw))
         rest = data[at:]
+        self.inspected += len(events)
         if len(rest) > self._event_max:
+            self.oversized += not self._oversized
             self._oversized = True
             events.append(Event(rest))
             rest = b""
@@ -158,6 +164,7 @@ class StreamTap:
             return Event(raw, done=True)
         if not (data.startswith(b"{") and data.endswith(b"}")):
             self.bad_events += 1
+            self.dropped += 1
             return Event(raw, keep=False, bad=True)
         try:
             chunk = _chunk(data)

@@ -108,11 +108,11 @@ class AttemptResponse:
         if self.mode is Mode.STREAM:
             run = self._run
             tap = self.tap
-            if self.committed and not tap.partial and is_plain(payload):  # type: ignore[union-attr]  # set with the mode
+            if self.committed and not tap.partial and (events := is_plain(payload)):  # type: ignore[union-attr]  # set with the mode
                 now = run.clock()
                 run.gateway.meter.itl.observe(now - self._last_event_s)
                 self._last_event_s = self._last_output_s = self._last_write_s = now
-                self.events += 1
+                self.events += events
                 if run.chunked:
                     run.client.write(answers.chunk(payload) if framed is None else framed)
                 else:
@@ -189,13 +189,16 @@ class AttemptResponse:
         if not run.request.stream or self.mode in (Mode.HOLD, Mode.REFUSED, Mode.THROUGH):
             return
         self._last_write_s = now
+        run.gateway.relayed.keepalives += 1
         if not run.head_sent:
             run.send_early_head()
         if not self.committed or not (self.tap and self.tap.partial):
             self._write(_KEEPALIVE)
 
     def release(self) -> None:
-        """Let go of the run and of what was held."""
+        """Let go of the run and of what was held, and count what the tap saw."""
+        if self.tap is not None:
+            self._run.gateway.relayed.add(self.tap)
         self._run = None  # type: ignore[assignment]  # nothing calls a response after its end
         self._held = []
 

@@ -175,6 +175,8 @@ class Run:
         request = self.request
         upstream = self.gateway.upstreams[attempt.endpoint.name]
         body = upstream_body(request, self.engine_model(attempt), ask_usage=upstream.stream_usage)
+        if self.response is not None:
+            self.response.release()
         response = self.response = AttemptResponse(self, attempt)
         self.next_at_s = min(attempt.started_s + self.gateway.first_look_s, self._exchange.deadline_s)
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
@@ -379,9 +381,7 @@ class Run:
             self.response.release()  # run and response name each other: without this, bodies wait for the collector
 
     def _total_s(self) -> float:
-        total_s = self.gateway.timeout_options.total_s
-        asked_s = self.prepared.timeout_s
-        return total_s if asked_s is None else min(asked_s, total_s)
+        return min(self.prepared.timeout_s or _NEVER, self.gateway.timeout_options.total_s)
 
 
 _MESSAGES: dict[Outcome, str] = {

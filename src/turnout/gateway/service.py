@@ -24,6 +24,7 @@ from turnout.core.types import Refusal
 from turnout.dialects.openai import CHAT, COMPLETIONS, EMBEDDINGS, decode
 from turnout.gateway import answers
 from turnout.gateway.catalogue import Catalogue
+from turnout.gateway.counts import RelayCounts
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import ANONYMOUS, Principal, Principals
 from turnout.gateway.run import Run
@@ -120,6 +121,7 @@ class Gateway:
         self.clock, self.now_ms, self.rng = sources.clock, sources.now_ms, sources.rng
         self.loop = asyncio.get_running_loop()
         self.runs: set[Run] = set()
+        self.relayed = RelayCounts()
         self.draining = False
         self.decisions: deque[tuple[str, Decision]] = deque(maxlen=decisions_max)
         self.on_unreachable: Callable[[EndpointState], None] = lambda _: None

@@ -228,7 +228,7 @@ class EndpointPool:
         self._idle: deque[EngineConnection] = deque()
         self._open: set[EngineConnection] = set()
         self._connecting: dict[Sink, asyncio.Task[None]] = {}
-        self.connects_total = 0
+        self.connects_total = self.connect_failures_total = self.reuses_total = 0
 
     def request(self, request: bytes, sink: Sink) -> None:
         """Send on an idle connection, or connect first."""
@@ -237,6 +237,7 @@ class EndpointPool:
             if connection.transport.is_closing():
                 continue
             connection.reused = True
+            self.reuses_total += 1
             connection.send(request, sink)
             return
         self.resend(request, sink)
@@ -303,5 +304,6 @@ class EndpointPool:
             else:
                 connection.send(request, sink)
             return
+        self.connect_failures_total += 1
         if self._connecting.pop(sink, None) is not None:
             sink.on_failure(*failure)

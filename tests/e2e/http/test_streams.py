@@ -292,7 +292,7 @@ def test_any_rechunking_by_the_engine_relays_the_same_bytes(
         assert answered.body == events.replace(wire.USAGE, b"")
 
 
-def test_an_engine_may_write_a_long_answer_byte_by_byte(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_an_engine_may_write_a_long_answer_byte_by_byte(router: Routers, script_engine: Engines) -> None:
     body = json.dumps({"choices": [], "text": "x" * 6000}).encode()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     framed = b"".join(b"1\r\n%c\r\n" % byte for byte in body)

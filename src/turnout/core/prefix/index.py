@@ -12,6 +12,7 @@ and is walked until it is dropped. The property tests compare both ways with pla
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 
 import msgspec
@@ -27,6 +28,7 @@ _RECENT_MAX = 65_536  # scheduling §5: first blocks whose last endpoint is reme
 # Entries of a dropped map freed with each record, beyond twice what it writes: freeing a map at once stalls for 20 ms,
 # and twice as fast as maps can fill never falls behind.
 _FREED_PER_RECORD = 64
+_KEY_BYTES = 48  # an integer above 2^60, as the allocator rounds it
 
 
 class Generation:
@@ -88,6 +90,12 @@ class PrefixIndex:
     def entries(self) -> int:
         """Entries over all maps."""
         return sum(len(generation.table) for generation in self._generations)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated memory of the entries, those still being freed included; the masks are shared and not counted."""
+        tables = [generation.table for generation in self._generations] + list(self._freeing)
+        return sum(sys.getsizeof(table) + _KEY_BYTES * len(table) for table in tables)
 
     @property
     def slots(self) -> int:
