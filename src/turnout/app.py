@@ -263,6 +263,7 @@ class Facts:
         meter.relay_events_oversized_total = relayed.oversized
         meter.relay_events_dropped_total = relayed.dropped
         meter.relay_keepalives_total = relayed.keepalives
+        meter.retry_budget_exhausted_total = sum(b.refused_total for b in self._gateway.budgets.values())
         return [
             EndpointRow(
                 e.name,

@@ -12,7 +12,7 @@ _WINDOW_S = 10.0
 class RetryBudget:
     """Counts exchanges and extra attempts over ten one-second buckets, whatever fails."""
 
-    __slots__ = ("_buckets", "_extra", "_floor", "_ratio", "_started")
+    __slots__ = ("_buckets", "_extra", "_floor", "_ratio", "_started", "refused_total")
 
     def __init__(self, options: Retry) -> None:
         self._ratio = options.budget_ratio
@@ -20,6 +20,7 @@ class RetryBudget:
         self._buckets: deque[list[float]] = deque()  # [second, exchanges, extra attempts]
         self._started = 0
         self._extra = 0
+        self.refused_total = 0
 
     def exchange_started(self, now: float) -> None:
         """Count an exchange as active in this window."""
@@ -39,6 +40,7 @@ class RetryBudget:
     def take(self, now: float) -> bool:
         """Take one extra attempt if the budget has one."""
         if not self.has(now):
+            self.refused_total += 1
             return False
         self._buckets[-1][2] += 1
         self._extra += 1

@@ -130,7 +130,7 @@ class Gateway:
         self._record = record
         self._ids = UlidSource()
         self._entropy = sources.entropy
-        self._budgets: dict[str, RetryBudget] = {}
+        self.budgets: dict[str, RetryBudget] = {}
         self._roots: dict[tuple[str, ...], int] = {}
         self._routes: dict[tuple[str, str], RouteKey] = {}
         self._ticker: asyncio.TimerHandle | None = None
@@ -199,9 +199,9 @@ class Gateway:
 
     def budget(self, model: str) -> RetryBudget:
         """Return the retry budget of a resolved model."""
-        budget = self._budgets.get(model)
+        budget = self.budgets.get(model)
         if budget is None:
-            budget = self._budgets[model] = RetryBudget(self.retry_options)
+            budget = self.budgets[model] = RetryBudget(self.retry_options)
         return budget
 
     def ask(self, run: Run, pool: Pool) -> Ask:
