@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from turnout.sim.wire import DONE, Shape, usage
+from turnout.sim.wire import DONE, Shape, to_json, usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,9 @@ MALFORMED = b'data: {"id":"chatcmpl-malformed","choices":[{"index":0,"delta":{"c
 WRONG_STREAM_BYTES = 2**40
 """Declared length of a stream under `wrong_length`: more than is ever sent."""
 WRONG_EXTRA_BYTES = 64
+TRAILING = b'{"trailing":"bytes that nobody announced"}'
+_LONG_BEFORE_END = ("no_terminator", "wrong_length", "extra_bytes", "trickle")
+"""Kinds that shape the whole answer instead of striking at one token."""
 
 
 class Answer(Protocol):
@@ -44,7 +47,10 @@ class StreamAnswer:
         self._fault = fault
         self._reports_cached = cached_tokens
         self._started = False
+        self._drip: Drip | None = None
         self._stalled: list[Callable[[], None]] | None = None
+        if fault is not None and fault.kind == "trickle":
+            self._drip = Drip(connection, fault.factor)
         # The head goes out before the first token, as vLLM's does.
         wrong = fault is not None and fault.kind == "wrong_length"
         connection.open(EVENT_STREAM, WRONG_STREAM_BYTES if wrong else None)
@@ -54,13 +60,13 @@ class StreamAnswer:
         fault = self._fault
         due = (
             fault is not None
-            and fault.kind != "wrong_length"
+            and fault.kind not in _LONG_BEFORE_END
             and (event.finish is not None or event.output_tokens > fault.after_tokens)
         )
         if due and fault is not None and not self._strike(fault):
             return False
         data = self._events(event)
-        self._put(lambda: self._connection.write(data) if data else None)
+        self._put(lambda: self._write(data) if data else None)
         if event.finish is not None:
             self._put(self._end)
         return True
@@ -78,8 +84,15 @@ class StreamAnswer:
         if event.finish is not None:
             if self._asked.include_usage:
                 data += self._shape.usage_event(usage(prompt_tokens, event.output_tokens, cached))
-            data += DONE
+            if self._fault is None or self._fault.kind != "no_terminator":
+                data += DONE
         return data
+
+    def _write(self, data: bytes) -> None:
+        if self._drip is None:
+            self._connection.write(data)
+        else:
+            self._drip.write(data)
 
     def _strike(self, fault: Fault) -> bool:
         """Carry the fault out, once; False when the connection does not live on."""
@@ -87,6 +100,16 @@ class StreamAnswer:
         if fault.kind == "stall":
             self._stalled = []
             asyncio.get_running_loop().call_later(fault.seconds, self._resume)
+        elif fault.kind == "silence":
+            asyncio.get_running_loop().call_later(fault.seconds, self._cut_late)
+            return False
+        elif fault.kind == "half_close":
+            self._connection.half_close()
+            return False
+        elif fault.kind == "error_event":
+            self._connection.write(error_event(fault.status))
+            self._connection.end()
+            return False
         elif fault.kind == "bad_sse":
             self._connection.write(MALFORMED)
         elif fault.kind == "reset_mid_stream":
@@ -109,11 +132,63 @@ class StreamAnswer:
             for action in waiting:
                 action()
 
-    def _end(self) -> None:
-        if self._fault is not None:
+    def _cut_late(self) -> None:
+        if self._connection.busy:
             self._connection.cut()
-        else:
+
+    def _end(self) -> None:
+        if self._drip is not None:
+            self._drip.end()
+        elif self._fault is None or self._fault.kind == "no_terminator":
             self._connection.end()
+        elif self._fault.kind == "extra_bytes":
+            self._connection.end(TRAILING)
+        else:
+            self._connection.cut()
+
+
+class Drip:
+    """Bytes that leave one at a time, as over a very bad line."""
+
+    def __init__(self, connection: Connection, bytes_per_s: float) -> None:
+        self._connection = connection
+        self._gap_s = 1 / bytes_per_s
+        self._waiting = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
+
+    def write(self, data: bytes) -> None:
+        """Put bytes in line."""
+        self._waiting += data
+        self._go()
+
+    def end(self) -> None:
+        """End the answer after the last byte."""
+        self._ended = True
+        self._go()
+
+    def _go(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._gap_s, self._one)
+
+    def _one(self) -> None:
+        self._timer = None
+        if not self._connection.busy:
+            return
+        if self._waiting:
+            self._connection.write(bytes(self._waiting[:1]))
+            del self._waiting[:1]
+        if self._waiting:
+            self._go()
+        elif self._ended:
+            self._connection.end()
+
+
+def error_event(status: int) -> bytes:
+    """An error in the middle of a 200, as engines write it."""
+    kind = "overloaded_error" if status in (503, 529) else "rate_limit_error" if status == 429 else "server_error"  # noqa: PLR2004
+    error = {"message": f"injected error {status}", "type": kind, "param": None, "code": status}
+    return b"data: " + to_json({"error": error}) + b"\n\n"
 
 
 class WholeAnswer:
@@ -149,10 +224,31 @@ class WholeAnswer:
         if fault.kind == "bad_sse":
             connection.reply(200, body[:-1])
             return
+        if fault.kind == "error_event":
+            connection.reply(200, error_event(fault.status)[len(b"data: ") : -2])
+            return
+        if fault.kind == "no_terminator":  # a whole answer has none
+            connection.reply(200, body)
+            return
+        if fault.kind == "extra_bytes":
+            connection.open("application/json", len(body))
+            connection.write(body + TRAILING)
+            connection.end()
+            return
         connection.open("application/json", len(body) + (WRONG_EXTRA_BYTES if fault.kind == "wrong_length" else 0))
-        if fault.kind == "stall":
+        if fault.kind == "trickle":
+            drip = Drip(connection, fault.factor)
+            drip.write(body)
+            drip.end()
+        elif fault.kind == "stall":
             connection.write(body[:half])
             asyncio.get_running_loop().call_later(fault.seconds, self._rest, body[half:])
+        elif fault.kind == "silence":
+            connection.write(body[:half])
+            asyncio.get_running_loop().call_later(fault.seconds, connection.cut)
+        elif fault.kind == "half_close":
+            connection.write(body[:half])
+            connection.half_close()
         elif fault.kind == "wrong_length":
             connection.write(body)
             connection.cut()

@@ -157,10 +157,10 @@ class Connection(asyncio.Protocol):
         """A piece of an open answer."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
-    def end(self) -> None:
-        """The honest end of an open answer. One that has no framing of its own ends by close."""
+    def end(self, extra: bytes = b"") -> None:
+        """The honest end of an open answer; `extra` follows it. One that has no framing of its own ends by close."""
         if self._chunked:
-            self._transport.write(b"0\r\n\r\n")
+            self._transport.write(b"0\r\n\r\n" + extra)
         elif self._current is not None and self._current.http_1_0:
             self._transport.close()
         self.done()
@@ -173,6 +173,15 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         elif self._pending:
             self._next()
+
+    def raw(self, data: bytes) -> None:
+        """Bytes that are no HTTP, and the end."""
+        self._transport.write(data)
+        self._transport.close()
+
+    def half_close(self) -> None:
+        """FIN, while the socket stays open for reading, as a proxy does that has lost its own upstream."""
+        self._transport.write_eof()
 
     def cut(self) -> None:
         """FIN without terminator, after everything written so far."""

@@ -14,8 +14,9 @@ import xxhash
 
 import turnout
 from turnout.sim import wire
-from turnout.sim.answers import EVENT_STREAM, StreamAnswer, WholeAnswer
-from turnout.sim.faults import MID_ANSWER, Fault, FaultPlan
+from turnout.sim.answers import StreamAnswer, WholeAnswer
+from turnout.sim.faults import HEADER, MID_ANSWER, Fault, FaultPlan, parse_header
+from turnout.sim.faults_before import Draw, strike_before_answer
 from turnout.sim.http import Connection, HttpRequest
 from turnout.sim.pump import Pump
 from turnout.sim.requests import Generate, Reader, RefusalError
@@ -30,7 +31,6 @@ GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddin
 REMEMBERED_REQUESTS = 100
 DEATH_DELAY_S = 0.01
 """Time for the answer to the control request that asked for the death."""
-_ERROR_KINDS = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 
 
 class SimEngineServer:
@@ -38,7 +38,7 @@ class SimEngineServer:
 
     def __init__(self, options: EngineOptions, *, die: Callable[[], None] | None = None) -> None:
         self.options = options
-        self.faults = FaultPlan(options.seed, options.faults)
+        self.faults = FaultPlan(options.seed, options.faults, engine=options.name)
         self._die = die or self._vanish
         self._reader = Reader(options.model, options.context_tokens)
         self._connections: set[Connection] = set()
@@ -175,8 +175,13 @@ class SimEngineServer:
     def _handle(self, connection: Connection, request: HttpRequest) -> None:
         if request.path.startswith("/sim/"):
             connection.control = True
-        elif self._struck_before_answer(connection, request):
-            return
+        else:
+            try:
+                if self._struck_before_answer(connection, request):
+                    return
+            except ValueError as error:
+                connection.reply(400, wire.error_body(400, str(error), "BadRequestError", HEADER))
+                return
         route = self._routes.get((request.method, request.path))
         if route is None:
             known = any(path == request.path for _, path in self._routes)
@@ -191,7 +196,7 @@ class SimEngineServer:
     def _struck_before_answer(self, connection: Connection, request: HttpRequest) -> bool:
         """Whether a fault has dealt with this request already: nothing more is to be answered."""
         generating = request.path in GENERATING
-        draw = functools.partial(self.faults.draw, path=request.path, body=request.body, by_path_only=not generating)
+        draw = self._draws(request, by_path_only=not generating)
         if generating:
             self._remember(request)
             if draw("exit") is not None:
@@ -204,18 +209,14 @@ class SimEngineServer:
                 self._refuse(refuse)
             if draw("health_lies") is not None:
                 return True
-        if self.faults.draw("accept_hang", path=request.path, body=request.body) is not None:
-            return True
-        if (status := draw("status")) is not None:
-            retry = () if status.retry_after is None else (("retry-after", status.retry_after),)
-            kind = _ERROR_KINDS.get(status.status, "InternalServerError")
-            body = wire.error_body(status.status, f"injected status {status.status}", kind)
-            connection.reply(status.status, body, headers=retry)
-            return True
-        if draw("hang_before_first_byte") is not None:
-            connection.open(EVENT_STREAM)
-            return True
-        return False
+        return self._draws(request)("accept_hang") is not None or strike_before_answer(connection, draw)
+
+    def _draws(self, request: HttpRequest, *, by_path_only: bool = False) -> Draw:
+        asked = request.headers.get(HEADER)
+        own = parse_header(asked) if asked else ()
+        return functools.partial(
+            self.faults.draw, path=request.path, body=request.body, by_path_only=by_path_only, own=own
+        )
 
     def _remember(self, request: HttpRequest) -> None:
         digest = hashlib.sha256(request.body).hexdigest()
@@ -237,7 +238,8 @@ class SimEngineServer:
         self._generate(connection, request, self._reader.completion(request.body))
 
     def _generate(self, connection: Connection, request: HttpRequest, asked: Generate) -> None:
-        draws = (self.faults.draw(kind, path=request.path, body=request.body) for kind in MID_ANSWER)
+        draw = self._draws(request)
+        draws = (draw(kind) for kind in MID_ANSWER)
         fault = next((drawn for drawn in draws if drawn is not None), None)
         shape = wire.Shape(
             chat=asked.chat,
