@@ -105,8 +105,7 @@ class Prepared:
         headers = head.headers
         self.carriers = carriers(headers)
         self.refusal = _refusal(headers)
-        raw_id = headers.get(b"x-request-id", b"")
-        self.client_id = raw_id if _REQUEST_ID.fullmatch(raw_id) else b""
+        self.client_id = client_id(headers)
         self.session = _text(headers.get(_SESSION_FIRST))
         later = next((headers[name] for name in _SESSION_LATER if headers.get(name)), None)
         self.session_fallback = _text(later)
@@ -118,6 +117,12 @@ class Prepared:
         )
         self.snapshot: Principals | None = None
         self.identity: Principal | Refusal | None = None
+
+
+def client_id(headers: dict[bytes, bytes]) -> bytes:
+    """Return the id that the client gave its request; empty when it gave none that may be shown again."""
+    raw_id = headers.get(b"x-request-id", b"")
+    return raw_id if _REQUEST_ID.fullmatch(raw_id) else b""
 
 
 def _travels(name: bytes, headers: dict[bytes, bytes]) -> bool:

@@ -25,7 +25,7 @@ from turnout.dialects.openai import CHAT, COMPLETIONS, EMBEDDINGS, decode
 from turnout.gateway import answers
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.counts import RelayCounts
-from turnout.gateway.prepare import Prepared
+from turnout.gateway.prepare import Prepared, client_id
 from turnout.gateway.principals import ANONYMOUS, Principal, Principals
 from turnout.gateway.run import Run
 from turnout.gateway.upstream import Upstream
@@ -173,7 +173,7 @@ class Gateway:
         if path in _GENERATE:
             request = decode(path, body, self._server.json_depth_max, self.catalogue.default)
             if type(request) is Refusal:
-                self._answer(connection, self.refusal(path, request))
+                self._answer(connection, self.refusal(path, request, head))
                 return
             run = Run(self, connection, head, request, head.prepared.identity)  # type: ignore[arg-type]
             try:
@@ -185,10 +185,10 @@ class Gateway:
         else:
             self._models(connection, head)
 
-    def refusal(self, path: bytes, refusal: Refusal) -> bytes:
+    def refusal(self, path: bytes, refusal: Refusal, head: Head | None) -> bytes:
         """Word a refusal and count it."""
         self.meter.refused(refusal.code)
-        return answers.refusal(path, refusal, self.next_id(self.now_ms()).encode())
+        return answers.refusal(path, refusal, self._request_id(head))
 
     # -- what runs use ------------------------------------------------------------------------------------------------
 
@@ -332,7 +332,7 @@ class Gateway:
             status, body = 200, b'{"status":"ok"}'
         else:
             status, body = 200, b'{"name":"turnout"}'
-        self._answer(connection, answers.whole(status, self._headers(), body), head=head)
+        self._answer(connection, answers.whole(status, self._headers(head), body), head=head)
 
     def _models(self, connection: Connection, head: Head) -> None:
         identity = head.prepared.identity
@@ -345,10 +345,10 @@ class Gateway:
             if name not in allowed:
                 shown = head.path[len(_MODEL) :][:64].decode("latin-1")
                 refused = Refusal(404, "model_not_found", f"The model {shown!r} does not exist.", "model")
-                self._answer(connection, self.refusal(head.path, refused))
+                self._answer(connection, self.refusal(head.path, refused, head))
                 return
             document = self._model(name)
-        self._answer(connection, answers.whole(200, self._headers(), msgspec.json.encode(document)))
+        self._answer(connection, answers.whole(200, self._headers(head), msgspec.json.encode(document)))
 
     def _model(self, model: str) -> dict[str, object]:
         pool = self.fleet.pool(model)
@@ -358,8 +358,11 @@ class Gateway:
             entry["max_model_len"] = max(contexts)
         return entry
 
-    def _headers(self) -> bytes:
-        return b"%bx-request-id: %b\r\n" % (answers.JSON_TYPE, self.next_id(self.now_ms()).encode())
+    def _headers(self, head: Head) -> bytes:
+        return b"%bx-request-id: %b\r\n" % (answers.JSON_TYPE, self._request_id(head))
+
+    def _request_id(self, head: Head | None) -> bytes:
+        return (client_id(head.headers) if head is not None else b"") or self.next_id(self.now_ms()).encode()
 
     def _answer(self, connection: Connection, answer: bytes, head: Head | None = None) -> None:
         if head is not None and head.method == b"HEAD":

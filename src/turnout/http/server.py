@@ -50,8 +50,8 @@ class Handler(Protocol):
     def on_request(self, connection: Connection, head: Head, body: bytes) -> None:
         """Serve a complete request on the connection, now or later."""
 
-    def refusal(self, path: bytes, refusal: Refusal) -> bytes:
-        """Return the whole answer of a refusal, head included, in the dialect of the path."""
+    def refusal(self, path: bytes, refusal: Refusal, head: Head | None) -> bytes:
+        """Return the whole answer of a refusal in the dialect of the path; `head` is None when none was valid."""
 
 
 class Connection(asyncio.Protocol):
@@ -274,6 +274,7 @@ class Connection(asyncio.Protocol):
 
     def _begin_body(self, head: Head, refusal: Refusal | None, rest: bytes) -> None:
         listener = self._listener
+        self._head = head
         limit = listener.options.body_max_bytes if head.method == b"POST" else _IGNORED_BODY_MAX_BYTES
         length = head.content_length
         if refusal is None and length > limit:
@@ -284,12 +285,11 @@ class Connection(asyncio.Protocol):
             # The unread body would be taken for the next request: unless it is all here, the connection ends.
             unread = head.chunked or length > len(rest)
             self._buffer = b"" if unread else rest[length:]
-            self._refuse(head.path, refusal, close=unread, to_head=head.method == b"HEAD")
+            self._refuse(head.path, refusal, close=unread)
             return
         if 0 < length <= len(rest):
             self._complete(head, rest[:length], rest[length:])
             return
-        self._head = head
         self._body = []
         self._buffer = b""
         self._chunks = ChunkedDecoder(limit) if head.chunked else None
@@ -346,12 +346,13 @@ class Connection(asyncio.Protocol):
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, path: bytes, refusal: Refusal, *, close: bool = False, to_head: bool = False) -> None:
+    def _refuse(self, path: bytes, refusal: Refusal, *, close: bool = False) -> None:
+        head = self._head
         closing = close or refusal.close or not self.keep_alive or self._listener.draining
-        answer = self._listener.handler.refusal(path, refusal)
+        answer = self._listener.handler.refusal(path, refusal, head)
         if closing:
             answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
-        if to_head:  # the answer to HEAD has no body: the client would take it for the next answer
+        if head is not None and head.method == b"HEAD":  # a body would be taken for the next answer
             answer = answer[: answer.index(_HEAD_END) + 4]
         self._transport.write(answer)
         self._line_ends = 0
