@@ -246,3 +246,70 @@ def test_L11_session_and_request_ids(door: Router) -> None:
     for odd in (b"r" * 129, b"a b", b"a/b", b"\xe9", b""):
         seen = door.ask(None, b"x-request-id: " + odd).header(b"x-request-id")
         assert seen not in (odd, None)
+
+
+def test_L11_a_session_id_in_the_body_has_512_bytes(door: Router, wire: Any) -> None:
+    assert door.ask(wire.chat(session_id="s" * 512)).status == 200
+    answered = door.ask(wire.chat(session_id="é" * 257))
+    assert (answered.status, answered.param) == (400, "session_id")
+
+
+def test_L11_what_the_ledger_keeps_of_a_caller_is_bounded(door: Router, wire: Any) -> None:
+    for members in ({"user": "u" * 100_000}, {"prompt_cache_key": "p" * 100_000}):
+        told = len(door.records.facts)
+        assert door.ask(wire.chat(**members)).status == 200
+        fact = door.records.fact(told)
+        assert len(fact.user_id or "") <= 512
+        assert len(fact.session_id or "") == 512
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])
+def test_L5_a_trickled_body_is_ended_by_the_total_deadline(
+    framing: bytes, router: Routers, script_engine: Engines
+) -> None:
+    up = router(engine := script_engine(), timeout={"total_s": 0.4}, server={"body_idle_s": 30})
+    client = up.client()
+    client.send(up.head(framing))
+    client.socket.settimeout(0.02)
+    for _ in range(100):  # a byte at a time, never idle for long
+        client.send(b"1\r\n \r\n" if b"chunked" in framing else b" ")
+        try:
+            if client.socket.recv(1, socket.MSG_PEEK):
+                break
+        except TimeoutError:
+            continue
+    client.socket.settimeout(5)
+    refused(client, 408, "request_timeout")
+    assert not engine.requests
+
+
+def test_L9_an_engine_is_read_no_faster_than_its_client_takes(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    event = wire.chunk(wire.event("x" * 60_000))
+    engine = script_engine([wire.STREAM_HEAD, *[event] * 400, *wire.stream(wire.event(finish="stop"), wire.DONE)[1:]])
+    up = router(engine)
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(b"\r\n\r\n")
+    assert engine.request()
+    readings = [0]
+    while len(readings) < 30 or len(set(readings[-30:])) > 1:  # until what the engine has left to send stops falling
+        readings.append(up.call(lambda: sum(c.transport.get_write_buffer_size() for c in engine.open)))
+    assert readings[-1] > 15_000_000
+    (connection,) = up.app.listener.connections
+    assert up.call(connection._transport.get_write_buffer_size) < 262_144 + 2 * len(event)
+    client.socket.settimeout(5)
+    while b"[DONE]" not in client.buffer:
+        client.buffer = client.buffer[-100:]
+        client._more()
+    assert up.records.fact().outcome == "completed"
+
+
+def test_L9_client_sockets_have_a_bounded_send_buffer(door: Router) -> None:
+    client = door.client()
+    client.send(door.head(method=b"GET", path=b"/health"))
+    client.response()
+    newest = max(door.app.listener.connections, key=lambda c: c.deadline)
+    held = door.call(lambda: newest._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    assert held <= 2 * 262_144  # the kernel doubles what is asked for
