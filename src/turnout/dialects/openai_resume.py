@@ -1,0 +1,194 @@
+"""Two OpenAI streams as one: what was sent of the first, and what of the second follows it (resilience §5).
+
+The joined stream keeps id, created and model of the first, says no role twice, and has one terminator and one usage.
+Everything here happens after a stream broke, so events are decoded and encoded again; nothing is ever invented.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from turnout.core.recovery.prefix_match import PrefixMatch, Progress, Span
+
+COMMENT = b": turnout resumed\n\n"
+_REASONING = ("reasoning_content", "reasoning")
+_TEXTS = (*_REASONING, "content", "refusal")
+_NEVER_TWICE = ("tool_calls", "function_call")
+_GUIDED = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What a client has of the first stream."""
+
+    spans: list[Span]
+    events: int = 0
+    """Events with output: about as many tokens."""
+    identity: dict[str, Any] = {}
+    tool_call: bool = False
+    reasoning_open: bool = False
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without what was thought aloud."""
+        return "".join(text for channel, text in self.spans if channel not in _REASONING)
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """What of a request decides over its rescue."""
+
+    logprobs: bool = False
+    structured: bool = False
+    chat: bool = True
+
+
+def asked(body: bytes) -> Asked:
+    """Read a request body that has been accepted before."""
+    fields: dict[str, Any] = msgspec.json.decode(body)
+    return Asked(
+        logprobs=fields.get("logprobs") is not None and fields["logprobs"] is not False,
+        structured=any(fields.get(name) is not None for name in _GUIDED),
+        chat="messages" in fields,
+    )
+
+
+def sent(events: bytes) -> Sent:
+    """Read whole events that went to a client."""
+    spans: list[Span] = []
+    identity: dict[str, Any] = {}
+    count, tool_call = 0, False
+    for chunk in map(_decoded, events.split(b"\n\n")):
+        if chunk is None:
+            continue
+        if not identity:
+            identity = {name: chunk[name] for name in ("id", "created", "model") if name in chunk}
+        for choice in _choices(chunk):
+            said = _said(choice)
+            spans += said
+            count += bool(said)
+            delta = choice.get("delta")
+            tool_call = tool_call or (isinstance(delta, dict) and any(delta.get(name) for name in _NEVER_TWICE))
+    last = spans[-1][0] if spans else ""
+    return Sent(spans, count, identity, tool_call, last in _REASONING)
+
+
+def continuation_body(body: bytes, before: Sent) -> bytes:
+    """The request whose answer is the rest: the sent text as the assistant's last message, to be continued."""
+    fields: dict[str, Any] = msgspec.json.decode(body)
+    fields["messages"] = [*fields["messages"], {"role": "assistant", "content": before.text}]
+    fields["continue_final_message"] = True
+    fields["add_generation_prompt"] = False
+    for name in _LIMITS:
+        if isinstance(fields.get(name), int):
+            fields[name] = max(1, fields[name] - before.events)
+    return msgspec.json.encode(fields)
+
+
+class Joiner:
+    """Takes the events of the second stream; `failed` once it does not fit the first one."""
+
+    __slots__ = ("_before", "_continued", "_match", "failed", "resumed")
+
+    def __init__(self, before: Sent, *, continued: bool) -> None:
+        self._before = before
+        self._continued = continued
+        # A continuation begins where the first stream ended: nothing has to come again.
+        self._match = PrefixMatch([] if continued else before.spans)
+        self.failed = False
+        self.resumed = False
+        """Whether something of the second stream has been shown."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was sent has come again."""
+        return self._match.caught_up
+
+    @property
+    def suppressed(self) -> int:
+        """Characters that came again and were not shown."""
+        return self._match.suppressed
+
+    def take(self, raw: bytes) -> bytes:
+        """What the client gets of one whole event; b"" for nothing, and when `failed`."""
+        chunk = _decoded(raw)
+        if self.failed or chunk is None:
+            return raw if raw.startswith(b"data: [DONE]") and not self.failed else b""
+        choices = _choices(chunk)
+        shown = [choice for choice in choices if self._keep(choice)]
+        if self.failed or (choices and not shown):
+            return b""
+        if not choices and not isinstance(chunk.get("usage"), dict):
+            return b""
+        chunk.update(self._before.identity)
+        if choices:
+            chunk["choices"] = shown
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            chunk["usage"] = self._usage(usage)
+        comment = b"" if self.resumed else COMMENT
+        self.resumed = True
+        return b"%bdata: %b\n\n" % (comment, msgspec.json.encode(chunk))
+
+    def _keep(self, choice: dict[str, Any]) -> bool:
+        """Strip what was sent before; True when something is left to show."""
+        delta = choice.get("delta")
+        fields: dict[str, Any] = delta if isinstance(delta, dict) else choice
+        fields.pop("role", None)
+        left = False
+        for channel, text in _said(choice):
+            name = channel if isinstance(delta, dict) else "text"
+            step = self._match.feed(channel, text)
+            if step.progress is Progress.MISMATCH:
+                self.failed = True
+                return False
+            fields[name] = step.text
+            left = left or bool(step.text)
+        if any(fields.get(name) for name in _NEVER_TWICE):
+            left = True
+            if not self._match.caught_up:
+                self.failed = True
+        if choice.get("finish_reason"):
+            left = True
+            if self._match.ended() is Progress.MISMATCH:
+                self.failed = True
+        return left and not self.failed
+
+    def _usage(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """R6: the prompt once, and every delivered token."""
+        if not self._continued:
+            return usage  # the second stream wrote the whole answer
+        before = self._before.events
+        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if not isinstance(prompt, int) or not isinstance(completion, int):
+            return usage
+        prompt, completion = max(0, prompt - before), completion + before
+        return {**usage, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _decoded(raw: bytes) -> dict[str, Any] | None:
+    """The object of an event; None for comments, the terminator and what is no object."""
+    lines = [line[5:].strip() for line in raw.replace(b"\r", b"\n").split(b"\n") if line.startswith(b"data:")]
+    data = b"\n".join(lines)
+    if not data.startswith(b"{"):
+        return None
+    try:
+        chunk = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return chunk if isinstance(chunk, dict) else None
+
+
+def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = chunk.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+
+
+def _said(choice: dict[str, Any]) -> list[Span]:
+    """Texts of one choice in the order in which engines think and speak."""
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        return [(name, delta[name]) for name in _TEXTS if isinstance(delta.get(name), str) and delta[name]]
+    text = choice.get("text")
+    return [("content", text)] if isinstance(text, str) and text else []
