@@ -117,7 +117,7 @@ class Joiner:
             return raw if raw.startswith(b"data: [DONE]") and not self.failed else b""
         choices = _choices(chunk)
         shown = [choice for choice in choices if self._keep(choice)]
-        if self.failed or (choices and not shown):
+        if choices and not shown:
             return b""
         if not choices and not isinstance(chunk.get("usage"), dict):
             return b""
