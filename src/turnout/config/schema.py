@@ -24,6 +24,8 @@ class Config(options.Section, frozen=True, kw_only=True):
     pool: options.Pool = msgspec.field(default_factory=options.Pool)
     scheduling: options.Scheduling = msgspec.field(default_factory=options.Scheduling)
     prefix: options.Prefix = msgspec.field(default_factory=options.Prefix)
+    load: options.Load = msgspec.field(default_factory=options.Load)
+    kv_events: options.KvEvents = msgspec.field(default_factory=options.KvEvents)
     drain: options.Drain = msgspec.field(default_factory=options.Drain)
     ledger: options.Ledger = msgspec.field(default_factory=options.Ledger)
     log: options.Log = msgspec.field(default_factory=options.Log)

@@ -12,20 +12,22 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from turnout.core import option_types, scheduling_options
 
-class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the configuration file: unknown keys are errors."""
+Section = option_types.Section
+Seconds = option_types.Seconds
+Count = option_types.Count
+Bytes = option_types.Bytes
+Ratio = option_types.Ratio
+Name = option_types.Name
+_doc = option_types.doc
 
-
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Bytes = Annotated[int, Meta(ge=1, le=2**40)]
-Ratio = Annotated[float, Meta(ge=0, le=1)]
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
-
-
-def _doc(text: str) -> Meta:
-    return Meta(description=text)
+# Their sections grew out of this file; every reader still finds them here.
+PolicyName = scheduling_options.PolicyName
+Scheduling = scheduling_options.Scheduling
+Prefix = scheduling_options.Prefix
+Load = scheduling_options.Load
+KvEvents = scheduling_options.KvEvents
 
 
 class Server(Section, frozen=True, kw_only=True):
@@ -198,37 +200,6 @@ class Pool(Section, frozen=True, kw_only=True):
     idle_max: Annotated[Count, _doc("Idle connections kept per endpoint.")] = 1024
 
 
-PolicyName = Literal["affinity_load", "least_busy", "round_robin", "random", "power_of_two", "longest_prefix"]
-
-
-class Scheduling(Section, frozen=True, kw_only=True):
-    """Which endpoint serves an attempt (scheduling §5)."""
-
-    policy: Annotated[PolicyName, _doc("The rule of the pools that name none.")] = "affinity_load"
-    affinity_beta: Annotated[
-        float, Meta(ge=0, le=1000), _doc("affinity_load: weight of load relative to the pool's mean.")
-    ] = 1.0
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1), _doc("Seed of rotations and random choices.")] = 0
-    prior_prefill_tokens_per_s: Annotated[
-        float, Meta(gt=0, le=1e9), _doc("Prefill rate assumed before any is measured.")
-    ] = 8000.0
-    decisions_max: Annotated[Count, _doc("Decisions kept in memory for /x/decisions/{id}.")] = 4096
-
-
-class Prefix(Section, frozen=True, kw_only=True):
-    """Block keys and the prefix index (scheduling §1, §2)."""
-
-    block_bytes: Annotated[int, Meta(ge=64, le=4096), _doc("Bytes of rendering per block in the text space.")] = 256
-    max_blocks_per_request: Annotated[Count, _doc("Blocks hashed per request; the rest counts as truncated.")] = 4096
-    max_blocks: Annotated[
-        Annotated[int, Meta(ge=0, le=2**31)] | None, _doc("Entries over all generations; 0 switches the index off.")
-    ] = 1_000_000
-    ttl_s: Annotated[Seconds, _doc("An entry unused for this long may go.")] = 300.0
-    generations: Annotated[int, Meta(ge=2, le=16), _doc("Number of maps that age together.")] = 3
-    max_slots: Annotated[int, Meta(ge=1, le=4096), _doc("Endpoint incarnations with an own bit.")] = 512
-    tenant_salt: Annotated[bool, _doc("Tenants never share block keys.")] = False
-
-
 class Drain(Section, frozen=True, kw_only=True):
     """Leaving without cutting anything off (resilience §10)."""
 
@@ -316,6 +287,21 @@ class Endpoint(Section, frozen=True, kw_only=True):
     stream_usage: Annotated[
         Literal["auto", "yes", "no"], _doc("U4: whether stream_options.include_usage is understood.")
     ] = "auto"
+    kv_events: Annotated[
+        str,
+        Meta(max_length=512),
+        _doc("ZeroMQ address where rank 0 publishes KV events, tcp://host:port; empty: none."),
+    ] = ""
+    kv_replay: Annotated[str, Meta(max_length=512), _doc("ZeroMQ address of rank 0's replay socket; empty: none.")] = ""
+    kv_topic: Annotated[str, Meta(max_length=256), _doc("Prefix of the topics subscribed to.")] = ""
+    kv_ranks: Annotated[int, Meta(ge=1, le=256), _doc("Data-parallel ranks; each has the next port.")] = 1
+    kv_bind: Annotated[bool, _doc("The engine connects and we bind.")] = False
+    kv_discover: Annotated[
+        bool, _doc("SGLang: /server_info tells where events are; it may hold secrets and is never stored.")
+    ] = False
+    cache_tokens: Annotated[
+        Count | None, _doc("Tokens its prefix cache holds, host memory included; else the capacity it reports.")
+    ] = None
 
 
 class Key(Section, frozen=True, kw_only=True):
