@@ -290,7 +290,7 @@ class Endpoint(Section, frozen=True, kw_only=True):
     kv_events: Annotated[
         str,
         Meta(max_length=512),
-        _doc("ZeroMQ address where rank 0 publishes KV events, tcp://host:port; empty: none."),
+        _doc("ZeroMQ address where rank 0 publishes KV events; empty: none."),
     ] = ""
     kv_replay: Annotated[str, Meta(max_length=512), _doc("ZeroMQ address of rank 0's replay socket; empty: none.")] = ""
     kv_topic: Annotated[str, Meta(max_length=256), _doc("Prefix of the topics subscribed to.")] = ""

@@ -86,8 +86,8 @@ class Prefix(Section, frozen=True, kw_only=True):
         30.0
     )
     tier_credit: Annotated[
-        tuple[Ratio, Ratio, Ratio, Ratio], doc("Worth of a block in GPU, host, external and disk memory.")
-    ] = (1.0, 0.8, 0.6, 0.3)
+        list[Ratio], Meta(min_length=4, max_length=4), doc("Worth of a block in GPU, host, external and disk memory.")
+    ] = [1.0, 0.8, 0.6, 0.3]
     tokenize: Annotated[
         Literal["off", "auto"], doc("auto: long prompts are tokenised by an engine whose blocks are known exactly.")
     ] = "off"
