@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from turnout.core.option_types import Count, Ratio, Seconds, Section, doc
@@ -87,7 +88,7 @@ class Prefix(Section, frozen=True, kw_only=True):
     )
     tier_credit: Annotated[
         list[Ratio], Meta(min_length=4, max_length=4), doc("Worth of a block in GPU, host, external and disk memory.")
-    ] = [1.0, 0.8, 0.6, 0.3]
+    ] = msgspec.field(default_factory=lambda: [1.0, 0.8, 0.6, 0.3])
     tokenize: Annotated[
         Literal["off", "auto"], doc("auto: long prompts are tokenised by an engine whose blocks are known exactly.")
     ] = "off"
