@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
+import os
+import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -183,3 +188,49 @@ def test_nothing_is_left_open_after_all_this(pair: Pair, chaos: Any) -> None:
     assert [s.error for s in seen] == [None] * 20
     assert pair.eventually(lambda: all(pair.router.endpoint(e.name)["in_flight"] == 0 for e in pair.engines))
     assert [pair.router.endpoint(e.name)["pending_prefill_tokens"] for e in pair.engines] == [0, 0]
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_running_out_of_file_descriptors_cuts_no_stream_and_spins_no_loop(processes: Any, chaos: Any) -> None:
+    """L7, F11."""
+    router = processes.serve(processes.engines(1))
+    pid = router.child.pid
+    kept = http.client.HTTPConnection("127.0.0.1", router.port, timeout=10)
+    kept.request("GET", "/health")
+    kept.getresponse().read()
+    body = json.dumps({"model": "sim", "messages": [{"role": "user", "content": "Is there a descriptor left?"}]})
+
+    async def story() -> tuple[float, int, Any]:
+        async with chaos.client(router.url) as client:
+            long = asyncio.create_task(chaos.ask(client, 1, stream=True, tokens=150))
+            await asyncio.to_thread(processes.eventually, lambda: router.endpoint("e1")["in_flight"])
+            most = open_files(pid) + 5
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+            crowd = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", router.port) for _ in range(40)))
+            used, since = cpu_s(pid), time.monotonic()
+            await asyncio.sleep(0.7)
+            kept.request("POST", "/v1/chat/completions", body)
+            refused = await asyncio.to_thread(kept.getresponse)
+            assert refused.status == 502, refused.read()
+            kept.close()
+            busy = (cpu_s(pid) - used) / (time.monotonic() - since)
+            left = most - open_files(pid)
+            for _, writer in crowd:
+                writer.close()
+            return busy, left, await long
+
+    busy, left, seen = asyncio.run(story())
+    assert left <= 1  # it was out of them
+    assert busy < 0.3  # the stream alone costs a little
+    assert (seen.error, seen.finished) == (None, True)
+    assert router.endpoint("e1")["unreachable"] is False  # our shortage is no fault of an engine
+    assert chaos.one(router.url, stream=False).error is None

@@ -8,6 +8,7 @@ is sent once more on a fresh one, which is no attempt and nobody's fault (resili
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from typing import Protocol, cast
@@ -18,6 +19,8 @@ from turnout.http.chunked import ChunkedDecoder, FramingError, whole_chunks
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
 
 _INFORMATIONAL_MAX = 8
+# Nothing that an endpoint could be blamed for: out of file descriptors, ports or memory (F11, F12).
+_OUR_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
 _ANY_FRAMING = 2**64  # an engine may write token by token: L4 is a bound on clients
 _HEAD_END = b"\r\n\r\n"
 
@@ -296,7 +299,8 @@ class EndpointPool:
         except TimeoutError:
             failure = (ErrorKind.TIMEOUT_CONNECT, "no connection in time")
         except OSError as error:
-            failure = (ErrorKind.CONNECT_ERROR, error.strerror or type(error).__name__)
+            kind = ErrorKind.INTERNAL if error.errno in _OUR_SHORTAGES else ErrorKind.CONNECT_ERROR
+            failure = (kind, error.strerror or type(error).__name__)
         else:
             self._open.add(connection)
             if self._connecting.pop(sink, None) is None:  # cancelled in this very moment
