@@ -87,6 +87,7 @@ class Cut:
 
 Step = bytes | Gate | Cut
 Script = list[Step]
+Player = Callable[["EngineRequest"], Script]
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:
@@ -167,7 +168,7 @@ class Engine:
         self._arrived = threading.Condition()
         self.requests: list[EngineRequest] = []
         self.probes: list[EngineRequest] = []
-        self.scripts: list[Script] = [[answer()]]
+        self.scripts: list[Script | Player] = [[answer()]]
         self.models: bytes = b'{"object":"list","data":[]}'
         self.open: set[_EngineConnection] = set()
         self._server: asyncio.Server = loop.run(self._listen())
@@ -180,8 +181,9 @@ class Engine:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def says(self, *scripts: Script | bytes) -> None:
-        self.scripts = [script if isinstance(script, list) else [script] for script in scripts]
+    def says(self, *scripts: Script | Player | bytes) -> None:
+        """Follow these scripts; a function writes the script of a request when it arrives."""
+        self.scripts = [[script] if isinstance(script, bytes) else script for script in scripts]
 
     def take(self, request: EngineRequest) -> Script:
         if request.line.startswith(b"GET "):
@@ -190,7 +192,8 @@ class Engine:
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
-        return self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        return script if isinstance(script, list) else script(request)
 
     def request(self, index: int = 0) -> EngineRequest:
         """Wait for the request with this index."""
@@ -518,7 +521,7 @@ def _routers(loop: Loop) -> Iterator[Callable[..., Router]]:
 def _engines(loop: Loop) -> Iterator[Callable[..., Engine]]:
     running: list[Engine] = []
 
-    def start(*scripts: Script | bytes) -> Engine:
+    def start(*scripts: Script | Player | bytes) -> Engine:
         engine = Engine(loop)
         if scripts:
             engine.says(*scripts)

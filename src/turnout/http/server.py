@@ -126,6 +126,8 @@ class Connection(asyncio.Protocol):
     def close_without_terminator(self) -> None:
         """Flush what was written and close, so that a cut chunked answer reads as cut (request-path W3)."""
         self._exchange = None
+        self._listener.body_bytes -= self._body_held
+        self._body_held = 0
         if self._state != _CLOSED:
             self._linger()
 

@@ -292,7 +292,7 @@ def test_L9_an_engine_is_read_no_faster_than_its_client_takes(
     client = up.client()
     client.send(up.request(wire.chat(stream=True)))
     client.read(b"\r\n\r\n")
-    assert engine.request()
+    engine.request()
     readings = [0]
     while len(readings) < 30 or len(set(readings[-30:])) > 1:  # until what the engine has left to send stops falling
         readings.append(up.call(lambda: sum(c.transport.get_write_buffer_size() for c in engine.open)))
