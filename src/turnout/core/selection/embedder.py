@@ -1,0 +1,117 @@
+"""Text to a unit vector: what a selection embeds, the embedder's contract, and the built-in `hashgram-v1`.
+
+The built-in needs no fitted state and no file: hashed words and adjacent word pairs (selection §3). It sees spelling,
+not meaning, and takes tens of microseconds, so it runs inline; other embedders run off the loop, in a shell.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import unicodedata
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from turnout.core.selection.arrays import Floats32
+
+HASHGRAM_ID, HASHGRAM_DIM = "hashgram-v1", 1024
+NORM_SLACK = 1e-3
+_WORD = re.compile(r"\w+")
+_SPLIT_FROM = "\u2e80"  # from here on scripts write without blanks: each character is a word
+_SPLIT = re.compile(f"[{_SPLIT_FROM}-\U0010ffff]")
+_CONTINUATION = 0x80
+_MASK = HASHGRAM_DIM - 1
+_SIGN = 1 << 63
+
+
+class NoText(ValueError):
+    """There is no word to embed."""
+
+
+class Embedder(Protocol):
+    """What makes vectors; `id` and `dim` are what a bundle was fitted with."""
+
+    @property
+    def id(self) -> str:
+        """Name and version: another id means other vectors."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        ...
+
+    def embed(self, text: str) -> Floats32:
+        """Return the text's unit vector; raises `NoText` when there is nothing to embed."""
+        ...
+
+
+class Hashgram:
+    """The built-in embedder."""
+
+    id = HASHGRAM_ID
+    dim = HASHGRAM_DIM
+
+    def embed(self, text: str) -> Floats32:
+        """Return the unit vector of words and adjacent pairs; raises `NoText` without any word."""
+        words = _words(text)
+        if not words:
+            raise NoText("the text has no word")
+        counts: dict[str, int] = {}
+        for feature in words:
+            counts[feature] = counts.get(feature, 0) + 1
+        for left, right in itertools.pairwise(words):
+            pair = f"{left} {right}"
+            counts[pair] = counts.get(pair, 0) + 1
+        hashed = xxhash.xxh64_intdigest
+        log = math.log
+        sums: dict[int, float] = {}
+        for feature, count in counts.items():
+            h = hashed(feature.encode("utf-8", "surrogatepass"))
+            weight = 1.0 if count == 1 else 1.0 + log(count)
+            at = h & _MASK
+            sums[at] = sums.get(at, 0.0) + (-weight if h & _SIGN else weight)
+        norm = math.sqrt(sum([value * value for value in sums.values()]))
+        if norm == 0.0:  # every feature met its opposite
+            raise NoText("the text's features cancel out")
+        vector = np.zeros(HASHGRAM_DIM, dtype=np.float32)
+        vector[list(sums)] = np.fromiter(sums.values(), dtype=np.float64, count=len(sums)) / norm
+        return vector
+
+
+def tail(text: str, max_bytes: int) -> str:
+    """Return the last `max_bytes` bytes of a text, the cut moved forward to where a code point starts."""
+    if len(text) * 4 <= max_bytes:
+        return text
+    raw = text.encode("utf-8", "surrogatepass")
+    at = max(0, len(raw) - max_bytes)
+    while at < len(raw) and raw[at] & 0xC0 == _CONTINUATION:
+        at += 1
+    return raw[at:].decode("utf-8", "surrogatepass")
+
+
+def is_unit(vector: object, dim: int) -> bool:
+    """Tell whether an embedder kept its contract: float vector of the right length, finite, norm 1 ± 1e-3."""
+    if not isinstance(vector, np.ndarray) or vector.shape != (dim,) or vector.dtype.kind != "f":
+        return False
+    norm = float(np.sqrt(np.dot(vector.astype(np.float64), vector.astype(np.float64))))
+    return math.isfinite(norm) and abs(norm - 1.0) <= NORM_SLACK
+
+
+def length_feature(text_bytes: int) -> float:
+    """Return the linear head's view of length: doublings of the untruncated text's bytes around 256, halved."""
+    return (math.log2(max(1, text_bytes)) - 8.0) / 2.0
+
+
+def _words(text: str) -> list[str]:
+    plain = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+    words = _WORD.findall(plain)
+    if plain.isascii() or _SPLIT.search(plain) is None:
+        return words
+    split: list[str] = []
+    for word in words:
+        split.extend(word if _SPLIT.search(word) else (word,))
+    return split

@@ -1,0 +1,205 @@
+"""The blend against an oracle written from selection §5 alone, one number at a time; and what must change nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turnout.core.selection import controls
+from turnout.core.selection.arrays import frozen
+from turnout.core.selection.blend import Blend, Nearest
+from turnout.core.selection.bundle import Axes, Bundle
+from turnout.core.selection.knobs import Defaults, InvalidKnobs, Knobs
+
+UNKNOWN = None
+Number = float | None
+
+
+def oracle(
+    quality: list[list[float]],
+    prices: list[tuple[Number, Number]],
+    timing: list[tuple[Number, Number]],
+    verbosity: list[Number],
+    knobs: Knobs,
+    clusters: list[int],
+) -> list[float]:
+    """Selection §5, read row by row with plain floats."""
+    models = range(len(prices))
+    known_verbosity = sorted(v for v in verbosity if v is not None)
+    median = known_verbosity[len(known_verbosity) // 2] if known_verbosity else 1.0
+    costs: list[Number] = []
+    for m in models:
+        v = 1.0
+        tokens = verbosity[m]
+        if knobs.per_model_verbosity and tokens is not None and median > 0:
+            v = tokens / median
+        price_in, price_out = prices[m]
+        if price_in is None or (knobs.output_cost_ratio > 0 and price_out is None):
+            costs.append(UNKNOWN)
+        else:
+            costs.append(price_in + knobs.output_cost_ratio * (price_out or 0.0) * v)
+    known_costs = [c for c in costs if c is not None]
+    times: list[Number] = []
+    for ttft, tps in timing:
+        timed = ttft is not None and tps is not None and tps > 0
+        times.append(ttft + knobs.expected_output_tokens / tps if timed else UNKNOWN)  # type: ignore[operator]
+    known_times = [t for t in times if t is not None]
+    speed_range = max(known_times) - min(known_times) if knobs.speed_weight > 0 and known_times else 0.0
+    totals = []
+    for m in models:
+        cost = costs[m]
+        if cost is None:
+            c = 1.0 if known_costs else 0.0
+        else:
+            width = max(known_costs) - min(known_costs)
+            c = (cost - min(known_costs)) / width if width > 0 else 0.0
+        total = 0.0
+        for k in clusters:
+            row = quality[k]
+            width = max(row) - min(row)
+            q = (row[m] - min(row)) / width if width > 0 else 0.0
+            w_quality, w_speed = float(knobs.alpha[k]), knobs.speed_weight
+            w_cost = 1 - w_quality - w_speed
+            if speed_range > 0:
+                taken = times[m]
+                s = 1.0 if taken is None else (taken - min(known_times)) / speed_range
+                total += w_quality * q + w_cost * (1 - c) + w_speed * (1 - s)
+            else:
+                t = w_quality + w_cost
+                total += (w_quality / t) * q + (w_cost / t) * (1 - c) if t > 1e-9 else q
+        totals.append(total)
+    return totals
+
+
+grid = st.integers(-2000, 3000).map(lambda value: value / 1000)
+maybe = st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.integers(0, 10**8).map(lambda value: value / 1000))
+share = st.integers(0, 1000).map(lambda value: value / 1000)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Bundle, Knobs, list[int], list[float], list[int]]:
+    size, models = draw(st.integers(1, 6)), draw(st.integers(1, 7))
+    quality = [[draw(grid) for _ in range(models)] for _ in range(size)]
+    prices = [(draw(maybe), draw(maybe)) for _ in range(models)]
+    timing = [(draw(maybe), draw(maybe)) for _ in range(models)]
+    verbosity = [draw(maybe) for _ in range(models)]
+    speed = draw(share)
+    alpha = [min(draw(share), 1 - speed) for _ in range(size)]
+    ratio, tokens, verbose = (
+        draw(st.sampled_from([0.0, 0.25, 1.0, 10.0])),
+        draw(st.integers(0, 100_000)),
+        draw(st.booleans()),
+    )
+    clusters = sorted(draw(st.sets(st.integers(0, size - 1), min_size=1)))
+    knobs = Knobs(frozen(alpha), speed, ratio, tokens, verbose)
+
+    def column(values: list[Number]) -> list[float]:
+        return [math.nan if value is None else value for value in values]
+
+    axes = Axes(
+        frozen(column([p for p, _ in prices])),
+        frozen(column([p for _, p in prices])),
+        frozen(column([t for t, _ in timing])),
+        frozen(column([t for _, t in timing])),
+        frozen(column(verbosity)),
+    )
+    bundle = Bundle(
+        version="v", digest="", embedder_id="x", centroids=frozen(np.eye(size)),
+        models=tuple(f"m{at}" for at in range(models)), quality=frozen(quality), axes=axes, defaults=Defaults(knobs),
+    )  # fmt: skip
+    return (
+        bundle,
+        knobs,
+        clusters,
+        oracle(quality, prices, timing, verbosity, knobs, clusters),
+        draw(st.permutations(range(models))),
+    )
+
+
+def near(clusters: list[int]) -> Nearest:
+    return Nearest(np.array(clusters), np.array(clusters), np.ones(len(clusters)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_the_blend_agrees_with_the_oracle(case: tuple[Bundle, Knobs, list[int], list[float], list[int]]) -> None:
+    bundle, _, clusters, wanted, _ = case
+    blend = Blend(bundle)
+    scores = blend.score(blend.weigh(), near(clusters))
+    assert np.abs(scores.score - wanted).max() <= 1e-9
+    assert np.abs(scores.quality + scores.cost + scores.speed - scores.score).max() <= 1e-9
+    rounded = np.round(scores.score, 9).tolist()
+    assert scores.order.tolist() == sorted(range(len(rounded)), key=lambda column: (-rounded[column], column))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_the_order_of_models_and_the_unit_of_money_change_nothing(
+    case: tuple[Bundle, Knobs, list[int], list[float], list[int]],
+) -> None:
+    bundle, _, clusters, _, order = case
+    assert bundle.axes is not None
+    assert bundle.quality is not None
+    a = bundle.axes
+    shuffled = Bundle(
+        version="v", digest="", embedder_id="x", centroids=bundle.centroids,
+        models=tuple(bundle.models[at] for at in order), quality=frozen(bundle.quality[:, order]),
+        axes=Axes(
+            frozen(a.price_in[order] * 8), frozen(a.price_out[order] * 8), frozen(a.ttft_s[order]),
+            frozen(a.tps[order]), frozen(a.verbosity[order]),
+        ),
+        defaults=bundle.defaults,
+    )  # fmt: skip
+    plain, other = Blend(bundle), Blend(shuffled)
+    before = plain.score(plain.weigh(), near(clusters)).score
+    after = other.score(other.weigh(), near(clusters)).score
+    assert np.abs(before[order] - after).max() <= 1e-12
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(sorted(controls.HEADERS)),
+    st.one_of(
+        st.binary(max_size=30), st.text(max_size=30).map(str.encode), st.floats().map(lambda x: repr(x).encode())
+    ),
+)
+def test_any_control_text_is_accepted_in_range_or_refused_by_name(name: bytes, text: bytes) -> None:
+    turned = _turned(name, text)
+    if turned is None:
+        return
+    knob = controls.HEADERS[name]
+    value = getattr(turned, knob)
+    assert (
+        value is None
+        or value is True
+        or value is False
+        or controls.RANGES[knob][0] <= value <= controls.RANGES[knob][1]
+    )
+    assert value is not None or not text.strip(b" \t")
+    blamed = name.decode()
+    try:
+        Blend(_one()).weigh("", turned)
+    except InvalidKnobs as refused:
+        blamed = refused.param
+    assert blamed == name.decode()
+
+
+def _turned(name: bytes, text: bytes) -> controls.Overrides | None:
+    """None: refused, and the refusal names the header."""
+    try:
+        return controls.overrides([(name, text)])
+    except controls.InvalidControl as refused:
+        blamed = refused.param
+    assert blamed == name.decode()
+    return None
+
+
+def _one() -> Bundle:
+    unknown = frozen([math.nan])
+    return Bundle(
+        version="v", digest="", embedder_id="x", centroids=frozen([[1.0]]), models=("m",), quality=frozen([[1.0]]),
+        axes=Axes(unknown, unknown, unknown, unknown, unknown), defaults=Defaults(Knobs(frozen([0.5]))),
+    )  # fmt: skip
