@@ -1,0 +1,1 @@
+"""What each engine family speaks: pure codecs between bytes and values."""
