@@ -113,7 +113,12 @@ class Gateway:
         self.relay_options, self.timeout_options, self.retry_options = relay, timeout, retry
         # No attempt can be due earlier, so opening one computes no deadline of its own: the tick does.
         self.first_look_s = min(
-            timeout.first_token_s, timeout.first_token_failover_s, relay.keepalive_s, timeout.total_s
+            timeout.first_token_s,
+            timeout.first_token_failover_s,
+            timeout.stall_s,
+            timeout.content_stall_s,
+            relay.keepalive_s,
+            timeout.total_s,
         )
         self.fleet, self.catalogue, self.upstreams = fleet, catalogue, upstreams
         self.meter = meter
