@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -61,11 +62,16 @@ def classify(status: int, body: bytes, model: str) -> ErrorKind:
         return ErrorKind.CONTEXT_OVERFLOW
     if status == _BAD_REQUEST and any(phrase in text for phrase in _FILTERED):
         return ErrorKind.CONTENT_FILTER
-    if status == _NOT_FOUND and model.lower().encode() in text:
+    if status == _NOT_FOUND and _names(text, model.lower().encode()):
         return ErrorKind.MODEL_UNAVAILABLE
     if status < _BAD_REQUEST:
         return ErrorKind.BAD_RESPONSE  # a redirect is no answer, and none is ever followed
     return ErrorKind.BAD_REQUEST
+
+
+def _names(text: bytes, model: bytes) -> bool:
+    """Tell whether a text holds the model's name as a word of its own: short names are parts of other words."""
+    return re.search(rb"(?<![a-z0-9._/-])" + re.escape(model) + rb"(?![a-z0-9_/-]|\.[a-z0-9])", text) is not None
 
 
 def _inside_a_success(body: bytes, model: str) -> ErrorKind:
