@@ -1,0 +1,1 @@
+"""Trace replay: the live scheduling core on virtual time, against a model of each engine."""
