@@ -259,7 +259,11 @@ def test_Argmax_TiebreakUsesOrderSlice() -> None:
 
 
 def test_v1_adds_up_its_rankings_and_takes_no_knob() -> None:
-    old = Blend(bundle(quality=None, axes=None, rankings=frozen([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0], [9.0, 2.0, 0.0, 0.5]])))
+    old = Blend(
+        bundle(
+            quality=None, axes=None, rankings=frozen([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0], [9.0, 2.0, 0.0, 0.5]])
+        )
+    )
     assert table(old, near(0, 2)) == [("a-big", 10.0), ("d-free", 4.5), ("b-mid", 4.0), ("c-small", 3.0)]
     assert old.weigh().hash == 0
     for preset, overrides, param in (("cost", controls.NONE, "model"), ("", turned(alpha=0.5), "turnout.alpha")):
