@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Final, overload
 
 from turnout.core import options
+from turnout.core.fleet.active_blocks import ActiveBlocks
 from turnout.core.fleet.breaker import Breaker
+from turnout.core.fleet.precision import Mode, Precision
+from turnout.core.fleet.prefill import Prefill, Sent
+from turnout.core.fleet.report import Report
+from turnout.core.prefix.residency import Residency
 
-_PRECISION_WEIGHT = 20_000.0  # scheduling §3.2: tokens that the prior is worth
-_PRECISION_PRIOR = 0.9  # own history
-_PRECISION_KEEP = 0.98
+_PREFILL_TOKENS_PER_S = 8000.0
 
 
 class Mark:
@@ -44,26 +47,33 @@ class EndpointState:
 
     __slots__ = (
         "_cooldown_until",
-        "_pair",
+        "active_blocks",
         "active_tokens",
         "attempts_total",
         "bit",
         "breaker",
+        "cache",
+        "cache_tokens",
         "context_max",
         "family",
         "in_flight",
         "in_flight_at_report",
         "incarnation",
+        "kv_capacity_tokens",
         "kv_usage_ratio",
         "last_byte_at",
         "lost_models",
         "marks",
         "max_in_flight",
+        "max_running",
+        "mode",
         "models",
         "name",
         "observed_at",
         "pending_prefill_tokens",
         "precision",
+        "precisions",
+        "prefill",
         "probe_failures",
         "provider",
         "role",
@@ -71,6 +81,7 @@ class EndpointState:
         "served_as",
         "url",
         "waiting",
+        "waiting_uncached_tokens",
     )
 
     gone = Mark(1)
@@ -83,7 +94,14 @@ class EndpointState:
     split = Mark(128)  # serves one leg only
     ejected = Mark(256)  # fails more than its siblings
 
-    def __init__(self, endpoint: options.Endpoint, breaker: options.Breaker, bit: int, incarnation: int) -> None:
+    def __init__(
+        self,
+        endpoint: options.Endpoint,
+        breaker: options.Breaker,
+        bit: int,
+        incarnation: int,
+        prefill_tokens_per_s: float = _PREFILL_TOKENS_PER_S,
+    ) -> None:
         self.marks = 0
         self.name = endpoint.name
         self.url = endpoint.url
@@ -113,8 +131,17 @@ class EndpointState:
         self.last_byte_at: float | None = None
         self.probe_failures = 0
         self.lost_models: set[str] = set()
-        self.precision = _PRECISION_PRIOR
-        self._pair = (0.0, 0.0)
+        self.mode = Mode.APPROXIMATE
+        self.precisions = (Precision(Mode.APPROXIMATE), Precision(Mode.DEGRADED), Precision(Mode.EXACT))
+        self.precision = self.precisions[Mode.APPROXIMATE].value
+        """That of the mode in force, 0 while it is not trusted: what scheduling multiplies a match with."""
+        self.prefill = Prefill(prefill_tokens_per_s)
+        self.waiting_uncached_tokens: int | None = None
+        self.kv_capacity_tokens: int | None = None
+        self.cache_tokens: int | None = endpoint.cache_tokens
+        self.max_running: int | None = None
+        self.cache: Residency | None = None
+        self.active_blocks: ActiveBlocks | None = None
         self._cooldown_until = 0.0
 
     def __repr__(self) -> str:
@@ -147,7 +174,7 @@ class EndpointState:
         waiting: int | None,
         kv_usage_ratio: float | None = None,
     ) -> None:
-        """An engine report arrives; `observed_at` and `in_flight_then` are of the moment the scrape was *sent*.
+        """The counts of an engine report; `observed_at` and `in_flight_then` are of the moment the scrape was *sent*.
 
         What was opened less what ended since then is the change of `in_flight`, so no history is kept (scheduling §4).
         """
@@ -157,13 +184,35 @@ class EndpointState:
         self.waiting = waiting
         self.kv_usage_ratio = kv_usage_ratio
 
-    def cached_reported(self, real: int, predicted: int) -> None:
-        """Compare cached tokens a response reported with those predicted for it: the precision of our history."""
-        realised, expected = self._pair
-        realised = _PRECISION_KEEP * realised + min(real, predicted)
-        expected = _PRECISION_KEEP * expected + predicted
-        self._pair = (realised, expected)
-        self.precision = (realised + _PRECISION_WEIGHT * _PRECISION_PRIOR) / (expected + _PRECISION_WEIGHT)
+    def sent(self, now: float) -> Sent:
+        """Return our own counts as a scrape is sent; `observed` wants them back with the answer."""
+        prefill = self.prefill
+        return Sent(now, self.in_flight, prefill.prefilling, prefill.opened_s)
+
+    def observed(self, sent: Sent, report: Report, max_age_s: float, mean_uncached: float) -> None:
+        """An engine report arrives; `sent` was read as its scrape was sent. Unknown signals stay None."""
+        self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio)
+        self.waiting_uncached_tokens = report.waiting_uncached_tokens
+        if report.kv_capacity_tokens is not None:
+            self.kv_capacity_tokens = report.kv_capacity_tokens
+        if report.max_running is not None:
+            self.max_running = report.max_running
+        self.prefill.reported(sent.at + max_age_s, sent, report.waiting, report.waiting_uncached_tokens, mean_uncached)
+
+    @property
+    def cache_capacity_tokens(self) -> int | None:
+        """Tokens its prefix cache holds: as configured, else what the engine reports."""
+        return self.cache_tokens if self.cache_tokens is not None else self.kv_capacity_tokens
+
+    def cached_reported(self, real: int | None, predicted: int, mode: Mode = Mode.APPROXIMATE) -> None:
+        """Compare cached tokens a response reported with those predicted for it; None is what engines write for 0."""
+        self.precisions[mode].reported(real, predicted)
+        self.precision = self.precisions[self.mode].value
+
+    def enter_mode(self, mode: Mode) -> None:
+        """What is known of its cache changed kind."""
+        self.mode = mode
+        self.precision = self.precisions[mode].value
 
     @property
     def cooldown_until(self) -> float:

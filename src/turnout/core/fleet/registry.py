@@ -11,12 +11,18 @@ import msgspec
 
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.prefill import Sent
+from turnout.core.fleet.report import Report
 from turnout.core.kit.lru import LruMap
 from turnout.core.kit.rotation import Rotation
 from turnout.core.prefix.index import PrefixIndex
+from turnout.core.prefix.residency import Ghosts
 
 _PINS_MAX = 100_000  # scheduling §5.3
 _PIN_TTL_S = 1800.0
+_MEAN_UNCACHED = 512.0
+_MEAN_WEIGHT = 0.05
+_OWNERS_MAX = 1_000_000
 
 
 class Roster(msgspec.Struct, frozen=True, gc=False):
@@ -44,11 +50,15 @@ def roster(members: list[EndpointState]) -> Roster:
 class Pool:
     """The endpoints that serve one model, with the state of its rotation. `last` is the name picked before."""
 
-    __slots__ = ("last", "model", "policy", "roster", "rotation")
+    __slots__ = ("last", "last_owners", "mean_uncached", "model", "policy", "roster", "rotation")
 
     def __init__(self, model: str, policy: str, seed: int) -> None:
         self.model = model
         self.policy = policy
+        self.mean_uncached = _MEAN_UNCACHED
+        """Tokens that a request of this pool has to prefill, on average."""
+        self.last_owners: LruMap[int, int] | None = None
+        """Key → bit of the one endpoint that got it last; kept once `sglang_cache_aware` asked for it."""
         self.rotation = Rotation(seed)
         self.last = ""
         self.roster = roster([])
@@ -65,6 +75,21 @@ class Pool:
     def leave(self, endpoint: EndpointState) -> None:
         """Remove a member; absent is fine."""
         self.roster = roster([member for member in self.members if member is not endpoint])
+
+    def scheduled(self, uncached: float) -> None:
+        """Count what one more request has to prefill."""
+        self.mean_uncached += _MEAN_WEIGHT * (uncached - self.mean_uncached)
+
+    def owners(self) -> LruMap[int, int]:
+        """Return the last owner of each block, remembered from the first call on."""
+        if self.last_owners is None:
+            self.last_owners = LruMap(_OWNERS_MAX)
+        return self.last_owners
+
+    def median_prefill(self) -> float:
+        """Return the median of the members' seconds per prompt token."""
+        known = sorted([member.prefill.a for member in self.roster.members])
+        return known[len(known) // 2]
 
     def retry_after_s(self, now: float) -> int | None:
         """Seconds until the first member that waits for a known instant may be used again, at least 1 (B9)."""
@@ -84,10 +109,13 @@ class Fleet:
         *,
         probe_failures: int = 3,
         models: tuple[options.Model, ...] = (),
+        load: options.Load | None = None,
     ) -> None:
         self.scheduling = scheduling
         self.prefix = prefix
         self.index = PrefixIndex(prefix)
+        self.ghosts = Ghosts(prefix.max_blocks if prefix.max_blocks is not None else _OWNERS_MAX)
+        self.load_max_age_s = (load or options.Load()).max_age_s
         self.endpoints: dict[str, EndpointState] = {}
         self._breaker = breaker
         self._probe_failures = probe_failures
@@ -112,7 +140,13 @@ class Fleet:
         """
         self.remove(endpoint.name)
         self._incarnations += 1
-        state = EndpointState(endpoint, self._breaker, self.index.assign(now), self._incarnations)
+        state = EndpointState(
+            endpoint,
+            self._breaker,
+            self.index.assign(now),
+            self._incarnations,
+            self.scheduling.prior_prefill_tokens_per_s,
+        )
         self.endpoints[state.name] = state
         for model in sorted(state.models):
             pool = self._pools.get(model)
@@ -134,6 +168,11 @@ class Fleet:
         for model in state.models:
             self._pools[model].leave(state)
         return state
+
+    def observed(self, endpoint: EndpointState, sent: Sent, report: Report) -> None:
+        """An engine report came back; `sent` is what `endpoint.sent(now)` returned as the scrape went out."""
+        pool = self._pools[min(endpoint.models)]
+        endpoint.observed(sent, report, self.load_max_age_s, pool.mean_uncached)
 
     def on_connect_failure(self, endpoint: EndpointState, now: float) -> None:  # noqa: ARG002 - facts carry their instant
         """No connection came about (O1): out until something reaches it. Providers have their breaker only."""

@@ -160,6 +160,16 @@ class PrefixIndex:
         _spread(owners, size, depths)
         return depths
 
+    def deepest(self, keys: list[int]) -> tuple[int, int]:
+        """Position of the deepest block that anybody living holds, and its owners; (-1, 0) when nobody holds any."""
+        for position in range(len(keys) - 1, -1, -1):
+            held = 0
+            for get in self._gets:
+                held |= get(keys[position], 0)
+            if held & self.live:
+                return position, held & self.live
+        return -1, 0
+
     def recent(self, first_key: int) -> int:
         """Return the bit of the endpoint that last got this first block; 0 when unknown."""
         return self._recent.peek(first_key) or 0

@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from turnout.core.kit.rotation import Rotation
-from turnout.core.scheduling.policies import POLICIES, affinity_totals
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling import turnout
+from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
+from turnout.core.scheduling.types import Costs, Decision, Verdict
 
 _VERSION = 1
-_UNITS = {"affinity_load": "score", "longest_prefix": "blocks"}
+# Of these the highest total wins; of the others the lowest.
+_UNITS = {
+    "affinity_load": "score",
+    "longest_prefix": "blocks",
+    "first_block": "blocks",
+    "consistent_hash": "rank",
+    "memory_aware": "tokens",
+    "sglang_cache_aware": "share",
+    "llm_d_default": "score",
+}
+_LOWEST_UNITS = {"turnout": "s", "least_predicted_ttft": "s", "dynamo_cost": "blocks"}
 
 
 def explain(decision: Decision, request_id: str) -> dict[str, Any]:
@@ -25,7 +38,16 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
         "request_id": request_id,
         "pool": decision.model,
         "policy": decision.policy,
-        "params": {"affinity_beta": decision.beta, "block_tokens": decision.block_tokens},
+        "verdict": str(decision.verdict),
+        "held": decision.held,
+        "retry_at": decision.retry_at,
+        "regret": decision.regret,
+        "params": {
+            "affinity_beta": decision.beta,
+            "affinity_form": decision.form,
+            "block_tokens": decision.block_tokens,
+            **msgspec.structs.asdict(decision.costs),
+        },
         "now_s": decision.now,
         "seed": decision.counter,
         "previous": decision.last,
@@ -65,10 +87,17 @@ def recompute(document: dict[str, Any]) -> tuple[str | None, list[float]]:
         document["now_s"],
         document["seed"],
         document["previous"],
-        recency=[candidate.get("recency", 0) for candidate in candidates],
+        recency=[candidate["recency"] for candidate in candidates if "recency" in candidate],
+        form=document["params"]["affinity_form"],
+        rows=[tuple(candidate["inputs"].values()) for candidate in candidates if "inputs" in candidate],
+        costs=Costs(**{name: document["params"][name] for name in Costs.__struct_fields__}),
     )
     if not candidates:
         return None, []
+    if decision.policy in turnout.PRICED:
+        decision.totals = _totals(decision)
+    if document["verdict"] == Verdict.HELD:
+        return None, decision.totals
     position = POLICIES[decision.policy](decision, Rotation(decision.counter), _Replayed(document["draws"]))
     return decision.names[position], _totals(decision)
 
@@ -89,9 +118,13 @@ class _Replayed:
 def _totals(decision: Decision) -> list[float]:
     if decision.totals or not decision.names:
         return decision.totals
-    if decision.policy == "affinity_load":
+    if decision.policy == "turnout":
+        return turnout.totals(decision)
+    if decision.policy == "least_predicted_ttft":
+        return turnout.predicted_ttft(decision)
+    if decision.policy == "affinity_load" and not decision.rows:
         return affinity_totals(decision.depths, decision.busy, decision.blocks, decision.beta)
-    if decision.policy == "longest_prefix":
+    if decision.policy in {"longest_prefix", "first_block"}:
         return [float(depth) for depth in decision.depths]
     return [float(load) for load in decision.busy]
 
@@ -123,10 +156,15 @@ def _candidate(decision: Decision, totals: list[float], ranks: list[int], positi
         "matched_tokens": min(int(depth * decision.block_tokens), decision.tokens),
         "load": load,
         "terms": _terms(decision, position),
-        "unit": _UNITS.get(decision.policy, "requests"),
+        "unit": _UNITS.get(decision.policy) or _LOWEST_UNITS.get(decision.policy, "requests"),
         "total": totals[position],
         "rank": ranks[position],
     }
+    if decision.cached:
+        candidate["precision"] = member.precision
+        candidate["expected_cached_tokens"] = decision.cached[position]
+    if decision.rows:
+        candidate["inputs"] = dict(zip(COLUMNS[decision.policy], decision.rows[position], strict=True))
     if decision.recency:
         candidate["recency"] = decision.recency[position]
     return candidate
@@ -134,10 +172,14 @@ def _candidate(decision: Decision, totals: list[float], ranks: list[int], positi
 
 def _terms(decision: Decision, position: int) -> dict[str, float]:
     """The parts of the total: for affinity_load `affinity − load`, else the one column the policy reads."""
-    if decision.policy == "affinity_load":
+    if decision.policy in turnout.PRICED:
+        return turnout.terms(decision, position)
+    if decision.policy == "affinity_load" and not decision.rows:
         mean = sum(decision.busy) / len(decision.busy)
         share = decision.depths[position] * (1.0 / (decision.blocks or 1))
         return {"affinity": share, "load": (decision.busy[position] - mean) * (decision.beta / max(1.0, mean))}
-    if decision.policy == "longest_prefix":
+    if decision.policy in {"longest_prefix", "first_block"}:
         return {"blocks": decision.depths[position]}
+    if decision.rows:
+        return dict(zip(COLUMNS[decision.policy], decision.rows[position], strict=True))
     return {"busy": decision.busy[position]}

@@ -11,7 +11,9 @@ from turnout.core.kit.rng import Rng
 from turnout.core.prefix.index import STALE, PrefixIndex
 from turnout.core.scheduling.filters import Drop, keep
 from turnout.core.scheduling.load import busy_column
-from turnout.core.scheduling.policies import POLICIES
+from turnout.core.scheduling.policies import GATHERERS, NEED_RECENCY, POLICIES
+from turnout.core.scheduling.ties import tied
+from turnout.core.scheduling.turnout import PRICED, hold
 from turnout.core.scheduling.types import Ask, Decision
 
 
@@ -34,7 +36,7 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
     decision = Decision(
         None,
         ask.model,
-        pool.policy,
+        ask.policy or pool.policy,
         members,
         candidates.names,
         depths,
@@ -86,20 +88,34 @@ def _depths(keys: list[int], index: PrefixIndex, candidates: Roster) -> tuple[li
 
 
 def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> None:
-    policy = pool.policy
-    if policy == "longest_prefix":
-        decision.recency = _recency(ask, fleet, decision.members, decision.now)
+    policy = decision.policy
+    members = decision.members
+    depths = decision.depths
+    if policy in PRICED and decision.prefix_result == "match":
+        block, tokens = ask.block_tokens, ask.tokens
+        decision.cached = [
+            member.precision * min(depth * block, tokens) if depth else 0.0
+            for member, depth in zip(members, depths)  # noqa: B905 - parallel by construction
+        ]
+    gather = GATHERERS.get(policy)
+    if gather is not None:
+        gather(decision, ask, pool, fleet)
+        if policy == "turnout" and ask.may_hold and not ask.tried and hold(decision, ask, fleet):
+            return
+    if policy in NEED_RECENCY and (ask.keys or ask.session) and (policy not in PRICED or tied(decision.totals)):
+        decision.recency = _recency(ask, fleet, members, decision.now)
     position = POLICIES[policy](decision, pool.rotation, rng)
-    decision.picked = picked = decision.members[position]
+    decision.picked = picked = members[position]
     pool.last = picked.name
-    depth = decision.depths[position]
-    tokens = ask.tokens
+    depth = depths[position]
+    uncached = ask.tokens
     if depth:
         decision.matched_blocks = depth
-        tokens -= int(picked.precision * min(depth * ask.block_tokens, tokens))
+        decision.predicted = predicted = min(int(depth * ask.block_tokens), uncached)
+        uncached -= int(picked.precision * predicted)
     elif decision.prefix_result == "match":
         decision.prefix_result = "declined"
-    decision.uncached = max(1, tokens)
+    decision.uncached = max(1, uncached)
 
 
 def _recency(ask: Ask, fleet: Fleet, members: list[EndpointState], now: float) -> list[int]:

@@ -8,19 +8,28 @@ several positions is the first name.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable
 
+from xxhash import xxh3_64_intdigest
+
+from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
 from turnout.core.kit.rotation import Rotation
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling import baselines, turnout
+from turnout.core.scheduling.ties import among, nearest
+from turnout.core.scheduling.types import Ask, Decision
 
 Policy = Callable[[Decision, Rotation, Rng], int]
+Gatherer = Callable[[Decision, Ask, Pool, Fleet], None]
 
-_DIGITS = 6  # two costs are equal when equal after rounding to 1e-6
-_CLOSE = 2e-6  # further apart than this they cannot round to the same
+_CLOSE = 2e-6  # further apart than this two totals cannot round to the same
+_BOUND = 1.25  # consistent_hash: a candidate takes at most this multiple of the mean load
+_LONG_TOKENS = 2048
+_HASH_BLOCKS = 4
 
 
-def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
+def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:
     """Highest matched share less relative load; ties busy, then name.
 
     When nobody holds the first block the totals only order by load, and as with the other prefix policies equals
@@ -28,6 +37,8 @@ def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # n
     """
     if decision.prefix_result != "match":
         return _least_busy_in_turn(decision, rotation)
+    if decision.rows:
+        return affinity_variant(decision, rotation, rng)
     depths = decision.depths
     busy = decision.busy
     deepest = max(depths)
@@ -43,11 +54,31 @@ def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # n
     totals[position] = best
     if best - runner_up > _CLOSE:
         return position
-    near = [place for place, total in enumerate(totals) if best - total <= _CLOSE]
-    if totals.count(best) < len(near):
-        # Only here does rounding decide; it costs more than the whole comparison.
-        best = round(best, _DIGITS)
-        near = [place for place in near if round(totals[place], _DIGITS) == best]
+    near = nearest(totals, best)
+    if len(near) > 1:
+        decision.tie = "busy,name"
+    return min(near, key=busy.__getitem__)
+
+
+def affinity_variant(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
+    """`affinity_load` with another form or match; rows are (share, capacity)."""
+    busy = decision.busy
+    if decision.form == "free_capacity":
+        alpha = decision.beta
+        decision.totals = totals = [
+            alpha * share + (1.0 - alpha) * max(0.0, capacity - load) / capacity
+            for (share, capacity), load in zip(decision.rows, busy, strict=True)
+        ]
+        near = nearest(totals, max(totals))
+        if len(near) > 1:
+            decision.tie = "recency,name"
+            recency = decision.recency or [0] * len(totals)
+            return min(near, key=lambda position: -recency[position])
+        return near[0]
+    mean = sum(busy) / len(busy)
+    weight = decision.beta / max(1.0, mean)
+    decision.totals = totals = [row[0] - (load - mean) * weight for row, load in zip(decision.rows, busy, strict=True)]
+    near = nearest(totals, max(totals))
     if len(near) > 1:
         decision.tie = "busy,name"
     return min(near, key=busy.__getitem__)
@@ -109,26 +140,141 @@ def longest_prefix(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # 
     depths = decision.depths
     deepest = max(depths)
     near = [position for position, depth in enumerate(depths) if depth == deepest]
-    if len(near) == 1:
-        return near[0]
-    for rule, column in (("recency", [-value for value in decision.recency]), ("busy", decision.busy)):
-        lowest = min(column[position] for position in near)
-        near = [position for position in near if column[position] == lowest]
-        decision.tie = rule
-        if len(near) == 1:
-            return near[0]
-    decision.tie = "rotation"
-    return near[rotation.turn(len(near))]
+    return near[0] if len(near) == 1 else among(decision, near, rotation)
+
+
+def first_block(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
+    """Least busy of those that hold the first block; nobody does: least busy, in turn."""
+    if decision.prefix_result != "match":
+        return _least_busy_in_turn(decision, rotation)
+    busy = decision.busy
+    owners = [position for position, depth in enumerate(decision.depths) if depth]
+    least = min([busy[position] for position in owners])
+    near = [position for position in owners if busy[position] == least]
+    return near[0] if len(near) == 1 else among(decision, near, rotation)
+
+
+def consistent_hash(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
+    """Rendezvous order of the session's or the prefix's key; the first whose load stays within 1.25 of the mean."""
+    busy = decision.busy
+    if not decision.rows:
+        return _least_busy_in_turn(decision, rotation)
+    ranks = [row[0] for row in decision.rows]
+    decision.totals = ranks
+    bound = math.ceil(_BOUND * (sum(busy) + 1) / len(busy))
+    order = sorted(range(len(busy)), key=lambda position: -ranks[position])
+    return next((position for position in order if busy[position] + 1 <= bound), order[0])
+
+
+def memory_aware(decision: Decision, rotation: Rotation, rng: Rng) -> int:
+    """Most free KV memory; ties busy, then name. Nobody's usage is known: least busy."""
+    if not decision.rows:
+        decision.fallback = "no_signal"
+        return least_busy(decision, rotation, rng)
+    decision.totals = totals = [(1.0 - usage) * capacity for usage, capacity in decision.rows]
+    near = nearest(totals, max(totals))
+    if len(near) > 1:
+        decision.tie = "busy,name"
+    return min(near, key=decision.busy.__getitem__)
+
+
+def prompt_length_aware(decision: Decision, rotation: Rotation, rng: Rng) -> int:
+    """Long prompts go where memory is free, short ones to the least busy."""
+    if decision.tokens >= _LONG_TOKENS:
+        return memory_aware(decision, rotation, rng)
+    return least_busy(decision, rotation, rng)
+
+
+# -- what some of them read beyond depth and load ---------------------------------------------------------------------
+
+
+def hash_rows(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet) -> None:  # noqa: ARG001
+    """Rank of each candidate under the key of the session, else of the fourth block or the last before it."""
+    keys = ask.keys
+    key = ask.session or (keys[min(len(keys), _HASH_BLOCKS) - 1] if keys else 0)
+    if key:
+        decision.rows = [(xxh3_64_intdigest(name.encode(), key),) for name in decision.names]
+
+
+def memory_rows(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet) -> None:  # noqa: ARG001
+    """KV usage and capacity; an unknown capacity is the mean of the known."""
+    usage = baselines.kv_usage(decision)
+    if usage is None:
+        return
+    sizes = [member.kv_capacity_tokens for member in decision.members]
+    known = [size for size in sizes if size is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    decision.rows = [(used, mean if size is None else size) for used, size in zip(usage, sizes, strict=True)]
+
+
+def affinity_rows(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet) -> None:  # noqa: ARG001
+    """Share and capacity for the forms that are not the default; nothing for the default."""
+    scheduling = fleet.scheduling
+    form, match = scheduling.affinity_form, scheduling.affinity_match
+    if (form == "mean_relative" and match == "contiguous") or decision.prefix_result != "match":
+        return
+    decision.form = form
+    if form == "free_capacity":
+        decision.beta = scheduling.affinity_weight
+    blocks = decision.blocks
+    if match == "first_block":
+        shares = [1.0 if depth else 0.0 for depth in decision.depths]
+    elif match == "deepest_row":
+        row, owners = fleet.index.deepest(ask.keys)
+        shares = [(row + 1) / blocks if member.bit & owners else 0.0 for member in decision.members]
+    else:
+        shares = [depth / blocks for depth in decision.depths]
+    decision.rows = [(share, member.max_in_flight) for share, member in zip(shares, decision.members, strict=True)]
+
+
+def turnout_rows(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet) -> None:  # noqa: ARG001
+    """What the cost in seconds is made of."""
+    turnout.rows(decision, ask, fleet)
 
 
 POLICIES: dict[str, Policy] = {
+    "turnout": turnout.pick,
     "affinity_load": affinity_load,
     "least_busy": least_busy,
     "round_robin": round_robin,
     "random": random,
     "power_of_two": power_of_two,
     "longest_prefix": longest_prefix,
+    "first_block": first_block,
+    "consistent_hash": consistent_hash,
+    "memory_aware": memory_aware,
+    "prompt_length_aware": prompt_length_aware,
+    "sglang_cache_aware": baselines.sglang_cache_aware,
+    "dynamo_cost": baselines.dynamo_cost,
+    "llm_d_default": baselines.llm_d_default,
+    "aibrix_prefix": baselines.aibrix_prefix,
+    "least_predicted_ttft": turnout.pick_predicted_ttft,
 }
+
+GATHERERS: dict[str, Gatherer] = {
+    "turnout": turnout_rows,
+    "affinity_load": affinity_rows,
+    "consistent_hash": hash_rows,
+    "memory_aware": memory_rows,
+    "prompt_length_aware": memory_rows,
+    "sglang_cache_aware": baselines.sglang_rows,
+    "dynamo_cost": baselines.dynamo_rows,
+    "llm_d_default": baselines.llm_d_rows,
+    "aibrix_prefix": baselines.aibrix_rows,
+    "least_predicted_ttft": turnout_rows,
+}
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    **baselines.COLUMNS,
+    "turnout": turnout.COLUMNS,
+    "least_predicted_ttft": turnout.COLUMNS,
+    "affinity_load": ("share", "capacity"),
+    "consistent_hash": ("rank",),
+    "memory_aware": ("kv_usage", "capacity"),
+    "prompt_length_aware": ("kv_usage", "capacity"),
+}
+
+NEED_RECENCY = frozenset(("turnout", "least_predicted_ttft", "longest_prefix", "first_block"))
 
 
 def _least_busy_in_turn(decision: Decision, rotation: Rotation) -> int:

@@ -28,12 +28,46 @@ class DropReason(enum.StrEnum):
     SLOW_START = "slow_start"
 
 
+class Verdict(enum.StrEnum):
+    """What a decision says. `HELD`: ask again later, nothing was taken; `NO_CANDIDATE`: `dropped` says why."""
+
+    PICKED = "picked"
+    HELD = "held"
+    NO_CANDIDATE = "no_candidate"
+
+
+class Costs(msgspec.Struct, frozen=True, gc=False):
+    """The constants of the default policy (scheduling §5.2). No options: one setting serves chats, agents and the rest.
+
+    They stand in each explanation, so that it can be computed again. `step_prior` and the like live with what learns.
+    """
+
+    shadow_price: float = 2.0
+    """A prefill done twice also delays everybody behind it and evicts their blocks."""
+    interference: float = 0.02
+    """Per running sequence: a prefill slows the decodes beside it."""
+    decode: float = 1.0
+    """Per active request and second of step: alone it decides when nothing is reused."""
+    eviction: float = 1.0
+    """Do not push out a warm session for a cold one ..."""
+    eviction_tau_s: float = 300.0
+    """... as long as it may come back."""
+    guard_s: float = 20.0
+    """Per unit of overshoot of `guard_ratio`: avoids preemption."""
+    guard_ratio: float = 0.9
+
+
+DEFAULT_COSTS = Costs()
+
+
 class Ask(msgspec.Struct, gc=False):
     """What the scheduler has to know of one request.
 
     `keys` must not change afterwards. `tokens` is the estimate T, `block_tokens` how many tokens one block stands for
     (text: `block_bytes / bytes_per_token`). `relax` allows soft filters to be relaxed on a later attempt (N2 (5));
-    a first attempt, one without `tried`, may always relax.
+    a first attempt, one without `tried`, may always relax. `may_hold`: the caller has a queue for a `HELD` verdict;
+    `arrived_s` and `deadline_s` bound how long. `policy` overrides that of the pool. `chains` has the keys of the `tok`
+    space per block size of engines, for endpoints whose blocks are known from KV events.
     """
 
     model: str
@@ -44,6 +78,11 @@ class Ask(msgspec.Struct, gc=False):
     session: int = 0
     relax: bool = False
     block_tokens: float = 64.0
+    policy: str = ""
+    may_hold: bool = False
+    arrived_s: float = 0.0
+    deadline_s: float = float("inf")
+    chains: dict[int, list[int]] = {}
 
 
 class Decision(msgspec.Struct, gc=False):
@@ -51,7 +90,8 @@ class Decision(msgspec.Struct, gc=False):
 
     The columns may be shared with the pool and other decisions: read only. `totals` is empty when the policy had no
     need of them; `explain` computes them with the same formula. `reports` has (running, waiting, age_s) per candidate
-    and is empty when no endpoint ever reported.
+    and is empty when no endpoint ever reported. `rows` has what else the policy reads, one tuple per candidate, named
+    by `policies.COLUMNS`. `cached` has the tokens believed to be cached per candidate; empty when nobody holds any.
     """
 
     picked: EndpointState | None
@@ -80,6 +120,23 @@ class Decision(msgspec.Struct, gc=False):
     totals: list[float] = []
     recency: list[int] = []
     draws: list[int] = []
+    rows: list[tuple[float, ...]] = []
+    cached: list[float] = []
+    form: str = ""
+    costs: Costs = DEFAULT_COSTS
+    predicted: int = 0
+    held: str = ""
+    """Why the request waits: `queue` (every candidate has enough queued prefill) or `cold_gate`."""
+    retry_at: float = 0.0
+    """HELD: ask again at this instant at the latest, and earlier when something ends, starts or is reported."""
+    regret: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """What this decision says."""
+        if self.picked is not None:
+            return Verdict.PICKED
+        return Verdict.HELD if self.held else Verdict.NO_CANDIDATE
 
     @property
     def matched_tokens(self) -> int:

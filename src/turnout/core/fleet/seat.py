@@ -1,0 +1,155 @@
+"""Everything one attempt takes from an endpoint and its pool, given back exactly once, whoever drives it.
+
+The live gateway and the replay call the same methods: construction as the attempt opens, `first_byte`, `progress` for
+emitted tokens, `ended`. Late and repeated calls change nothing.
+"""
+
+from __future__ import annotations
+
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.precision import Mode
+from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.prefix.index import Placement
+from turnout.core.prefix.residency import Residency
+
+_SHORT_QUEUE = 0.25  # a first byte measures the prefill when the queue was at most this share of the own work
+_SHORT_QUEUE_S = 0.02
+_CLAMP_EVERY = 16
+
+
+class Seat:
+    """One open attempt. `tokens` is its estimate T, `uncached` what the engine has to prefill of it.
+
+    `depth` blocks of `keys` are believed to be there, `predicted` tokens of them; `keys` must not change later.
+    """
+
+    __slots__ = (
+        "_active_blocks",
+        "_block_tokens",
+        "_emitted",
+        "_fleet",
+        "_mode",
+        "_placement",
+        "_pool",
+        "_queue_s",
+        "_work_s",
+        "endpoint",
+        "first_byte_s",
+        "is_open",
+        "keys",
+        "opened_s",
+        "predicted",
+        "tokens",
+        "uncached",
+    )
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        pool: Pool,
+        endpoint: EndpointState,
+        *,
+        keys: list[int],
+        depth: int,
+        tokens: int,
+        uncached: int,
+        predicted: int,
+        block_tokens: float,
+        now: float,
+        mode: Mode = Mode.APPROXIMATE,
+    ) -> None:
+        self._fleet = fleet
+        self._pool = pool
+        self.endpoint = endpoint
+        self.keys = keys
+        self.tokens = tokens
+        self.uncached = uncached
+        self.predicted = predicted
+        self.opened_s = now
+        self.first_byte_s: float | None = None
+        self.is_open = True
+        self._emitted = 0
+        self._mode = mode
+        self._block_tokens = block_tokens
+        prefill = endpoint.prefill
+        self._queue_s = prefill.queue_s(now) if prefill.work_s else 0.0
+        self._work_s = work_s = prefill.work_of(tokens, uncached)
+        prefill.opened(work_s, now)
+        endpoint.opened(tokens, uncached)
+        pool.scheduled(uncached)
+        self._placement: Placement | None = None
+        self._active_blocks = endpoint.active_blocks
+        if self._active_blocks is not None:
+            self._active_blocks.add(keys, self._private)
+        if keys:
+            self._hold_blocks(depth, now)
+
+    def first_byte(self, now: float) -> None:
+        """The engine is through with the prompt."""
+        if self.first_byte_s is not None or not self.is_open:
+            return
+        self.first_byte_s = now
+        endpoint, uncached = self.endpoint, self.uncached
+        endpoint.first_byte(uncached)
+        prefill = endpoint.prefill
+        prefill.closed(self._work_s, now)
+        if self._queue_s > _SHORT_QUEUE * self._work_s + _SHORT_QUEUE_S:
+            return
+        learnt = prefill.learn(self.tokens, uncached, now - self.opened_s - self._queue_s)
+        if learnt and prefill.samples % _CLAMP_EVERY == 0:
+            prefill.clamp(self._pool.median_prefill())
+
+    def progress(self, tokens: int) -> None:
+        """The engine emitted so many more tokens."""
+        if self.is_open:
+            self._emitted += tokens
+            self.endpoint.active_tokens += tokens
+            if self._active_blocks is not None:
+                self._active_blocks.grow(tokens / self._block_tokens)
+
+    def ended(self, now: float, *, failed: bool, tokens_out: int | None = None, cached: int | None = None) -> None:
+        """The attempt ended in any way. `tokens_out`, `cached`: what its usage said, None when it said nothing.
+
+        An attempt that failed before its first byte put nothing into the engine's cache: its record is rolled back.
+        """
+        if not self.is_open:
+            return
+        self.is_open = False
+        endpoint = self.endpoint
+        first = self.first_byte_s
+        if first is None:
+            endpoint.first_byte(self.uncached)
+            endpoint.prefill.closed(self._work_s, now)
+            if failed and self._placement is not None:
+                self._fleet.index.rollback(self._placement)
+        elif tokens_out is not None and tokens_out > 1:
+            endpoint.prefill.stepped((now - first) / (tokens_out - 1))
+        self._placement = None
+        endpoint.ended(self.tokens + self._emitted)
+        if self._active_blocks is not None:
+            self._active_blocks.remove(self.keys, self._private + self._emitted / self._block_tokens)
+        if not failed:
+            endpoint.cached_reported(cached, self.predicted, self._mode)
+
+    @property
+    def _private(self) -> float:
+        """Blocks of the prompt that have no key: nobody can share them."""
+        return max(0.0, self.tokens / self._block_tokens - len(self.keys))
+
+    def _hold_blocks(self, depth: int, now: float) -> None:
+        fleet, endpoint, keys = self._fleet, self.endpoint, self.keys
+        if endpoint.bit:
+            self._placement = fleet.index.record(keys, endpoint.bit, now)
+            owners = self._pool.last_owners
+            if owners is not None:
+                for key in keys:
+                    owners.put(key, endpoint.bit)
+        cache = endpoint.cache
+        if cache is None:
+            capacity = endpoint.cache_capacity_tokens
+            if capacity is None:
+                return
+            cache = endpoint.cache = Residency(max(1, int(capacity / self._block_tokens)), fleet.ghosts)
+        if depth < len(keys):
+            fleet.ghosts.scheduled(keys[depth:], now)
+        cache.touch(keys, depth, now)

@@ -1,0 +1,43 @@
+"""From a decision to an open attempt: the one call that both drivers, gateway and replay, make to bind a request."""
+
+from __future__ import annotations
+
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.fleet.seat import Seat
+from turnout.core.scheduling.types import Ask, Decision
+
+
+def take_seat(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, now: float) -> Seat:
+    """Bind the request to the endpoint that was picked; give everything back through the seat."""
+    picked = decision.picked
+    if picked is None:
+        raise ValueError(f"the verdict of this decision is {decision.verdict}, expected {decision.verdict.PICKED}")
+    return Seat(
+        fleet,
+        pool,
+        picked,
+        keys=ask.keys,
+        depth=decision.matched_blocks,
+        tokens=ask.tokens,
+        uncached=decision.uncached,
+        predicted=decision.predicted,
+        block_tokens=ask.block_tokens,
+        now=now,
+    )
+
+
+def take_seat_again(endpoint: EndpointState, ask: Ask, pool: Pool, fleet: Fleet, now: float) -> Seat:
+    """Bind a request to an endpoint without a new decision: another try at the same one, nothing believed cached."""
+    return Seat(
+        fleet,
+        pool,
+        endpoint,
+        keys=ask.keys,
+        depth=0,
+        tokens=ask.tokens,
+        uncached=ask.tokens,
+        predicted=0,
+        block_tokens=ask.block_tokens,
+        now=now,
+    )

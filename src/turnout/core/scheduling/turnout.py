@@ -1,0 +1,177 @@
+"""The default policy: one cost in seconds per candidate, lowest wins (scheduling §5.2).
+
+`total = queue_s + W + β·W + γ·n·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is not cached.
+One setting for chats, agents and traffic without reuse. `rows` gathers what the formula reads; `totals` is the formula,
+live and in explanations alike; `hold` says when binding late is better than any candidate.
+"""
+
+from __future__ import annotations
+
+import math
+
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.registry import Fleet
+from turnout.core.kit.rng import Rng
+from turnout.core.kit.rotation import Rotation
+from turnout.core.scheduling.ties import lowest
+from turnout.core.scheduling.types import Ask, Costs, Decision
+
+COLUMNS = ("uncached", "a", "b", "queue_s", "running", "busy", "step_s", "evict_s", "guard_s")
+PRICED = frozenset(("turnout", "least_predicted_ttft"))
+_QUEUE = COLUMNS.index("queue_s")
+_GATE_LOOK_S = 0.5  # a gated request is looked at again after this time, if nothing happens before
+_HOLD_LOOK_S = 0.05
+_COLD = 0.5  # a request is cold when nobody holds this share of its blocks
+
+
+def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - every gatherer is asked alike
+    """Fill in `rows` and `totals`."""
+    now = decision.now
+    tokens = decision.tokens
+    cached = decision.cached
+    out: list[tuple[float, ...]] = []
+    # Conditional expressions and not max(): the hottest loop of scheduling, and a call costs more than they do.
+    for member, held, busy in zip(decision.members, cached or decision.depths, decision.busy, strict=True):
+        prefill = member.prefill
+        uncached: float = tokens - held if cached else tokens
+        running = busy - prefill.prefilling
+        queue = prefill.queue_s(now) if prefill.work_s or now < prefill.heard_until else 0.0
+        evict = guard = 0.0
+        if member.cache is not None:
+            evict, guard = _memory(member, uncached, ask.block_tokens, decision.costs, now)
+        out.append(
+            (
+                uncached if uncached > 1.0 else 1.0,  # noqa: FURB136
+                prefill.a,
+                prefill.b,
+                queue,
+                running if running > 0 else 0,  # noqa: FURB136
+                busy,
+                prefill.step_s,
+                evict,
+                guard,
+            )
+        )
+    decision.rows = out
+    decision.totals = totals(decision) if decision.policy == "turnout" else predicted_ttft(decision)
+
+
+def totals(decision: Decision) -> list[float]:
+    """Return the formula over `rows`: seconds per candidate."""
+    tokens = decision.tokens
+    costs = decision.costs
+    base = 1.0 + costs.shadow_price
+    gamma = costs.interference
+    delta = costs.decode
+    return [
+        queue
+        + (a * uncached + b * uncached * (tokens - 0.5 * uncached)) * (base + gamma * running)
+        + delta * busy * step
+        + evict
+        + guard
+        for uncached, a, b, queue, running, busy, step, evict, guard in decision.rows
+    ]
+
+
+def terms(decision: Decision, position: int) -> dict[str, float]:
+    """Return the parts of one candidate's total, in seconds; they add up to it but for rounding."""
+    uncached, a, b, queue, running, busy, step, evict, guard = decision.rows[position]
+    work = a * uncached + b * uncached * (decision.tokens - 0.5 * uncached)
+    if decision.policy != "turnout":
+        return {"queue_s": queue, "prefill_s": work}
+    costs = decision.costs
+    return {
+        "queue_s": queue,
+        "prefill_s": work,
+        "shadow_s": costs.shadow_price * work,
+        "interference_s": costs.interference * running * work,
+        "decode_s": costs.decode * busy * step,
+        "evict_s": evict,
+        "guard_s": guard,
+    }
+
+
+def pick(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001 - every policy is asked alike
+    """Take the lowest total; ties by recency of affinity, load, rotation."""
+    return lowest(decision, decision.totals, rotation)
+
+
+def predicted_ttft(decision: Decision) -> list[float]:
+    """Return `queue_s + W` per candidate: the rival that looks at one request only."""
+    tokens = decision.tokens
+    return [row[3] + row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
+
+
+def pick_predicted_ttft(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
+    """Take the lowest predicted time to first token."""
+    return lowest(decision, decision.totals, rotation)
+
+
+def hold(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
+    """Tell whether the request waits for a better moment; fills in `held` and `retry_at`.
+
+    Binding late costs nothing while every engine has work queued, and leaves the choice open until it matters.
+    """
+    scheduling = fleet.scheduling
+    now = decision.now
+    limit = scheduling.hold_prefill_s
+    if limit:
+        queued = min([row[_QUEUE] for row in decision.rows])
+        if queued > limit:
+            decision.held = "queue"
+            decision.retry_at = now + max(queued - limit, _HOLD_LOOK_S)
+            return True
+    return scheduling.gate_regret < 1.0 and _gated(decision, ask, fleet)
+
+
+def least_prefill_s(decision: Decision) -> float:
+    """Return the seconds of prefill at the candidate where it is shortest: the order of held requests."""
+    tokens = decision.tokens
+    return min([row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows], default=0.0)
+
+
+def _gated(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
+    """The cold gate: a new session waits while its blocks would only be thrown away again."""
+    scheduling = fleet.scheduling
+    now = decision.now
+    waited = now - ask.arrived_s
+    if not decision.blocks or waited >= scheduling.gate_wait_s or now + _GATE_LOOK_S >= ask.deadline_s:
+        return False
+    if max(decision.depths) >= _COLD * decision.blocks:
+        return False
+    regret = fleet.ghosts.regret(now)
+    if regret < scheduling.gate_regret:
+        return False
+    best = decision.totals.index(min(decision.totals))
+    cache = decision.members[best].cache
+    if cache is None:
+        return False
+    evicted, age = cache.pressure(decision.rows[best][0] / ask.block_tokens, now)
+    if evicted <= 0.0 or age >= scheduling.gate_age_s:
+        return False
+    decision.regret = regret
+    decision.held = "cold_gate"
+    decision.retry_at = min(now + _GATE_LOOK_S, ask.arrived_s + scheduling.gate_wait_s)
+    return True
+
+
+def _memory(
+    member: EndpointState, uncached: float, block_tokens: float, costs: Costs, now: float
+) -> tuple[float, float]:
+    """Return `evict_s`, the prefill that eviction makes somebody repeat, and `guard_s`, the fear of preemption."""
+    cache = member.cache
+    evict = 0.0
+    if cache is not None:
+        evicted, age = cache.pressure(uncached / block_tokens, now)
+        if evicted > 0.0:
+            weight = costs.eviction * math.exp(-age / costs.eviction_tau_s)
+            evict = weight * evicted * block_tokens * member.prefill.a
+    capacity = member.kv_capacity_tokens
+    if not capacity:
+        return evict, 0.0
+    usage = member.kv_usage_ratio
+    used: float = member.active_tokens
+    if usage is not None and now < member.prefill.heard_until:
+        used = usage * capacity
+    over = (used + uncached) / capacity - costs.guard_ratio
+    return evict, costs.guard_s * over if over > 0.0 else 0.0
