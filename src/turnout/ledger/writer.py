@@ -6,6 +6,7 @@ request may.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -170,6 +171,7 @@ class Ledger:
         }
 
     def _run(self) -> None:
+        _yield_to_requests()
         wait_s = self._options.flush_interval_ms / 1000
         adopted = self._spool.adopt()
         if adopted:
@@ -239,6 +241,16 @@ class Ledger:
             retention_days=self._options.retention_days,
             decisions_days=self._options.decisions_days,
         )
+
+
+def _yield_to_requests() -> None:
+    """Let the calling thread run only while nothing else wants its core, where the system offers that.
+
+    Without it the scheduler leaves the writer on the core for a whole slice (4 ms) although a request has arrived.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _ignore(name: str, /, **fields: object) -> None:
