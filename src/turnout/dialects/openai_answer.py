@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from turnout.core.admission.precheck import units
 from turnout.core.errors import ErrorKind
 
 _OVERFLOW = (
@@ -30,6 +31,7 @@ _BY_STATUS = {
 }
 _BAD_REQUEST, _NOT_FOUND, _TOO_LARGE, _SERVER_ERROR, _OK_MAX = 400, 404, 413, 500, 299
 _BODY_SCANNED_MAX_BYTES = 65_536
+_CHARS_PER_TOKEN = 4
 
 
 class _Error(msgspec.Struct, gc=False):
@@ -39,6 +41,29 @@ class _Error(msgspec.Struct, gc=False):
 
 class _Envelope(msgspec.Struct, gc=False):
     error: _Error | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Message | None = None
+    text: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Choice] = []
+
+
+def estimated_tokens(body: bytes) -> int:
+    """Return about how many tokens a whole answer without usage has: characters by §7; 0 when it shows no text (U4)."""
+    try:
+        choices = msgspec.json.decode(body, type=_Answer).choices
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return 0
+    texts = [choice.text or (choice.message.content if choice.message is not None else None) for choice in choices]
+    return sum(max(1, units(text) // _CHARS_PER_TOKEN) for text in texts if text)
 
 
 def classify(status: int, body: bytes, model: str) -> ErrorKind:

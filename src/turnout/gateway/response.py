@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from turnout.core.errors import ErrorKind
 from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.types import Usage
-from turnout.dialects.openai_answer import classify, retry_after_s
+from turnout.dialects.openai_answer import classify, estimated_tokens, retry_after_s
 from turnout.dialects.openai_stream import Event, StreamTap, answer_usage, is_plain
 from turnout.gateway import answers
 from turnout.http.client import EngineConnection
@@ -284,6 +284,8 @@ class AttemptResponse:
         if is_error:
             run.failed(self, classify(200, body, run.engine_model(self.attempt)), 200)
             return
+        if self.usage is None:
+            self.events = estimated_tokens(body)
         self.first_output_s = self.head_at_s
         self.committed = True
         run.deliver(self, body)

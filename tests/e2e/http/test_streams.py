@@ -263,6 +263,18 @@ def test_U4_missing_usage_is_estimated(router: Routers, script_engine: Engines, 
     assert fact.tokens_out
 
 
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -3}, {"prompt_tokens": 3, "completion_tokens": 10**15}])
+def test_U4_usage_of_a_whole_answer_that_cannot_be_is_estimated(
+    usage: object, router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "a" * 40}}], "usage": usage}).encode()
+    up = router(script_engine(wire.answer(body)))
+    assert up.ask().body == body
+    fact = up.records.fact()
+    assert (fact.usage_source, fact.tokens_out) == ("estimated", 10)
+    assert fact.tokens_in
+
+
 PIECES = [1, 2, 3, 7, 64, 1000]
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from turnout.core.errors import ErrorKind
-from turnout.dialects.openai_answer import classify, retry_after_s
+from turnout.dialects.openai_answer import classify, estimated_tokens, retry_after_s
 
 NOW_S = 1_700_000_000.0
 
@@ -109,6 +109,18 @@ def test_an_error_inside_a_200_is_classified_by_its_own_code(inside: dict[str, o
 @pytest.mark.parametrize("body", [b"", b"{", b'{"error":"text"}', b"[" * 5000])
 def test_an_unreadable_error_inside_a_200_is_the_server_s(body: bytes) -> None:
     assert classify(200, body, "m") is ErrorKind.SERVER_ERROR
+
+
+ANSWERS: list[tuple[object, int]] = [
+    ({"choices": [{"message": {"content": "a" * 40}}]}, 10), ({"choices": [{"text": "a" * 40}]}, 10), ({"choices": [{"message": {"content": "a"}}]}, 1),
+    ({"choices": [{"message": {"content": "a" * 40}}, {"message": {"content": "你" * 40}}]}, 30), ({"choices": [{"message": {"content": None}}]}, 0),
+    ({"choices": []}, 0), ({"data": [{"embedding": [0.5]}]}, 0), ({"choices": "x"}, 0), ([], 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "tokens"), ANSWERS)
+def test_U4_an_answer_without_usage_is_estimated_from_its_text(answer: object, tokens: int) -> None:
+    assert estimated_tokens(json.dumps(answer, ensure_ascii=False).encode()) == tokens
 
 
 FORMS: list[tuple[dict[bytes, bytes], float | None]] = [
