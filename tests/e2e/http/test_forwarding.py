@@ -119,6 +119,31 @@ def test_U1_an_alias_is_forwarded_as_the_model(house: House) -> None:
     assert house.seen().json["model"] == "model-a"
 
 
+def test_U1_every_attempt_splices_from_the_original_bytes(router: Routers, script_engine: Engines, wire: Any) -> None:
+    engines = [script_engine(wire.answer(b"{}", 503)) for _ in range(2)]
+    names = ["a/much-longer-name-than-the-client-s", "b"]
+    endpoints = [
+        {"name": f"e{n}", "url": engine.url, "models": ["model-a"], "served_as": {"model-a": name}}
+        for n, (engine, name) in enumerate(zip(engines, names, strict=True))
+    ]
+    router(endpoint=endpoints, retry={"attempts_per_model": 2}).ask(ODD)
+    for engine, name in zip(engines, names, strict=True):
+        assert [request.body for request in engine.requests] == [ODD.replace(b"model-a", name.encode())]
+
+
+def test_C3_a_prompt_goes_to_the_endpoint_that_it_fits(router: Routers, script_engine: Engines, wire: Any) -> None:
+    small, large = script_engine(), script_engine()
+    endpoints = [
+        {"name": "small", "url": small.url, "models": ["model-a"], "context_max": 50},
+        {"name": "large", "url": large.url, "models": ["model-a"], "context_max": 500},
+    ]
+    up = router(endpoint=endpoints, scheduling={"policy": "round_robin"})
+    for _ in range(4):
+        answered = up.ask(wire.chat(messages=[{"role": "user", "content": "a" * 1000}]))
+        assert answered.header(b"x-turnout-endpoint") == b"large"
+    assert up.ask(wire.chat(messages=[{"role": "user", "content": "a" * 3000}])).json["error"]["max"] == 500
+
+
 @pytest.mark.parametrize(
     "where",
     [

@@ -97,6 +97,70 @@ def test_W2_the_early_head_has_no_attempt_headers_and_failover_stays_possible(
     assert len(up.records.facts[-1].attempts) == 2
 
 
+def test_W2_keepalives_come_between_events_and_never_inside_one(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    inside, between = wire.Gate(), wire.Gate()
+    half = wire.event("b")
+    script = wire.stream(wire.event("a"), half[:20], half[20:], wire.event(finish="stop"), wire.DONE)
+    script.insert(3, inside)
+    script.insert(2, between)
+    client = (up := router(script_engine(script), relay={"keepalive_s": 0.1})).client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(wire.event("a"))
+    assert client.read(b": keep-alive\n\n").endswith(b"e\r\n: keep-alive\n\n")
+    between.open()
+    assert inside.reached.wait(5)
+    client.socket.settimeout(0.4)
+    with pytest.raises(TimeoutError):  # silence: nothing may come into the middle of an event
+        client.read(b": keep-alive\n\n" * 2)
+    client.socket.settimeout(5)
+    inside.open()
+    rest = client.read(b"0\r\n\r\n")
+    assert half in rest
+    assert b"[DONE]" in rest
+
+
+def test_W2_no_keepalive_while_no_attempt_is_open(router: Routers, script_engine: Engines, wire: Any) -> None:
+    good = wire.stream(wire.event("a"), wire.event(finish="stop"), wire.DONE)
+    up = router(script_engine(wire.answer(b"{}", 503, b"Retry-After: 0.5"), good), relay={"keepalive_s": 0.1})
+    answered = ask(up, wire)
+    assert answered.header(b"x-turnout-attempts") == b"2"
+    assert b"keep-alive" not in answered.body
+
+
+AFTER_THE_EARLY_HEAD: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "reset": (lambda w: [w.Cut(reset=True)], "upstream_unreachable"),
+    "refusal": (lambda w: [w.answer(b'{"error":{"message":"no"}}', 400)], "stream_interrupted"),
+    "rubbish": (lambda w: [b"hello\r\n\r\n"], "upstream_bad_response"),
+}
+
+
+@pytest.mark.parametrize(("then", "code"), AFTER_THE_EARLY_HEAD.values(), ids=AFTER_THE_EARLY_HEAD)
+def test_W2_a_failure_after_the_early_head_is_in_band(
+    then: Callable[[Any], Any], code: str, router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    gate = wire.Gate()
+    up = router(script_engine([gate, *then(wire)]), relay={"keepalive_s": 0.1}, retry={"attempts_per_model": 1})
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(b": keep-alive\n\n")
+    gate.open()
+    rest = client.rest()
+    assert f'"code":"{code}"'.encode() in rest
+    assert not rest.endswith(b"0\r\n\r\n")
+
+
+def test_W2_a_whole_answer_after_the_early_head_is_an_event(router: Routers, script_engine: Engines, wire: Any) -> None:
+    gate = wire.Gate()
+    up = router(script_engine([gate, wire.answer()]), relay={"keepalive_s": 0.1})
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(b": keep-alive\n\n")
+    gate.open()
+    assert b"data: " + wire.ANSWER + b"\n\n" in client.read(b"0\r\n\r\n")
+
+
 CUTS = {
     "end of connection": lambda w: [w.STREAM_HEAD, w.chunk(w.event("a")), w.Cut()],
     "reset": lambda w: [w.STREAM_HEAD, w.chunk(w.event("a")), w.Cut(reset=True)],
@@ -239,6 +303,19 @@ def test_U3_other_stream_options_are_kept(router: Routers, script_engine: Engine
     engine = script_engine(wire.stream(wire.event("a"), wire.event(finish="stop"), wire.USAGE, wire.DONE))
     ask(router(engine), wire, stream_options={"continuous_usage_stats": True, "include_usage": False})
     assert engine.request().json["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+
+
+def test_U3_streamed_completions_are_asked_for_usage_and_embeddings_are_not(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    end = b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n'
+    up = router(engine := script_engine(wire.stream(end, wire.USAGE, wire.DONE), wire.answer()))
+    body = {"model": wire.MODEL, "prompt": "a", "stream": True}
+    assert up.ask(body, path=b"/v1/completions").body == end + wire.DONE
+    assert engine.request(0).json["stream_options"] == {"include_usage": True}
+    body = {"model": wire.MODEL, "input": "a", "stream": True}
+    assert up.ask(body, path=b"/v1/embeddings").status == 200
+    assert engine.request(1).json == body
 
 
 def test_U4_an_endpoint_that_refuses_stream_options_is_asked_once_more_without(
