@@ -14,7 +14,7 @@ from turnout.core.fleet.breaker import Breaker, State
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.scheduling.explain import explain, recompute
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.policies import POLICIES
+from turnout.core.scheduling.policies import NEED_RECENCY, POLICIES
 from turnout.core.scheduling.types import Ask
 
 TREE = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -86,7 +86,7 @@ def test_any_order_of_registration_gives_the_same_decision(
                 del candidate["incarnation"]
                 candidate.pop("recency", None)
         documents.append(document)
-    if policy == "longest_prefix":
+    if policy in NEED_RECENCY:
         # Recency is history: which endpoint got the first block last does depend on the order of records.
         for document in documents:
             for decision in document:

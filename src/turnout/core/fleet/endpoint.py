@@ -13,6 +13,7 @@ from turnout.core.fleet.breaker import Breaker
 from turnout.core.fleet.precision import Mode, Precision
 from turnout.core.fleet.prefill import Prefill, Sent
 from turnout.core.fleet.report import Report
+from turnout.core.prefix.exact import ExactStream
 from turnout.core.prefix.residency import Residency
 
 _PREFILL_TOKENS_PER_S = 8000.0
@@ -51,6 +52,7 @@ class EndpointState:
         "active_tokens",
         "attempts_total",
         "bit",
+        "block_tokens",
         "breaker",
         "cache",
         "cache_tokens",
@@ -79,6 +81,7 @@ class EndpointState:
         "role",
         "running",
         "served_as",
+        "streams",
         "url",
         "waiting",
         "waiting_uncached_tokens",
@@ -134,7 +137,11 @@ class EndpointState:
         self.mode = Mode.APPROXIMATE
         self.precisions = (Precision(Mode.APPROXIMATE), Precision(Mode.DEGRADED), Precision(Mode.EXACT))
         self.precision = self.precisions[Mode.APPROXIMATE].value
-        """That of the mode in force, 0 while it is not trusted: what scheduling multiplies a match with."""
+        """That of our own history, 0 while it is not trusted: what scheduling multiplies such a match with."""
+        self.streams: list[ExactStream] = []
+        """What its ranks say of their caches, by rank; empty without KV events."""
+        self.block_tokens = 0
+        """Size of its KV blocks as its events have it."""
         self.prefill = Prefill(prefill_tokens_per_s)
         self.waiting_uncached_tokens: int | None = None
         self.kv_capacity_tokens: int | None = None
@@ -207,12 +214,8 @@ class EndpointState:
     def cached_reported(self, real: int | None, predicted: int, mode: Mode = Mode.APPROXIMATE) -> None:
         """Compare cached tokens a response reported with those predicted for it; None is what engines write for 0."""
         self.precisions[mode].reported(real, predicted)
-        self.precision = self.precisions[self.mode].value
-
-    def enter_mode(self, mode: Mode) -> None:
-        """What is known of its cache changed kind."""
-        self.mode = mode
-        self.precision = self.precisions[mode].value
+        if mode == Mode.APPROXIMATE:
+            self.precision = self.precisions[mode].value
 
     @property
     def cooldown_until(self) -> float:

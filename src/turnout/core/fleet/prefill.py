@@ -4,6 +4,10 @@ Theory of operation (scheduling §5.2). The work of a prompt of `T` tokens of wh
 `W = a·u + b·u·(T − u/2)`: linear layers plus attention over what stands before. The queue is a *virtual finish*: on
 opening `v ← max(v, now) + W`; on each first byte or end `v ← now + work` with `work = Σ W` of the attempts still
 without first byte. So `v − now` gives credit for work done in between, and the clamp keeps a wrong `a` from hiding it.
+
+Each endpoint has its own fit; what counts is settled per pool. Replicas whose fits differ by less than noise share the
+pool's model, so that equal endpoints stay equal and take turns: otherwise the one that was measured fastest by chance
+would get every cold request of a quiet fleet. An endpoint without a sample of its own gets the pool's model, too.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ _PRIOR_B_WEIGHT = 0.05
 _EARLY = 8  # the first samples may move the estimate by _SPREAD each, later ones by _OUTLIER
 _OUTLIER = 2.0
 _SPREAD = 8.0  # scheduling §5.2: clamp around the pool's median
+_ALIKE = 1.25  # fits that differ by less than this factor are noise
+_TYPICAL_TOKENS = 4096.0  # fits are compared at a prompt of this length
 _UNKNOWN = float("-inf")
 _STEP_PRIOR_S = 0.02
 _STEP_WEIGHT = 0.1
@@ -47,6 +53,7 @@ class Prefill:
         "a",
         "b",
         "finish_s",
+        "fit",
         "foreign_s",
         "heard_until",
         "opened_s",
@@ -60,6 +67,8 @@ class Prefill:
     def __init__(self, tokens_per_s: float) -> None:
         self.a = self._prior = 1.0 / tokens_per_s
         self.b = 0.0
+        self.fit = (self.a, 0.0)
+        """What its own samples say; `a` and `b` are what counts."""
         self.step_s = _STEP_PRIOR_S
         self.samples = 0
         self.prefilling = 0
@@ -133,7 +142,8 @@ class Prefill:
             return False
         # The last step of the batch in progress and its own are decoding time, not prefill.
         seconds = max(seconds - self.step_s, 0.5 * seconds)
-        expected = self.work_of(tokens, uncached)
+        a, b = self.fit
+        expected = a * uncached + b * uncached * (tokens - 0.5 * uncached)
         limit = _SPREAD if self.samples < _EARLY else _OUTLIER
         seconds = min(max(seconds, expected / limit), expected * limit)
         self.samples += 1
@@ -144,14 +154,10 @@ class Prefill:
         self._square = _KEEP * self._square + square * square
         self._linear_time = _KEEP * self._linear_time + linear
         self._square_time = _KEEP * self._square_time + square
-        self._solve()
+        self.fit = self._solved()
         return True
 
-    def clamp(self, median: float) -> None:
-        """Keep `a` within a factor of 8 of the pool's median."""
-        self.a = min(max(self.a, median / _SPREAD), median * _SPREAD)
-
-    def _solve(self) -> None:
+    def _solved(self) -> tuple[float, float]:
         """Solve the two normal equations, with the prior as two more samples; a negative `b` is taken for none."""
         weight = _PRIOR_WEIGHT / (self._prior * self._prior)
         s11 = self._linear + weight
@@ -162,6 +168,25 @@ class Prefill:
         if b > 0.0:
             a = (t1 - self._mixed * b) / s11
             if a > 0.0:
-                self.a, self.b = a, b
-                return
-        self.a, self.b = t1 / s11, 0.0
+                return a, b
+        return t1 / s11, 0.0
+
+
+def settle(models: list[Prefill]) -> None:
+    """Decide which `a` and `b` count for the replicas of one pool, from the fits of those that have samples."""
+    learnt = sorted((_typical(model), model.fit) for model in models if model.samples)
+    if not learnt:
+        return
+    median, shared = learnt[len(learnt) // 2]
+    for model in models:
+        ratio = _typical(model) / median if model.samples else 1.0
+        if 1.0 / _ALIKE <= ratio <= _ALIKE:
+            model.a, model.b = shared
+        else:
+            factor = min(max(ratio, 1.0 / _SPREAD), _SPREAD) / ratio
+            model.a, model.b = model.fit[0] * factor, model.fit[1] * factor
+
+
+def _typical(model: Prefill) -> float:
+    a, b = model.fit
+    return a + 0.5 * b * _TYPICAL_TOKENS

@@ -11,10 +11,12 @@ import msgspec
 
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.prefill import Sent
 from turnout.core.fleet.report import Report
 from turnout.core.kit.lru import LruMap
 from turnout.core.kit.rotation import Rotation
+from turnout.core.prefix.exact import ExactIndex, ExactStream
 from turnout.core.prefix.index import PrefixIndex
 from turnout.core.prefix.residency import Ghosts
 
@@ -22,6 +24,7 @@ _PINS_MAX = 100_000  # scheduling §5.3
 _PIN_TTL_S = 1800.0
 _MEAN_UNCACHED = 512.0
 _MEAN_WEIGHT = 0.05
+_PREDICTED_MAX = 300_000
 _OWNERS_MAX = 1_000_000
 
 
@@ -86,11 +89,6 @@ class Pool:
             self.last_owners = LruMap(_OWNERS_MAX)
         return self.last_owners
 
-    def median_prefill(self) -> float:
-        """Return the median of the members' seconds per prompt token."""
-        known = sorted([member.prefill.a for member in self.roster.members])
-        return known[len(known) // 2]
-
     def retry_after_s(self, now: float) -> int | None:
         """Seconds until the first member that waits for a known instant may be used again, at least 1 (B9)."""
         instants = [member.breaker.reopen_at for member in self.members if not member.breaker.allow(now)]
@@ -114,6 +112,11 @@ class Fleet:
         self.scheduling = scheduling
         self.prefix = prefix
         self.index = PrefixIndex(prefix)
+        self.exact = ExactIndex(prefix.tier_credit)
+        # Our own dispatches in the engines' key space, until their events come.
+        self.predicted = PrefixIndex(
+            msgspec.structs.replace(prefix, ttl_s=prefix.predicted_ttl_s, generations=3, max_blocks=_PREDICTED_MAX)
+        )
         self.ghosts = Ghosts(prefix.max_blocks if prefix.max_blocks is not None else _OWNERS_MAX)
         self.load_max_age_s = (load or options.Load()).max_age_s
         self.endpoints: dict[str, EndpointState] = {}
@@ -148,6 +151,8 @@ class Fleet:
             self.scheduling.prior_prefill_tokens_per_s,
         )
         self.endpoints[state.name] = state
+        if state.bit:
+            self.predicted.adopt(state.bit)
         for model in sorted(state.models):
             pool = self._pools.get(model)
             if pool is None:
@@ -165,9 +170,42 @@ class Fleet:
             return None
         state.gone = True
         self.index.retire(state.bit)
+        self.predicted.retire(state.bit)
+        self.close_streams(state, "gone")
         for model in state.models:
             self._pools[model].leave(state)
         return state
+
+    def open_stream(self, endpoint: EndpointState, block_tokens: int) -> ExactStream:
+        """Begin to hear of one more rank's cache; its mode is the caller's to judge."""
+        stream = self.exact.open(block_tokens)
+        endpoint.streams = [*endpoint.streams, stream]
+        endpoint.block_tokens = block_tokens
+        return stream
+
+    def close_streams(self, endpoint: EndpointState, reason: str) -> None:
+        """Forget what its ranks said, for ever or until they say it again."""
+        for stream in endpoint.streams:
+            self.exact.close(stream, reason)
+        endpoint.streams = []
+        endpoint.mode = Mode.APPROXIMATE
+
+    def blocks_stored(
+        self, endpoint: EndpointState, stream: ExactStream, pairs: list[tuple[int, int]], now: float, tier: int = 0
+    ) -> None:
+        """An engine stored blocks, given as (its hash, our key); equal numbers will do where hashes are our own."""
+        self.exact.stored(stream, pairs, tier)
+        if endpoint.cache is not None:
+            endpoint.cache.told = True
+            endpoint.cache.learn([key for _, key in pairs], now)
+
+    def blocks_removed(
+        self, endpoint: EndpointState, stream: ExactStream, hashes: list[int], now: float, tier: int = 0
+    ) -> None:
+        """An engine dropped blocks of one tier."""
+        gone = self.exact.removed(stream, hashes, tier)
+        if gone and endpoint.cache is not None:
+            endpoint.cache.dropped(gone, now)
 
     def observed(self, endpoint: EndpointState, sent: Sent, report: Report) -> None:
         """An engine report came back; `sent` is what `endpoint.sent(now)` returned as the scrape went out."""

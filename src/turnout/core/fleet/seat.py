@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
+from turnout.core.fleet.prefill import settle
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.prefix.index import Placement
 from turnout.core.prefix.residency import Residency
 
 _SHORT_QUEUE = 0.25  # a first byte measures the prefill when the queue was at most this share of the own work
 _SHORT_QUEUE_S = 0.02
-_CLAMP_EVERY = 16
+_SETTLE_EVERY = 8
 
 
 class Seat:
@@ -56,6 +57,7 @@ class Seat:
         predicted: int,
         block_tokens: float,
         now: float,
+        chain: list[int] | None = None,
         mode: Mode = Mode.APPROXIMATE,
     ) -> None:
         self._fleet = fleet
@@ -83,6 +85,8 @@ class Seat:
             self._active_blocks.add(keys, self._private)
         if keys:
             self._hold_blocks(depth, now)
+        if chain:
+            fleet.predicted.record(chain, endpoint.bit, now)
 
     def first_byte(self, now: float) -> None:
         """The engine is through with the prompt."""
@@ -96,8 +100,8 @@ class Seat:
         if self._queue_s > _SHORT_QUEUE * self._work_s + _SHORT_QUEUE_S:
             return
         learnt = prefill.learn(self.tokens, uncached, now - self.opened_s - self._queue_s)
-        if learnt and prefill.samples % _CLAMP_EVERY == 0:
-            prefill.clamp(self._pool.median_prefill())
+        if learnt and (prefill.samples < _SETTLE_EVERY or prefill.samples % _SETTLE_EVERY == 0):
+            settle([member.prefill for member in self._pool.members])
 
     def progress(self, tokens: int) -> None:
         """The engine emitted so many more tokens."""
@@ -150,6 +154,9 @@ class Seat:
             if capacity is None:
                 return
             cache = endpoint.cache = Residency(max(1, int(capacity / self._block_tokens)), fleet.ghosts)
+            cache.told = endpoint.mode == Mode.EXACT
         if depth < len(keys):
             fleet.ghosts.scheduled(keys[depth:], now)
-        cache.touch(keys, depth, now)
+        pushed_out = cache.touch(keys, depth, now)
+        if pushed_out:
+            fleet.index.forget(pushed_out, endpoint.bit)

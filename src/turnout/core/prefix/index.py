@@ -60,7 +60,7 @@ class PrefixIndex:
         self.enabled = prefix.max_blocks != 0
         self.live = 0
         self.created = 0
-        self.evicted = {"cap": 0, "ttl": 0, "rollback": 0}
+        self.evicted = {"cap": 0, "ttl": 0, "rollback": 0, "modelled": 0}
         self.purges = 0
         self.slots_exhausted = 0
         self.truncated = 0
@@ -120,6 +120,10 @@ class PrefixIndex:
         bit = 1 << number
         self.live |= bit
         return bit
+
+    def adopt(self, bit: int) -> None:
+        """Take over a slot that another index gave out."""
+        self.live |= bit
 
     def retire(self, bit: int) -> None:
         """Purge an endpoint: O(1), idempotent. The slot returns once no map can hold it any more."""
@@ -221,6 +225,20 @@ class PrefixIndex:
                 rest = mask & ~bit
                 table[key] = generation.masks.setdefault(rest, rest)
         self.evicted["rollback"] += cleared
+
+    def forget(self, keys: list[int], bit: int) -> None:
+        """The endpoint of `bit` has probably evicted these blocks: ends of chains, so ownership stays prefix-closed."""
+        for generation in self._generations:
+            table = generation.table
+            get = table.get
+            for key in keys:
+                mask = get(key, 0)
+                if mask == bit:
+                    del table[key]
+                    self.evicted["modelled"] += 1
+                elif mask & bit:
+                    rest = mask & ~bit
+                    table[key] = generation.masks.setdefault(rest, rest)
 
     def advance(self, now: float) -> None:
         """Close what is old. Called between requests only."""

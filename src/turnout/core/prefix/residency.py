@@ -87,10 +87,13 @@ class Residency:
         """Blocks held."""
         return len(self._last)
 
-    def touch(self, keys: list[int], depth: int, now: float) -> None:
-        """A request uses this chain; its first `depth` blocks were there before. `keys` must not change later."""
+    def touch(self, keys: list[int], depth: int, now: float) -> list[int]:
+        """A request uses this chain, of which `depth` blocks were there before; returns what it probably pushed out.
+
+        `keys` must not change later.
+        """
         if not keys:
-            return
+            return []
         last = self._last
         self._serial = serial = self._serial + 1
         if depth:
@@ -101,10 +104,16 @@ class Residency:
         last.update(dict.fromkeys(keys, serial))
         self._chains[serial] = (now, keys)
         over = len(last) - self.capacity
-        if over > 0 and not self.told:
-            self._evict(over, now)
+        gone = self._evict(over, now) if over > 0 and not self.told else []
         while len(self._chains) > _CHAINS_MAX:
-            self._evict(1, now)
+            gone += self._evict(1, now)
+        return gone
+
+    def learn(self, keys: list[int], now: float) -> None:
+        """The engine said that it stored these blocks; those that no request of ours used are used now."""
+        fresh = [key for key in keys if key not in self._last]
+        if fresh:
+            self.touch(fresh, 0, now)
 
     def dropped(self, keys: list[int], now: float) -> None:
         """The engine said that it evicted these blocks."""
@@ -148,7 +157,7 @@ class Residency:
             self._chains[serial] = (self._chains[serial][0], own)
         return own
 
-    def _evict(self, count: int, now: float) -> None:
+    def _evict(self, count: int, now: float) -> list[int]:
         last = self._last
         gone: list[int] = []
         while count > 0 and self._chains:
@@ -165,3 +174,4 @@ class Residency:
                 del self._chains[serial]
         if gone:
             self._ghosts.evicted(gone, now)
+        return gone

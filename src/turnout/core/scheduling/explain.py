@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from turnout.core.fleet.precision import Mode
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling import turnout
 from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
@@ -151,7 +152,7 @@ def _candidate(decision: Decision, totals: list[float], ranks: list[int], positi
     candidate: dict[str, Any] = {
         "endpoint": decision.names[position],
         "incarnation": member.incarnation,
-        "mode": "approximate",
+        "mode": (decision.modes[position] if decision.modes else Mode.APPROXIMATE).name.lower(),
         "matched_blocks": depth,
         "matched_tokens": min(int(depth * decision.block_tokens), decision.tokens),
         "load": load,
@@ -161,8 +162,12 @@ def _candidate(decision: Decision, totals: list[float], ranks: list[int], positi
         "rank": ranks[position],
     }
     if decision.cached:
-        candidate["precision"] = member.precision
+        # The endpoint has learnt since; what counted then is what the columns say.
+        credit = decision.credits[position] if decision.credits else min(depth * decision.block_tokens, decision.tokens)
+        candidate["precision"] = decision.cached[position] / credit if credit else None
         candidate["expected_cached_tokens"] = decision.cached[position]
+    if decision.credits:
+        candidate["credit_tokens"] = decision.credits[position]
     if decision.rows:
         candidate["inputs"] = dict(zip(COLUMNS[decision.policy], decision.rows[position], strict=True))
     if decision.recency:

@@ -10,6 +10,7 @@ from turnout.core.fleet.registry import Fleet, Pool, Roster, roster
 from turnout.core.kit.rng import Rng
 from turnout.core.prefix.index import STALE, PrefixIndex
 from turnout.core.scheduling.filters import Drop, keep
+from turnout.core.scheduling.knowledge import expected, told
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.policies import GATHERERS, NEED_RECENCY, POLICIES
 from turnout.core.scheduling.ties import tied
@@ -55,6 +56,8 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
         reports,
     )
     if members:
+        if ask.chains and fleet.exact.live:
+            told(decision, ask, fleet)
         _pick(decision, ask, pool, fleet, rng)
     return decision
 
@@ -92,11 +95,7 @@ def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> N
     members = decision.members
     depths = decision.depths
     if policy in PRICED and decision.prefix_result == "match":
-        block, tokens = ask.block_tokens, ask.tokens
-        decision.cached = [
-            member.precision * min(depth * block, tokens) if depth else 0.0
-            for member, depth in zip(members, depths)  # noqa: B905 - parallel by construction
-        ]
+        decision.cached = expected(decision, ask)
     gather = GATHERERS.get(policy)
     if gather is not None:
         gather(decision, ask, pool, fleet)
@@ -111,8 +110,14 @@ def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> N
     uncached = ask.tokens
     if depth:
         decision.matched_blocks = depth
-        decision.predicted = predicted = min(int(depth * ask.block_tokens), uncached)
-        uncached -= int(picked.precision * predicted)
+        precision = picked.precision
+        predicted = min(int(depth * ask.block_tokens), uncached)
+        if decision.modes:
+            decision.mode = mode = decision.modes[position]
+            precision = picked.precisions[mode].value
+            predicted = int(decision.credits[position])
+        decision.predicted = predicted
+        uncached -= int(precision * predicted)
     elif decision.prefix_result == "match":
         decision.prefix_result = "declined"
     decision.uncached = max(1, uncached)

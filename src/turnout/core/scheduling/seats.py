@@ -24,6 +24,8 @@ def take_seat(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, now: float
         predicted=decision.predicted,
         block_tokens=ask.block_tokens,
         now=now,
+        chain=ask.chains.get(picked.block_tokens) if picked.streams else None,
+        mode=decision.mode,
     )
 
 

@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.precision import Mode
 
 
 class DropReason(enum.StrEnum):
@@ -125,6 +126,11 @@ class Decision(msgspec.Struct, gc=False):
     form: str = ""
     costs: Costs = DEFAULT_COSTS
     predicted: int = 0
+    mode: Mode = Mode.APPROXIMATE
+    """Where the knowledge of the picked endpoint's cache came from; `modes` per candidate, empty: own history."""
+    modes: list[Mode] = []
+    credits: list[float] = []
+    """Tokens that each candidate holds, lower tiers at their credit; empty: depth times block size."""
     held: str = ""
     """Why the request waits: `queue` (every candidate has enough queued prefill) or `cold_gate`."""
     retry_at: float = 0.0
