@@ -195,6 +195,17 @@ class AttemptResponse:
         if not self.committed or not (self.tap and self.tap.partial):
             self._write(_KEEPALIVE)
 
+    def ended_by_client(self) -> bool:
+        """End a stream whose client closed at the engine's last word: it has everything, framing aside (W7)."""
+        tap = self.tap
+        if tap is None or not (self.committed and tap.terminated and tap.complete):
+            return False
+        self.usage = tap.usage
+        if self.connection is not None:
+            self.connection.cancel()
+        self._run.completed(self)
+        return True
+
     def release(self) -> None:
         """Let go of the run and of what was held, and count what the tap saw."""
         if self.tap is not None:

@@ -203,7 +203,7 @@ class Run:
 
     def client_gone(self) -> None:
         """Close the engine's connection at once: nobody waits for the answer (W7)."""
-        if self.outcome is not None:
+        if self.outcome is not None or (self.response is not None and self.response.ended_by_client()):
             return
         self._stop_attempt()
         self.status = 499

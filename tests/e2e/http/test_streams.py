@@ -495,6 +495,21 @@ def test_W7_a_client_that_closes_at_done_was_served(router: Routers, script_engi
     assert (fact.outcome, fact.tokens_out) == ("completed", 2)
 
 
+def test_row_survives_closing_client(router: Routers, script_engine: Engines, wire: Any) -> None:
+    """T101, W7: the client closes at [DONE] while the engine has not ended its framing yet."""
+    gate = wire.Gate()
+    script = wire.stream(wire.event("a"), wire.event(finish="stop"), wire.USAGE, wire.DONE)
+    up = router(engine := script_engine([*script[:-1], gate]))
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(b"[DONE]")
+    client.close()
+    fact = up.records.fact()
+    assert (fact.outcome, fact.tokens_in, fact.tokens_out, fact.usage_source) == ("completed", 3, 2, "engine")
+    assert engine.request().closed.wait(1)
+    assert up.app.gateway.fleet.endpoints["e1"].in_flight == 0
+
+
 def test_L9_a_client_that_takes_nothing_is_gone_and_the_engine_is_paused(
     router: Routers, script_engine: Engines, wire: Any
 ) -> None:
