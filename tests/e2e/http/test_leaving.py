@@ -287,7 +287,7 @@ def test_load_returns_to_zero(router: Routers, script_engine: Engines, wire: Any
 
 # -- T100 -------------------------------------------------------------------------------------------------------------
 
-TENANTS = 3000
+TENANTS = 2000
 AT_ONCE = 100
 CANARY = re.compile(rb"canary-\d+-\d-")
 
