@@ -25,8 +25,10 @@ class Arrivals:
     def __init__(self, trace: Trace, options: ReplayOptions, seed: int) -> None:
         self._options = options
         self._rng = random.Random(seed)
-        self._requests = trace.requests[: options.requests_max]
-        self._sessions = trace.sessions[: options.requests_max]
+        # What a model cannot take is refused and changes nothing: it never arrives.
+        longest = options.context_max or 2**62
+        self._requests = [each for each in trace.requests[: options.requests_max] if _length(each) <= longest]
+        self._sessions = _within(trace.sessions[: options.requests_max], longest)
         self.left = len(self._requests) or sum(len(session.requests) for session in self._sessions)
 
     def start(self) -> Iterator[tuple[float, TraceRequest, Running | None]]:
@@ -51,3 +53,16 @@ class Arrivals:
         running.position += 1
         requests = running.session.requests
         return requests[running.position] if running.position < len(requests) else None
+
+
+def _length(request: TraceRequest) -> int:
+    return request.prompt_tokens + request.output_tokens
+
+
+def _within(sessions: list[Session], longest: int) -> list[Session]:
+    fitting = []
+    for session in sessions:
+        requests = [each for each in session.requests if _length(each) <= longest]
+        if requests:
+            fitting.append(session if len(requests) == len(session.requests) else Session(session.number, requests))
+    return fitting

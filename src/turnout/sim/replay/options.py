@@ -49,6 +49,8 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Open traces: multiple of the trace's own rate."""
     sessions_per_s: float = 0.05
     """Session traces: new sessions per second, Poisson."""
+    context_max: int | None = None
+    """Longest prompt and output of the model; longer requests are refused by engines, as they would be. None: no limit."""
     requests_max: int | None = None
     """Only the first so many requests (open) or sessions (closed)."""
     routers: int = 1
@@ -114,6 +116,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("kv_tokens", 1024, 2**40),
     ("load", 1e-3, 1e3),
     ("sessions_per_s", 1e-6, 1e3),
+    ("context_max", 2, 2**30),
     ("requests_max", 1, 2**31),
     ("routers", 1, 64),
     ("bus_delay_s", 0, 3600),

@@ -13,6 +13,7 @@ import msgspec
 
 from turnout.core import options as core_options
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
 from turnout.core.scheduling.holding import HeldQueue
@@ -65,6 +66,9 @@ class Router:
             core_options.Prefix(max_blocks=None),
             core_options.Breaker(),
         )
+        self._exact = options.knowledge == "exact"
+        self._lives = [0] * options.endpoints
+        self._heard = [-1] * options.endpoints
         self._names = [f"e{place:03d}" for place in range(options.endpoints)]
         self._endpoints = [self._register(place, 0.0) for place in range(options.endpoints)]
         pool = self.fleet.pool(MODEL)
@@ -99,6 +103,7 @@ class Router:
             block_tokens=self._facts.block_tokens * tokens / request.prompt_tokens,
             may_hold=self._may_hold,
             arrived_s=now,
+            chains={self._facts.block_tokens: request.keys} if self._exact and request.keys else {},
         )
         self._decide(job, now)
 
@@ -170,7 +175,20 @@ class Router:
     def kv_events(
         self, place: int, life: int, sequence: int, removed: list[int], stored: list[int], now: float
     ) -> None:
-        """A batch of an engine's KV events arrives."""
+        """A batch of an engine's KV events arrives; a gap in the numbers leaves what is known in doubt."""
+        endpoint = self._endpoints[place]
+        if life != self._lives[place] or endpoint.gone:
+            return  # of a life that this router does not know (yet): its next probe opens a new stream
+        stream = endpoint.streams[0]
+        if sequence != self._heard[place] + 1:
+            self.fleet.exact.gap(stream)
+            endpoint.mode = Mode.DEGRADED
+        self._heard[place] = max(sequence, self._heard[place])
+        if removed:
+            self.fleet.blocks_removed(endpoint, stream, removed, now)
+        if stored:
+            # The trace's keys are hash and key at once: equal keys are equal prefixes.
+            self.fleet.blocks_stored(endpoint, stream, [(key, key) for key in stored], now)
 
     def probe(self, now: float) -> None:
         """Ask every engine whether it is there; one that came back is a new incarnation."""
@@ -207,9 +225,11 @@ class Router:
             ),
             now,
         )
-        if not hasattr(self, "_lives"):
-            self._lives = [0] * self._options.endpoints
         self._lives[place] = self._world.lives[place]
+        self._heard[place] = -1
+        if self._exact:
+            self.fleet.open_stream(endpoint, self._facts.block_tokens)
+            endpoint.mode = Mode.EXACT
         return endpoint
 
     def _schedule(self, job: Job, now: float) -> Decision:
@@ -245,7 +265,7 @@ class Router:
             return
         job.held_s = now - job.arrived_at
         job.attempts += 1
-        job.predicted = int(picked.precision * decision.predicted)
+        job.predicted = decision.predicted
         place = self._names.index(picked.name)
         job.engine = place
         job.epoch = picked.breaker.opened(now)

@@ -63,9 +63,7 @@ def read(source: Source) -> Trace:
             keys.extend(chain, serial, 0, own)
             name = 0
         at_s = (started - rows[0][0]) / 1000
-        requests.append(
-            TraceRequest(prompt_tokens=prompt, output_tokens=output, keys=chain, at_s=at_s, session=name)
-        )
+        requests.append(TraceRequest(prompt_tokens=prompt, output_tokens=output, keys=chain, at_s=at_s, session=name))
     notes = ["prefixes are inferred from sessions and cached tokens: the ledger stores no text"]
     if skipped:
         notes.append(f"{skipped} calls without a token count were left out")
