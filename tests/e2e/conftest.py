@@ -332,6 +332,11 @@ class Records:
             self.facts.append(fact)
             self._told.notify_all()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait so long for anything to end."""
+        with self._told:
+            return self._told.wait(seconds)
+
     def fact(self, index: int = 0) -> CallFact:
         with self._told:
             told = self._told.wait_for(lambda: len(self.facts) > index, PATIENCE_S)

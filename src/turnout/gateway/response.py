@@ -232,6 +232,8 @@ class AttemptResponse:
                 shown.append(event.raw)
             if event.output:
                 self._output(now)
+            if not event.raw.startswith(b":"):  # D4: pings count, comments and halves of events do not
+                self._last_event_s = now
         self._flush(shown, now)
 
     def _output(self, now: float) -> None:
@@ -245,7 +247,6 @@ class AttemptResponse:
         self._last_output_s = now
 
     def _flush(self, shown: list[bytes], now: float) -> None:
-        self._last_event_s = now
         if not self.committed:
             self._held += shown
             self._held_bytes += sum(map(len, shown))
@@ -254,7 +255,9 @@ class AttemptResponse:
             shown, self._held = self._held, []
             self.committed = True
             self._run.commit(self, b"".join(shown))
-        elif shown:
+        elif not shown:
+            return
+        else:
             self._write(b"".join(shown))
         self._last_write_s = now
 

@@ -98,6 +98,33 @@ def test_N9_our_own_error_tells_every_attempt_without_an_address(
     assert answered.header(b"x-should-retry") == b"false"
 
 
+SIGNS_OF_LIFE = {"comments": (b": ping\n\n", False), "halves": (b"data: {", False), "pings": (b"event: ping\n\n", True)}
+
+
+@pytest.mark.parametrize(("sign", "alive"), SIGNS_OF_LIFE.values(), ids=SIGNS_OF_LIFE)
+def test_D4_pings_count_and_comments_do_not(
+    sign: bytes,
+    alive: bool,  # noqa: FBT001 - a column
+    router: Routers,
+    script_engine: Engines,
+    wire: Any,
+) -> None:
+    gates = [wire.Gate() for _ in range(12)]
+    signs = [step for gate in gates for step in (gate, wire.chunk(sign))]
+    up = router(
+        script_engine([wire.STREAM_HEAD, wire.chunk(wire.event("a")), *signs, wire.Gate()]), timeout={"stall_s": 0.8}
+    )
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(wire.event("a"))
+    for gate in gates:  # for twice the stall time, signs that come much more often than that
+        gate.open()
+        if up.records.wait(0.14):
+            break
+    assert bool(up.records.facts) is not alive
+    assert up.records.fact().attempts[0].error_kind == "timeout_stall"
+
+
 # -- who is asked next ------------------------------------------------------------------------------------------------
 
 
