@@ -22,6 +22,7 @@ BULK_MAX_BYTES = 64 * _MIB
 REPLY_MAX_BYTES = 256 * _MIB
 PLAIN_MAX_BYTES = 65_536
 _FRAMES = 2
+_REPLY_HEADS = (b"\x92\x15", b"\x92\x16")
 
 
 class Sender(enum.Enum):
@@ -136,6 +137,11 @@ def read(frames: Sequence[bytes], sender: Sender, is_open: Callable[[int], bool]
     if not values:
         return Refusal("not_a_list", "unknown")
     return _judged(values, raw, sender, is_open)
+
+
+def is_reply(frames: Sequence[bytes]) -> bool:
+    """Say whether this looks like what only an engine sends, before anything is decoded."""
+    return len(frames) == _FRAMES and frames[1].startswith(_REPLY_HEADS)
 
 
 def _judged(

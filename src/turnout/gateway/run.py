@@ -188,16 +188,15 @@ class Run:
         upstream.pool.request(head + body, response)
 
     def _give_up(self, outcome: Outcome) -> None:
-        exchange = self._exchange
         if outcome is Outcome.STREAM_INTERRUPTED or self.head_sent:
             self._end_in_band(outcome)
         elif outcome is Outcome.UPSTREAM_ANSWERED and self._answer is not None:
             self._relay_answer(*self._answer)
         else:
-            tried = "; ".join(f"{a.endpoint.name}={a.error_kind}({a.http_status or '-'})" for a in exchange.attempts)
-            message = f"{_MESSAGES[outcome]} {tried}".rstrip()
+            attempts = self._exchange.attempts
+            tried = "; ".join(f"{a.endpoint.name}={a.error_kind}({a.http_status or '-'})" for a in attempts)
             self._close_exchange(outcome)
-            self._refuse(outcome, message)
+            self._refuse(outcome, f"{_MESSAGES[outcome]} {tried}".rstrip())
 
     # -- what the client and the clock do -----------------------------------------------------------------------------
 
@@ -292,7 +291,8 @@ class Run:
         """Send a whole answer."""
         self._exchange.committed()
         if self.head_sent:
-            self.client.write(answers.chunk(b"data: " + body + b"\n\n") if self.chunked else body)
+            event = b"data: " + body + b"\n\n"
+            self.client.write(answers.chunk(event) if self.chunked else event)
             self.end_of_body()
             return
         self.client.write(replies.whole_answer(self, response, body))

@@ -1,0 +1,264 @@
+"""The door on its ROUTER socket: reads, lets the door decide, sends without ever blocking, keeps the time.
+
+What cannot be sent at once waits in an outbox per peer; a peer that is gone is reported to the door, whose further
+messages follow in order. The loop never stops for a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from turnout.coordinator.blocks import Tokenize
+from turnout.coordinator.curve import Gatekeeper, arm
+from turnout.coordinator.door import Door
+from turnout.coordinator.outbox import Outbox
+from turnout.coordinator.peers import Send
+from turnout.coordinator.sockets import Reader
+from turnout.core.coordinator_options import Affinity, Coordinator
+
+_TICK_S = 0.05
+_FLUSH_S = 0.005
+_HIGH_WATER = 1000
+_MESSAGE_MAX_BYTES = 268_435_456
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
+_FRAMES = 2
+
+Report = Callable[[str, str, dict[str, Any]], object]
+
+
+def _silent(level: str, event: str, fields: dict[str, Any]) -> None:
+    """Take the place of a log."""
+
+
+class CoordinatorListener:
+    """One open door. `report` takes level, event and fields of each log record."""
+
+    def __init__(
+        self,
+        options: Coordinator,
+        affinity: Affinity,
+        *,
+        report: Report = _silent,
+        tokenize: Tokenize | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_shutdown: Callable[[], object] = bool,
+    ) -> None:
+        self.options = options
+        self.address = ""
+        self.unsent = 0
+        self.on_sweep: Callable[[], object] = bool
+        """Called with every tick, for whoever mirrors the engines of the door."""
+        self._clock = clock
+        first_id = random.SystemRandom().randrange(2**31)
+        self.door = Door(options, affinity, clock(), first_id=first_id, tokenize=tokenize)
+        self._report = report
+        self._on_shutdown = on_shutdown
+        self._outboxes: dict[bytes, Outbox] = {}
+        self._local: dict[bytes, Callable[[bytes], object]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._gatekeeper: Gatekeeper | None = None
+
+    async def start(self) -> str:
+        """Bind and begin to serve; returns the address in use. Raises OSError when it cannot be had."""
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._reader = Reader(self._socket, self._received)
+        try:
+            self._configure()
+            self.address = self._bind()
+        except BaseException:
+            self._close()
+            raise
+        self._reader.start()
+        self._tick()
+        return self.address
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Take nothing more, give open requests their grace, write the schedule, close."""
+        self.carry(self.door.drain())
+        for _ in range(int(grace_s / _TICK_S)):
+            if not self.door.requests.open:
+                break
+            await asyncio.sleep(_TICK_S)
+        for attempt in list(self.door.requests.open.values()):
+            self.door.requests.fail(attempt.request, "draining")
+        self.carry(self.door.tick(self._clock()))
+        await self._emptied()
+        await asyncio.get_running_loop().run_in_executor(None, self.write_schedule)
+        self._close()
+
+    def carry(self, sends: list[Send]) -> None:
+        """Send messages in order, and what the door says to those that cannot be sent."""
+        work = deque(sends)
+        while work:
+            send = work.popleft()
+            local = self._local.get(send.identity)
+            if local is not None:
+                local(send.payload)
+                continue
+            outbox = self._outboxes.get(send.identity)
+            if outbox is not None:
+                work.extend(self._queued(outbox, send))
+            else:
+                work.extend(self._sent(send))
+        self._reader.touch()
+
+    def attach(self, identity: bytes, deliver: Callable[[bytes], object]) -> None:
+        """Messages to this identity go to a function of this process instead of the wire."""
+        self._local[identity] = deliver
+
+    def write_schedule(self) -> None:
+        """Write the schedule where the options say; a failure is reported, never raised."""
+        path = self.options.schedule_path
+        if not path:
+            return
+        log, size = self.door.requests.log, len(self.door.roster)
+        try:
+            with Path(path).open("wb") as file:
+                if path.endswith(".jsonl"):
+                    file.writelines(log.lines(size))
+                else:
+                    file.write(log.document(size))
+        except OSError as error:
+            self._report("error", "coordinator_schedule_unwritten", {"path": path, "reason": str(error)})
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        socket, options = self._socket, self.options
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
+        socket.setsockopt(zmq.MAXMSGSIZE, _MESSAGE_MAX_BYTES)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        if options.curve_secret_file:
+            arm(socket, options.curve_secret_file)
+            if options.curve_clients:
+                assert self._context is not None
+                self._gatekeeper = Gatekeeper(self._context, options.curve_clients)
+                self._gatekeeper.start()
+                # Without a domain libzmq would not ask the gatekeeper at all.
+                socket.setsockopt(zmq.ZAP_DOMAIN, b"turnout")
+
+    def _bind(self) -> str:
+        bind = self.options.bind
+        try:
+            self._socket.bind(bind)
+        except zmq.ZMQError as error:
+            if not (self.options.port_fallback and error.errno == zmq.EADDRINUSE):
+                raise OSError(error.errno, f"coordinator.bind = {bind}: {error.strerror}") from error
+            self._socket.bind(f"{bind.rpartition(':')[0]}:*")
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _received(self, frames: list[bytes]) -> None:
+        started = time.perf_counter()
+        sends = self.door.on_message(frames, self._clock())
+        if sends:
+            self.carry(sends)
+        self.door.tally.took(self.door.kind, time.perf_counter() - started)
+
+    def _sent(self, send: Send) -> list[Send]:
+        try:
+            self._socket.send_multipart((send.identity, send.payload), zmq.NOBLOCK)
+        except zmq.Again:
+            outbox = self._outboxes[send.identity] = Outbox()
+            self._at("flush", _FLUSH_S, self._flush)
+            return self._queued(outbox, send)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.unsent += 1
+            return self.door.unreachable(send, self._clock())
+        return self.door.reached(send.identity, self._clock()) if send.adopts else []
+
+    def _queued(self, outbox: Outbox, send: Send) -> list[Send]:
+        options = self.options
+        if not outbox.is_full(options.outbox_max, options.outbox_max_bytes):
+            outbox.put(send)
+            return []
+        if send.identity not in self.door.roster.live:
+            del self._outboxes[send.identity]
+            return self.door.client_gone(send.identity)
+        if not outbox.is_full(2 * options.outbox_max, 2 * options.outbox_max_bytes):
+            # Full for requests; what concerns requests that it has already must still get through.
+            outbox.put(send)
+            return self.door.saturated(send.identity, self._clock(), full=True)
+        return self._dropped(send.identity)
+
+    def _flush(self) -> None:
+        """Try again for every peer with unsent messages."""
+        for identity in list(self._outboxes):
+            outbox = self._outboxes.get(identity)
+            if outbox is None:
+                continue
+            try:
+                while outbox.waiting:
+                    self._socket.send_multipart((identity, outbox.waiting[0].payload), zmq.NOBLOCK)
+                    outbox.sent()
+            except zmq.Again:
+                pass
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+                self.carry(self._dropped(identity))
+                continue
+            if not outbox.waiting:
+                del self._outboxes[identity]
+            if not outbox.is_full(self.options.outbox_max, self.options.outbox_max_bytes):
+                self.carry(self.door.saturated(identity, self._clock(), full=False))
+        self._reader.touch()
+        if self._outboxes:
+            self._at("flush", _FLUSH_S, self._flush)
+
+    def _dropped(self, identity: bytes) -> list[Send]:
+        """Report everything that a peer will never get, oldest first."""
+        sends: list[Send] = []
+        for send in self._outboxes.pop(identity).waiting:
+            self.unsent += 1
+            sends += self.door.unreachable(send, self._clock())
+        return sends
+
+    def _tick(self) -> None:
+        self.carry(self.door.tick(self._clock()))
+        self.on_sweep()
+        for record in self.door.records.take():
+            self._report(record.level, record.event, record.fields)
+        if self.door.closing and self._on_shutdown is not bool:
+            self._on_shutdown()
+        self._at("tick", _TICK_S, self._tick)
+
+    def _at(self, name: str, delay_s: float, callback: Callable[[], None]) -> None:
+        self._timers[name] = asyncio.get_running_loop().call_later(delay_s, callback)
+
+    async def _emptied(self) -> None:
+        """Give libzmq and slow peers a moment for the last messages."""
+        for _ in range(20):
+            if not self._outboxes:
+                break
+            await asyncio.sleep(_FLUSH_S)
+        await asyncio.sleep(_FLUSH_S)
+
+    def _close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._reader.stop()
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.close(linger=100)
+        if self._gatekeeper is not None:
+            self._gatekeeper.stop()
+        if self._context is not None:
+            self._context.term()
+            self._context = None
