@@ -40,7 +40,7 @@ class Node:
 
     def or_object(self) -> Node:
         """Return this value, or an empty object in its place when there is none."""
-        return self if self else Node(self._version, self._file, {}, self.path)
+        return self or Node(self._version, self._file, {}, self.path)
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """Return the members of an object."""

@@ -20,6 +20,7 @@ _VERBS = {
     "engine": ("turnout.cli.engine", "engine"),
     "check": ("turnout.cli.check", "check"),
     "keys": ("turnout.cli.keys", "app"),
+    "bundle": ("turnout.cli.bundle", "app"),
 }
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration, a TOML file.")]

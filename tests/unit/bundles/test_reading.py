@@ -194,7 +194,7 @@ def test_v1_needs_rankings_only(files: Files) -> None:
         "rankings.json": b'{"rankings": {"0": {"a": 1, "b": 2}, "1": {"a": 3, "b": 4}}}'
     }
     with pytest.raises(BundleError, match="no such file"):
-        parse("v9", {name: old[name] for name in ("centroids.bin", R)})
+        parse("v9", {name: old[name] for name in ("centroids.bin", R)}, Settings(top_p=2))
     with pytest.raises(BundleError, match="a top_p of 1 to 2, the number of clusters, got 4"):
         parse("v9", old)
     bundle = parse("v9", old, Settings(top_p=2))

@@ -1,0 +1,201 @@
+"""`turnout bundle eval`: figures of a fit or a version on labels it never saw, always beside length and the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import typer
+
+from turnout.bundles.fitting import curves, folds, gate, judge
+from turnout.bundles.fitting.build import in_memory
+from turnout.bundles.fitting.fit import Embedded, Fitted, Plan, embed_all, fit
+from turnout.bundles.fitting.folds import HeadChoice, Pair
+from turnout.bundles.fitting.labels import Labels, read
+from turnout.bundles.fitting.plot import Line, svg
+from turnout.cli.bundle_eval_report import Judged, Row, document, print_report
+from turnout.cli.bundle_fit import head_words, plan_of
+from turnout.cli.bundle_output import MAX_PROMPT_BYTES, embedder_of, load, prices_of, progress
+from turnout.core.selection.arrays import Floats
+from turnout.core.selection.bundle import Bundle
+from turnout.core.selection.embedder import Hashgram
+
+_TOKENS_PER_BYTE = 0.25
+
+
+def run(
+    labels: Path,
+    *,
+    wide: bool,
+    clusters: int | None,
+    scoring: str,
+    head: str,
+    abstain: float,
+    prices: Sequence[str],
+    seeds: int,
+    test: Path | None,
+    version: str,
+    against: str,
+    directory: Path,
+    weak: str,
+    strong: str,
+    plot: Path | None,
+    as_json: bool,
+) -> int:
+    """Judge and print; 1 when the gate against another version fails."""
+    plan, choice = plan_of(clusters, scoring, head, abstain)
+    known = read(labels, wide=wide)
+    book = prices_of(prices)
+    if version:
+        judged = _version(known, load(directory, version), weak, strong)
+    elif test is not None:
+        judged = _held_out_file(known, read(test, wide=wide), plan, choice, book, weak, strong)
+    else:
+        judged = _folds(known, plan, choice, book, seeds, weak, strong)
+    gated = None
+    if against:
+        old = load(directory, against)
+        judged_on = judged.labels.only(old.models)
+        picks = judge.pick(old, judged_on, _embedded(judged_on, old), (1.0,))
+        columns = np.array([judged.labels.models.index(model) for model in old.models])[picks.columns[0]]
+        gated = gate.against(judged.labels, judged.picks.columns[-1], columns)
+    if plot is not None:
+        plot.write_text(_picture(judged), encoding="utf-8")
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(document(judged, gated)), indent=1).decode())
+    else:
+        print_report(judged, gated)
+    return 0 if gated is None or gated.passed else 1
+
+
+def _folds(
+    labels: Labels, plan: Plan, choice: HeadChoice, book: dict[str, Any], seeds: int, weak: str, strong: str
+) -> Judged:
+    """Cross-validate; figures are means over the seeds of the folds, intervals and tables are those of seed 0."""
+    embedder = Hashgram()
+    pair = folds.pair_of(labels, weak, strong)
+    kept: folds.Held | None = None
+    gains, verdicts = [], []
+    with progress() as start:
+        embedded = embed_all(labels.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
+        for seed in range(seeds):
+            fold = folds.assign(labels.prompts, folds.FOLDS, seed)
+            held = folds.held_out(labels, embedded, fold, plan, choice, start(f"folds, seed {seed}"))
+            kept = kept or held
+            gains.append(held.gain(pair))
+            verdicts += [head_words(verdict) for verdict in held.heads]
+        assert kept is not None
+        bar = start("asking the blend")
+        columns = np.empty((len(judge.ALPHAS), len(labels)), dtype=np.intp)
+        outside = np.zeros(len(labels), dtype=bool)
+        for number, fitted in enumerate(kept.fits):
+            rows = np.flatnonzero(kept.fold_of == number)
+            bundle = in_memory(labels, fitted, embedder, book)
+            picks = judge.pick(bundle, labels.take(rows), embedded.take(rows))
+            columns[:, rows], outside[rows] = picks.columns, picks.out_of_domain
+            bar(number + 1, len(kept.fits))
+    costs = _costs(labels, in_memory(labels, kept.fits[0], embedder, book))
+    how = f"{folds.FOLDS} folds, mean of {seeds} seed{'s' if seeds > 1 else ''}"
+    return _judged(labels, pair, gains, judge.Picks(columns, outside), costs, how, verdicts)
+
+
+def _held_out_file(
+    labels: Labels, test: Labels, plan: Plan, choice: HeadChoice, book: dict[str, Any], weak: str, strong: str
+) -> Judged:
+    """Fit on one file and judge on another: out of domain when they have nothing in common."""
+    embedder = Hashgram()
+    judged_on = test.only(labels.models)
+    seen = set(labels.prompts)
+    judged_on = judged_on.take([row for row, prompt in enumerate(judged_on.prompts) if prompt not in seen])
+    with progress() as start:
+        embedded = embed_all(labels.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
+        verdict = folds.judge_head(labels, embedded, plan, choice)
+        fitted = fit(
+            embedded, labels.scores, msgspec.structs.replace(plan, head_scale=verdict.scale), start("clustering")
+        )
+        there = embed_all(judged_on.prompts, embedder, MAX_PROMPT_BYTES, start("embedding the test"))
+    bundle = in_memory(labels, fitted, embedder, book)
+    quality, _, _ = folds.predict(fitted, there)
+    pair = folds.pair_of(judged_on, weak, strong)
+    gain = quality[:, pair.strong] - quality[:, pair.weak]
+    picks = judge.pick(bundle, judged_on, there)
+    return _judged(
+        judged_on, pair, [gain], picks, _costs(judged_on, bundle), "fitted on other labels", [head_words(verdict)]
+    )
+
+
+def _version(labels: Labels, bundle: Bundle, weak: str, strong: str) -> Judged:
+    """Judge a version as it stands."""
+    judged_on = labels.only(bundle.models)
+    embedded = _embedded(judged_on, bundle)
+    pair = folds.pair_of(judged_on, weak, strong)
+    assert bundle.quality is not None
+    fitted = Fitted(bundle.centroids, bundle.quality, bundle.head, bundle.abstain_similarity)
+    quality, _, _ = folds.predict(fitted, embedded)
+    picks = judge.pick(bundle, judged_on, embedded)
+    gain = quality[:, pair.strong] - quality[:, pair.weak]
+    return _judged(judged_on, pair, [gain], picks, _costs(judged_on, bundle), f"version {bundle.version}", [])
+
+
+def _judged(
+    labels: Labels, pair: Pair, gains: list[Floats], picks: judge.Picks, costs: Floats, how: str, heads: list[str]
+) -> Judged:
+    complete = ~np.isnan(labels.scores[:, [pair.weak, pair.strong]]).any(axis=1)
+    weak, strong = labels.scores[complete, pair.weak], labels.scores[complete, pair.strong]
+    length = np.array([float(len(prompt.encode("utf-8", "surrogatepass"))) for prompt in labels.prompts])[complete]
+    readings = [curves.read_off(gain[complete], weak, strong, seed=seed) for seed, gain in enumerate(gains)]
+    lines = {
+        "random": np.zeros(len(weak)),
+        "length": length,
+        "bundle": gains[0][complete],
+        "oracle": curves.oracle_gain(weak, strong),
+    }
+    rows = [Row(name, curves.read_off(gain, weak, strong, seed=0)) for name, gain in lines.items() if name != "bundle"]
+    rows.insert(2, Row("bundle", _mean(readings)))
+    return Judged(
+        labels, pair, how, heads, rows, {name: curves.curve(gain, weak, strong) for name, gain in lines.items()},
+        curves.calibration(gains[0][complete], weak, strong), picks, judge.steps(picks, labels, costs),
+        judge.best_single(labels), costs,
+    )  # fmt: skip
+
+
+def _mean(readings: list[curves.Reading]) -> curves.Reading:
+    """Average figures and their intervals over seeds: the folds change, the prompts do not."""
+
+    def mean(pick: str) -> curves.Interval:
+        found = [getattr(reading, pick) for reading in readings]
+        return curves.Interval(
+            *[float(np.mean([getattr(one, end) for one in found])) for end in ("value", "low", "high")]
+        )
+
+    return curves.Reading(mean("apgr"), mean("cpt50"), mean("cpt80"))
+
+
+def _costs(labels: Labels, bundle: Bundle) -> Floats:
+    """Return USD per prompt and model: labelled costs, else the bundle's prices of the prompt and a usual answer."""
+    if labels.costs is not None:
+        return labels.costs
+    axes = bundle.axes
+    if axes is None:
+        return np.full((1, len(labels.models)), np.nan)
+    columns = [bundle.models.index(model) for model in labels.models]
+    tokens = np.array([len(prompt.encode("utf-8", "surrogatepass")) for prompt in labels.prompts]) * _TOKENS_PER_BYTE
+    out = np.nan_to_num(axes.verbosity[columns]) * np.nan_to_num(axes.price_out[columns])
+    costs: Floats = (tokens[:, None] * axes.price_in[columns] + out) / 1e12
+    return costs
+
+
+def _embedded(labels: Labels, bundle: Bundle) -> Embedded:
+    with progress() as start:
+        return embed_all(labels.prompts, embedder_of(bundle.embedder_id), MAX_PROMPT_BYTES, start("embedding"))
+
+
+def _picture(judged: Judged) -> str:
+    weak, strong = judged.labels.models[judged.pair.weak], judged.labels.models[judged.pair.strong]
+    lines = [Line(name, found.share, found.score) for name, found in judged.curves.items()]
+    return svg(
+        f"{weak} → {strong}, {len(judged.labels)} prompts, {judged.how}", f"calls to {strong}", "mean score", lines
+    )
