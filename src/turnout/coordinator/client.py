@@ -1,4 +1,4 @@
-"""A client of the door, or of Megatron's own coordinator: asks, streams, aborts, signals. One task of the caller's loop.
+"""A client of the door, or of Megatron's own coordinator: asks, streams, aborts, signals, on the caller's loop.
 
 Errors that the door speaks of are raised as `RequestFailed`; an engine's own failed reply is returned as it is.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import zmq
@@ -72,7 +72,7 @@ class CoordinatorClient:
         self._next = 0
         self._welcome: asyncio.Future[None] | None = None
 
-    async def __aenter__(self) -> CoordinatorClient:
+    async def __aenter__(self) -> Self:
         await self.connect()
         return self
 
