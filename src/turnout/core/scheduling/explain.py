@@ -6,6 +6,7 @@ through the live policies, not through a copy of their formulas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -67,7 +68,7 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
     }
 
 
-def recompute(document: dict[str, Any]) -> tuple[str | None, list[float]]:
+def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
     """Run the policy over the printed inputs; returns the picked name and the totals."""
     candidates = document["candidates"]
     result = document["prefix_result"]
@@ -116,7 +117,7 @@ class _Replayed:
         return next(self._draws) % stop
 
 
-def _totals(decision: Decision) -> list[float]:
+def _totals(decision: Decision) -> Sequence[float]:
     if decision.totals or not decision.names:
         return decision.totals
     if decision.policy == "turnout":
@@ -130,7 +131,7 @@ def _totals(decision: Decision) -> list[float]:
     return [float(load) for load in decision.busy]
 
 
-def _ranks(decision: Decision, totals: list[float]) -> list[int]:
+def _ranks(decision: Decision, totals: Sequence[float]) -> list[int]:
     """1 for the picked one, then by total, then by name."""
     picked = None if decision.picked is None else decision.picked.name
     sign = -1.0 if decision.policy in _UNITS else 1.0
@@ -142,7 +143,7 @@ def _ranks(decision: Decision, totals: list[float]) -> list[int]:
     return ranks
 
 
-def _candidate(decision: Decision, totals: list[float], ranks: list[int], position: int) -> dict[str, Any]:
+def _candidate(decision: Decision, totals: Sequence[float], ranks: list[int], position: int) -> dict[str, Any]:
     depth = decision.depths[position]
     member = decision.members[position]
     load: dict[str, Any] = {"busy": decision.busy[position], "in_flight": decision.in_flight[position]}

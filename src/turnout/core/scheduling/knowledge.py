@@ -17,30 +17,39 @@ def told(decision: Decision, ask: Ask, fleet: Fleet) -> None:
         fleet.predicted.advance(decision.now)
     found = {size: exact.match(chain, exact.live) for size, chain in ask.chains.items()}
     block, tokens = ask.block_tokens, ask.tokens
+    blocks_max = decision.blocks or max([len(chain) for chain in ask.chains.values()])
     depths: list[int] = []
     credits: list[float] = []  # noqa: A001 - the word of the spec
     modes: list[Mode] = []
     predicted: dict[int, dict[int, int]] = {}
     for member, depth in zip(decision.members, decision.depths, strict=True):
         size = member.block_tokens
-        credit = min(depth * block, float(tokens))
+        credit = depth * block
         mode = member.mode
-        if mode == Mode.APPROXIMATE or size not in found:
+        if mode is Mode.APPROXIMATE or size not in found:
+            credit = min(credit, tokens)
             depths.append(depth)
             credits.append(credit)
             modes.append(Mode.APPROXIMATE)
             continue
         owners = found[size]
-        blocks = max([owners.get(stream.bit, 0.0) for stream in member.streams], default=0.0)
+        blocks = 0.0
+        for stream in member.streams:
+            held = owners.get(stream.bit, 0.0)
+            blocks = held if held > blocks else blocks  # noqa: FURB136 - a call costs as much as this loop
         if size not in predicted:
             predicted[size] = fleet.predicted.match(ask.chains[size], fleet.predicted.live)
-        known = min(max(blocks, predicted[size].get(member.bit, 0)) * size, tokens)
-        credit = max(known, credit) if mode == Mode.DEGRADED else known
-        depths.append(min(int(credit / block), decision.blocks or len(ask.chains[size])))
-        credits.append(credit)
+        own = predicted[size].get(member.bit, 0)
+        known = (own if own > blocks else blocks) * size  # noqa: FURB136
+        if mode is Mode.DEGRADED and credit > known:
+            known = credit
+        known = min(known, tokens)
+        depth = int(known / block)
+        depths.append(depth if depth < blocks_max else blocks_max)  # noqa: FURB136
+        credits.append(known)
         modes.append(mode)
     decision.depths, decision.credits, decision.modes = depths, credits, modes
-    decision.blocks = decision.blocks or max(len(chain) for chain in ask.chains.values())
+    decision.blocks = blocks_max
     decision.prefix_result = "match" if any(depths) else "miss" if decision.blocks else "no_hash"
 
 

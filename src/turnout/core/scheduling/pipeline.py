@@ -13,7 +13,7 @@ from turnout.core.scheduling.filters import Drop, keep
 from turnout.core.scheduling.knowledge import expected, told
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.policies import GATHERERS, NEED_RECENCY, POLICIES
-from turnout.core.scheduling.ties import tied
+from turnout.core.scheduling.ties import clear_winner
 from turnout.core.scheduling.turnout import PRICED, hold
 from turnout.core.scheduling.types import Ask, Decision
 
@@ -101,9 +101,11 @@ def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> N
         gather(decision, ask, pool, fleet)
         if policy == "turnout" and ask.may_hold and not ask.tried and hold(decision, ask, fleet):
             return
-    if policy in NEED_RECENCY and (ask.keys or ask.session) and (policy not in PRICED or tied(decision.totals)):
-        decision.recency = _recency(ask, fleet, members, decision.now)
-    position = POLICIES[policy](decision, pool.rotation, rng)
+    position = clear_winner(decision.totals) if policy in PRICED else -1
+    if position < 0:
+        if policy in NEED_RECENCY and (ask.keys or ask.session):
+            decision.recency = _recency(ask, fleet, members, decision.now)
+        position = POLICIES[policy](decision, pool.rotation, rng)
     decision.picked = picked = members[position]
     pool.last = picked.name
     depth = depths[position]

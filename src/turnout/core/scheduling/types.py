@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import msgspec
 
@@ -118,18 +119,18 @@ class Decision(msgspec.Struct, gc=False):
     uncached: int = 0
     tie: str = ""
     fallback: str = ""
-    totals: list[float] = []
-    recency: list[int] = []
-    draws: list[int] = []
-    rows: list[tuple[float, ...]] = []
-    cached: list[float] = []
+    totals: Sequence[float] = ()
+    recency: Sequence[int] = ()
+    draws: Sequence[int] = ()
+    rows: Sequence[tuple[float, ...]] = ()
+    cached: Sequence[float] = ()
     form: str = ""
     costs: Costs = DEFAULT_COSTS
     predicted: int = 0
     mode: Mode = Mode.APPROXIMATE
     """Where the knowledge of the picked endpoint's cache came from; `modes` per candidate, empty: own history."""
-    modes: list[Mode] = []
-    credits: list[float] = []
+    modes: Sequence[Mode] = ()
+    credits: Sequence[float] = ()
     """Tokens that each candidate holds, lower tiers at their credit; empty: depth times block size."""
     held: str = ""
     """Why the request waits: `queue` (every candidate has enough queued prefill) or `cold_gate`."""

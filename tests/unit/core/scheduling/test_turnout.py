@@ -275,7 +275,7 @@ def test_engines_word_replaces_our_history_when_exact() -> None:
     decision = world.decide(world.ask(keys, chains={BLOCK: keys}), 10.0)
     assert (decision.depths, decision.mode, decision.picked) == ([0, 6], Mode.EXACT, world["b"])
     without_tokens = world.decide(world.ask(keys), 10.0)
-    assert (without_tokens.depths, without_tokens.modes) == ([10, 0], [])
+    assert (without_tokens.depths, list(without_tokens.modes)) == ([10, 0], [])
     world["a"].mode = Mode.DEGRADED
     assert world.decide(world.ask(keys, chains={BLOCK: keys}), 10.0).depths == [10, 6]
 
