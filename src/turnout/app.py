@@ -60,6 +60,7 @@ class App:
         self._stopping = asyncio.Event()
         self._signals = 0
         self._admin: Any = None
+        self._coordinator: Any = None
 
     @property
     def address(self) -> str:
@@ -89,6 +90,8 @@ class App:
         self._prober.start()
         if self.ledger is not None:
             self.ledger.start()
+        if config.coordinator.enabled:
+            await self._start_coordinator()
         if config.server.admin_listen:
             await self._start_admin()
         # The writer thread may hold the interpreter for a switch interval at a time; 5 ms would be most of the p99.
@@ -110,6 +113,8 @@ class App:
                 deadline = min(deadline, time.monotonic() + _SECOND_SIGNAL_S)
             await asyncio.sleep(0.02)
         gateway.interrupt_all()
+        if self._coordinator is not None:
+            await self._coordinator.stop(max(0.0, deadline - time.monotonic()))
         await self._prober.stop()
         await self.listener.stop()
         gateway.stop()
@@ -167,12 +172,40 @@ class App:
             router_id=_router_id(),
         )
 
+    async def _start_coordinator(self) -> None:
+        from turnout.coordinator.listener import CoordinatorListener  # loads the ZeroMQ library
+        from turnout.coordinator.tokenizers import load_tokenizer
+
+        def report(level: str, event: str, fields: dict[str, Any]) -> None:
+            getattr(self.log, level)(event, **fields)
+
+        def shut() -> None:
+            self._closing = asyncio.get_running_loop().create_task(self._coordinator.stop(config.drain.grace_s))
+
+        config = self._config
+        self._coordinator = CoordinatorListener(
+            config.coordinator,
+            config.affinity,
+            report=report,
+            tokenizer=load_tokenizer(config.coordinator.tokenizer),
+            on_shutdown=shut,
+        )
+        address = await self._coordinator.start()
+        self.log.info("coordinator_listening", address=address)
+
     async def _start_admin(self) -> None:
         from turnout.console.listener import AdminListener
 
         host, _, port = self._config.server.admin_listen.rpartition(":")
         self._admin = AdminListener(self._admin_app, host.strip("[]"), int(port), report=self.log.fault)
         self.admin_port = await self._admin.start()
+
+    def _coordinator_stats(self) -> dict[str, Any]:
+        if self._coordinator is None:
+            return {}
+        from turnout.coordinator.stats import stats
+
+        return stats(self._coordinator.door)
 
     def _admin_app(self) -> object:
         from turnout.console.admin import admin_app
@@ -185,6 +218,7 @@ class App:
             queue_depths=facts.queue_depths,
             prefix_stats=facts.prefix_stats,
             ledger_stats=facts.ledger_stats,
+            coordinator_stats=self._coordinator_stats,
             log_stats=self._sink.stats,
             version=__version__,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import uvloop
@@ -14,6 +14,7 @@ from turnout.sim.faults import parse_fault
 from turnout.sim.options import EngineOptions, MetricNames, Profile
 from turnout.sim.server import SimEngineServer
 
+Transport = Literal["http", "zmq"]
 EXIT_STATUS = 70
 """Status of a process that the fault `exit` ended."""
 
@@ -41,6 +42,8 @@ def engine(
     step_per_context_token_s: Annotated[float, typer.Option(help="Profile default: per token of context.")] = 0.0,
     cached_tokens: Annotated[bool, typer.Option(help="Report cached tokens in usage.")] = True,
     metric_names: Annotated[MetricNames, typer.Option(help="Spelling of the metric names.")] = "new",
+    transport: Annotated[Transport, typer.Option(help="http listens; zmq registers at a coordinator door.")] = "http",
+    connect: Annotated[str, typer.Option(help="Transport zmq: address of the door.")] = "tcp://127.0.0.1:5600",
     fault: Annotated[
         list[str] | None, typer.Option(help="Inject a failure, as kind=status,status=503,probability=0.1,count=3.")
     ] = None,
@@ -49,6 +52,7 @@ def engine(
 
     Examples:
       turnout engine --port 9001 --profile 8b
+      turnout engine --transport zmq --name mp-coord-0 --profile 8b
       turnout engine --port 9002 --fault kind=stall,after_tokens=5,seconds=3 --fault kind=status,status=429,count=2
     """
     try:
@@ -78,6 +82,11 @@ def engine(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if transport == "zmq":
+        from turnout.cli.zmq_engine import serve_zmq  # loads the ZeroMQ library
+
+        uvloop.run(serve_zmq(options, connect))
+        return
     uvloop.run(_serve(options))
 
 

@@ -22,6 +22,7 @@ def cross_checks(config: Config, where: Whereabouts) -> list[Problem]:
         *_endpoints(config),
         *_models(config),
         *_keys(config),
+        *_coordinator(config),
     ]
     return [Problem(where(key), key, seen, expected) for key, seen, expected in found]
 
@@ -59,7 +60,7 @@ def _orders(config: Config) -> Iterator[Finding]:
 
 
 def _endpoints(config: Config) -> Iterator[Finding]:
-    if not config.endpoint:
+    if not config.endpoint and not config.coordinator.enabled:
         yield "endpoint", "", "at least one [[endpoint]] table with name, url and models"
     yield from _repeated("endpoint", "name", (endpoint.name for endpoint in config.endpoint))
     for index, endpoint in enumerate(config.endpoint):
@@ -107,6 +108,23 @@ def _keys(config: Config) -> Iterator[Finding]:
         if key.expires_at is not None and not _is_instant(key.expires_at):
             expected = "an ISO 8601 instant with offset, such as 2027-01-31T00:00:00+00:00"
             yield f"key[{index}].expires_at", shown("", key.expires_at), expected
+
+
+def _coordinator(config: Config) -> Iterator[Finding]:
+    door = config.coordinator
+    address = door.bind.removeprefix("tcp://").replace(":*", ":0")
+    if host_port(address) is None:
+        yield "coordinator.bind", shown("", door.bind), "tcp://address:port, port 0 to 65535 or *"
+    elif not is_loopback(address) and not door.allow_remote:
+        expected = "a loopback address, unless coordinator.allow_remote = true"
+        yield "coordinator.bind", shown("", door.bind), expected
+    if door.curve_clients and not door.curve_secret_file:
+        yield "coordinator.curve_secret_file", shown("", ""), "a file, since coordinator.curve_clients names keys"
+    if door.deterministic and not door.expected_engines:
+        yield "coordinator.expected_engines", shown("", 0), "at least 1 while coordinator.deterministic is true"
+    if door.model and door.tokenizer == "none":
+        expected = "bytes or hf:directory while coordinator.model lets HTTP clients in"
+        yield "coordinator.tokenizer", shown("", door.tokenizer), expected
 
 
 def _repeated(table: str, field: str, values: Iterable[str]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from turnout.core import options
+from turnout.core import coordinator_options, options
 
 
 class Config(options.Section, frozen=True, kw_only=True):
@@ -26,6 +26,8 @@ class Config(options.Section, frozen=True, kw_only=True):
     prefix: options.Prefix = msgspec.field(default_factory=options.Prefix)
     load: options.Load = msgspec.field(default_factory=options.Load)
     kv_events: options.KvEvents = msgspec.field(default_factory=options.KvEvents)
+    coordinator: coordinator_options.Coordinator = msgspec.field(default_factory=coordinator_options.Coordinator)
+    affinity: coordinator_options.Affinity = msgspec.field(default_factory=coordinator_options.Affinity)
     drain: options.Drain = msgspec.field(default_factory=options.Drain)
     ledger: options.Ledger = msgspec.field(default_factory=options.Ledger)
     log: options.Log = msgspec.field(default_factory=options.Log)

@@ -24,7 +24,6 @@ from turnout.engines import megatron as wire
 from turnout.engines.megatron import OURS, Header
 from turnout.engines.megatron_messages import REQUESTS, Message, Refusal, Sender, is_reply, read
 
-PROBE_S = 5.0
 _LOOK_S = 1.0  # how often peers are looked through for probes
 
 
@@ -33,7 +32,7 @@ def _nobody_open(_: int) -> bool:
 
 
 class Door:
-    """One door. `first_id` is a number of chance; `tokenize` gives text prompts their block keys."""
+    """One door. `first_id` is a number of chance; `tokenize` and `detokenize` are those of the engines, if known."""
 
     def __init__(
         self,
@@ -43,6 +42,7 @@ class Door:
         *,
         first_id: int = 0,
         tokenize: Tokenize | None = None,
+        detokenize: Callable[[list[int]], str] | None = None,
         timer: Callable[[], float] = time.perf_counter,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
@@ -56,7 +56,15 @@ class Door:
         self.chooser = Chooser(affinity, options.max_requests, now)
         self.roster = Roster(self.chooser)
         self.requests = Requests(
-            options, self.roster, self.chooser, self.tally, self._out, first_id=first_id, timer=timer, wall_s=wall_s
+            options,
+            self.roster,
+            self.chooser,
+            self.tally,
+            self._out,
+            first_id=first_id,
+            timer=timer,
+            wall_s=wall_s,
+            detokenize=detokenize,
         )
         self.clients = Clients(options.clients_max, self._out)
         self.blocks = Blocks(options.model, options.block_tokens, self.chooser.blocks_wanted, tokenize)
@@ -154,7 +162,7 @@ class Door:
         return self._take()
 
     def drain(self) -> list[Send]:
-        """Accept nothing more; open requests may end."""
+        """Accept nothing more."""
         self.closing = True
         self.requests.drain()
         return self._take()
@@ -381,12 +389,8 @@ class Door:
             self._out.append(Send(identity, wire.refused(None, reason)))
 
     def _probe(self, now: float) -> None:
-        for engine in self.roster.live.values():
-            if engine.open and now - engine.heard_at >= PROBE_S and now - engine.probed_at >= PROBE_S:
-                engine.probed_at = now
-                self._out.append(Send(engine.identity, wire.PROBE))
-        for identity in self.roster.callable(now):
-            self._out.append(Send(identity, wire.PROBE, adopts=True))
+        self._out.extend([Send(identity, wire.PROBE) for identity in self.roster.silent(now)])
+        self._out.extend([Send(identity, wire.PROBE, adopts=True) for identity in self.roster.callable(now)])
         self.clients.probe(now)
 
     def _take(self) -> list[Send]:

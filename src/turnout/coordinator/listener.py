@@ -17,12 +17,12 @@ from typing import Any
 
 import zmq
 
-from turnout.coordinator.blocks import Tokenize
 from turnout.coordinator.curve import Gatekeeper, arm
 from turnout.coordinator.door import Door
 from turnout.coordinator.outbox import Outbox
 from turnout.coordinator.peers import Send
 from turnout.coordinator.sockets import Reader
+from turnout.coordinator.tokenizers import Tokenizer
 from turnout.core.coordinator_options import Affinity, Coordinator
 
 _TICK_S = 0.05
@@ -48,7 +48,7 @@ class CoordinatorListener:
         affinity: Affinity,
         *,
         report: Report = _silent,
-        tokenize: Tokenize | None = None,
+        tokenizer: Tokenizer | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_shutdown: Callable[[], object] = bool,
     ) -> None:
@@ -59,7 +59,14 @@ class CoordinatorListener:
         """Called with every tick, for whoever mirrors the engines of the door."""
         self._clock = clock
         first_id = random.SystemRandom().randrange(2**31)
-        self.door = Door(options, affinity, clock(), first_id=first_id, tokenize=tokenize)
+        self.door = Door(
+            options,
+            affinity,
+            clock(),
+            first_id=first_id,
+            tokenize=None if tokenizer is None else tokenizer.encode,
+            detokenize=None if tokenizer is None else tokenizer.decode,
+        )
         self._report = report
         self._on_shutdown = on_shutdown
         self._outboxes: dict[bytes, Outbox] = {}
@@ -67,6 +74,7 @@ class CoordinatorListener:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._gatekeeper: Gatekeeper | None = None
+        self._is_stopping = False
 
     async def start(self) -> str:
         """Bind and begin to serve; returns the address in use. Raises OSError when it cannot be had."""
@@ -84,7 +92,10 @@ class CoordinatorListener:
         return self.address
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Take nothing more, give open requests their grace, write the schedule, close."""
+        """Take nothing more, give open requests their grace, write the schedule, close; once."""
+        if self._context is None or self._is_stopping:
+            return
+        self._is_stopping = True
         self.carry(self.door.drain())
         for _ in range(int(grace_s / _TICK_S)):
             if not self.door.requests.open:
@@ -236,7 +247,7 @@ class CoordinatorListener:
         self.on_sweep()
         for record in self.door.records.take():
             self._report(record.level, record.event, record.fields)
-        if self.door.closing and self._on_shutdown is not bool:
+        if self.door.closing and not self._is_stopping:
             self._on_shutdown()
         self._at("tick", _TICK_S, self._tick)
 

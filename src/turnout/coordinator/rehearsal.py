@@ -28,6 +28,7 @@ class Rehearsal:
         *,
         timer: Callable[[], float] = lambda: 0.0,
         tokenize: Callable[[str], list[int]] | None = None,
+        detokenize: Callable[[list[int]], str] | None = None,
     ) -> None:
         self.now = _START_S
         self.inbox: dict[bytes, list[bytes]] = defaultdict(list)
@@ -40,6 +41,7 @@ class Rehearsal:
             timer=timer,
             wall_s=lambda: _WALL_S,
             tokenize=tokenize,
+            detokenize=detokenize,
         )
 
     def say(self, identity: bytes, payload: bytes) -> None:

@@ -42,6 +42,7 @@ class Requests:
         first_id: int,
         timer: Callable[[], float],
         wall_s: Callable[[], float],
+        detokenize: Callable[[list[int]], str] | None = None,
     ) -> None:
         self.options = options
         self.open: dict[int, Attempt] = {}
@@ -58,6 +59,7 @@ class Requests:
         self._failures = 0
         self._timer = timer
         self._wall_s = wall_s
+        self._detokenize = detokenize
         self._aborting: dict[Attempt, float] = {}
         self._timed: dict[Request, None] = {}
 
@@ -92,7 +94,8 @@ class Requests:
             self._detach(attempt)
             self._close(request)
             self._tally.completed += 1
-            self._deliver(request, wire.delivered(Header.ENGINE_REPLY, request.number, part))
+            whole = part if self._detokenize is None else self._with_text(item, self._detokenize)
+            self._deliver(request, wire.delivered(Header.ENGINE_REPLY, request.number, whole))
         engine.heard_at = now
         return foreign
 
@@ -287,6 +290,15 @@ class Requests:
         if type(cached) is int and 0 <= cached <= attempt.request.tokens and attempt.request.tries == 1:
             self._tally.predicted_tokens += min(attempt.matched_tokens, attempt.request.tokens)
             self._tally.realised_tokens += cached
+
+    def _with_text(self, item: dict[str, Any], detokenize: Callable[[list[int]], str]) -> bytes:
+        """A finished map with its text, as upstream's coordinator writes it; nil when that fails."""
+        try:
+            text: str | None = detokenize(item["generated_tokens"])
+        except Exception:  # noqa: BLE001 - an engine may send anything as tokens, a vocabulary raise anything of it
+            self._tally.detokenize_failures += 1
+            text = None
+        return wire.item({**item, "generated_text": text})
 
     def _tell(self, attempt: Attempt) -> None:
         """Send the engine an abort, if it is still there."""

@@ -17,6 +17,7 @@ from turnout.coordinator.control import State, takes_requests
 from turnout.coordinator.peers import Engine
 from turnout.core.kit.lru import LruMap
 
+PROBE_S = 5.0
 LOST_MAX = 1024
 LOST_S = 600.0  # an engine that has not answered for this long will register when it comes
 _INCARNATIONS_MAX = 65_536
@@ -110,6 +111,15 @@ class Roster:
         for engine in over:
             del self.departed[engine.identity]
         return over
+
+    def silent(self, now: float) -> list[bytes]:
+        """Engines that work on requests and have not been heard or probed for a while."""
+        found = []
+        for engine in self.live.values():
+            if engine.open and now - max(engine.heard_at, engine.probed_at) >= PROBE_S:
+                engine.probed_at = now
+                found.append(engine.identity)
+        return found
 
     def callable(self, now: float) -> list[bytes]:
         """Identities worth a probe; those silent for too long are forgotten."""

@@ -103,6 +103,11 @@ def delivered(header: Header, number: int, item: msgspec.Raw | bytes) -> bytes:
     return b"".join((b"\x93", bytes((header.value,)), _encode(number), item))
 
 
+def item(fields: Mapping[str, Any]) -> bytes:
+    """One item of a reply that was changed on its way."""
+    return _encode(fields)
+
+
 def failed(number: int, reply: Mapping[str, Any]) -> bytes:
     """A failed reply to an unmodified client."""
     return _encode([Header.ENGINE_REPLY.value, number, reply])

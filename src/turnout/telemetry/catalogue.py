@@ -136,13 +136,73 @@ LEDGER: tuple[Metric, ...] = (
 )
 """Keys of the ledger's stats (ledger §10); an absent key gives no sample."""
 
+_DOOR = "turnout_coordinator_"
+_AT_THE_DOOR: tuple[tuple[str, Kind, str, tuple[str, ...], str], ...] = (
+    ("messages_total", "counter", "Valid messages by type.", ("type",), "messages"),
+    ("invalid_total", "counter", "Messages not acted on, by type and reason.", ("type", "reason"), "invalid"),
+    ("internal_errors_total", "counter", "Messages that met a fault of ours.", ("type",), "internal_errors"),
+    (
+        "unknown_sender_total",
+        "counter",
+        "Messages of peers that never introduced themselves.",
+        (),
+        "unknown_sender",
+    ),
+    ("muted_total", "counter", "Messages of muted strangers, dropped unread.", (), "muted"),
+    ("unreachable_total", "counter", "Peers found gone: engine or client.", ("peer",), "unreachable"),
+    ("active_engines", "gauge", "Engines at the door.", (), "active_engines"),
+    ("clients", "gauge", "Clients known.", (), "clients"),
+    ("open_requests", "gauge", "Requests at engines.", (), "open_requests"),
+    ("pending", "gauge", "Requests that wait for an engine.", (), "pending"),
+    ("state", "gauge", "1 for the state of the control signals.", ("state",), "state"),
+    ("replies_dropped_total", "counter", "Late, unknown, foreign or aborted.", ("reason",), "replies_dropped"),
+    ("accepted_total", "counter", "Requests accepted.", (), "accepted"),
+    ("completed_total", "counter", "Requests that got their engine's final reply.", (), "completed"),
+    ("aborted_total", "counter", "Requests aborted by their client.", (), "aborted"),
+    ("resent_total", "counter", "Further attempts opened after an engine was lost.", (), "resent"),
+    ("failed_total", "counter", "Requests ended without an engine's reply.", ("reason",), "failed"),
+    ("exhausted_total", "counter", "Requests that lost as many engines as they may.", (), "exhausted"),
+    ("registrations_total", "counter", "Engines that joined: new, again or adopted.", ("kind",), "registrations"),
+    ("contested_total", "counter", "Registrations too frequent for restarts.", (), "contested"),
+    (
+        "clients_refused_total",
+        "counter",
+        "Greetings not answered because the house was full.",
+        (),
+        "clients_refused",
+    ),
+    ("signals_total", "counter", "Control signals carried out.", ("signal",), "signals"),
+    ("lookups_total", "counter", "One per request: match, declined, stale, miss, no_hash.", ("result",), "lookups"),
+    ("fallback_total", "counter", "Requests without the policy's own signal.", ("policy", "reason"), "fallback"),
+    ("predicted_tokens_total", "counter", "Prompt tokens expected in the engines' caches.", (), "predicted_tokens"),
+    ("realised_tokens_total", "counter", "Prompt tokens the engines found there.", (), "realised_tokens"),
+    ("detokenize_failures_total", "counter", "Replies whose tokens gave no text.", (), "detokenize_failures"),
+    ("hash_mismatches_total", "counter", "Engines that hash blocks otherwise.", (), "hash_mismatches"),
+    ("index_entries", "gauge", "Blocks remembered.", (), "index_entries"),
+    ("index_slots", "gauge", "Engine incarnations with an own bit.", (), "index_slots"),
+    ("index_evictions_total", "counter", "Blocks forgotten.", ("reason",), "index_evictions"),
+    ("index_purges_total", "counter", "Engines purged from the index.", (), "index_purges"),
+    ("schedule_seconds", "histogram", "One pick of an engine.", (), "schedule"),
+    (
+        "message_seconds",
+        "histogram",
+        "One message from the socket until its answers are sent.",
+        ("type",),
+        "message",
+    ),
+)
+COORDINATOR: tuple[Metric, ...] = tuple(
+    Metric(_DOOR + name, kind, text, labels, source=source) for name, kind, text, labels, source in _AT_THE_DOOR
+)
+"""Keys of the coordinator door's stats; an absent key gives no sample."""
+
 PROCESS: tuple[Metric, ...] = (
     Metric("turnout_build_info", "gauge", "Always 1; the labels say what runs.", ("version", "python")),
     Metric("turnout_log_dropped_total", "counter", "Log records lost to a slow sink.", source="dropped"),
     Metric("turnout_log_suppressed_total", "counter", "Log records over the rate of their event.", source="suppressed"),
 )
 
-METRICS: tuple[Metric, ...] = REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + PROCESS
+METRICS: tuple[Metric, ...] = REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + COORDINATOR + PROCESS
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 _TITLES: tuple[tuple[str, tuple[Metric, ...]], ...] = (
@@ -152,6 +212,7 @@ _TITLES: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Endpoints", ENDPOINTS),
     ("Prefix index", PREFIX),
     ("Ledger", LEDGER),
+    ("Coordinator door", COORDINATOR),
     ("Process", PROCESS),
 )
 

@@ -44,8 +44,9 @@ def _no_rows() -> list[EndpointRow]:
 class Exposition(Collector):
     """The custom collector over a `Meter`, and the page it renders.
 
-    `ledger_stats`, `prefix_stats` and `log_stats` map the `source` keys of the catalogue to a number, or to a mapping
-    from label value (or tuple of them) to a number; a missing key gives no sample. `queue_depths` maps models.
+    `ledger_stats`, `prefix_stats`, `coordinator_stats` and `log_stats` map the `source` keys of the catalogue to a
+    number, or to a mapping from label value (or tuple of them) to a number or histogram; a missing key gives no sample.
+    `queue_depths` maps models.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Exposition(Collector):
         queue_depths: Callable[[], Mapping[str, int]] = _nothing,
         prefix_stats: Callable[[], Mapping[str, Any]] = _nothing,
         ledger_stats: Callable[[], Mapping[str, Any]] = _nothing,
+        coordinator_stats: Callable[[], Mapping[str, Any]] = _nothing,
         log_stats: Callable[[], Mapping[str, Any]] = _nothing,
         version: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -66,6 +68,7 @@ class Exposition(Collector):
         self._stats = (
             (catalogue.PREFIX, prefix_stats),
             (catalogue.LEDGER, ledger_stats),
+            (catalogue.COORDINATOR, coordinator_stats),
             (catalogue.PROCESS[1:], log_stats),
         )
         self._version = version
@@ -114,7 +117,11 @@ class Exposition(Collector):
         for metrics, stats in self._stats:
             values = _asked(stats)
             for metric in metrics:
-                yield _family(metric.name, list(_stat_rows(metric, values.get(metric.source))))
+                value = values.get(metric.source)
+                if metric.kind == "histogram":
+                    yield _histogram(metric.name, list((value or {}).items()))
+                else:
+                    yield _family(metric.name, list(_stat_rows(metric, value)))
         yield _family("turnout_build_info", [((self._version, platform.python_version()), 1)])
 
     @staticmethod

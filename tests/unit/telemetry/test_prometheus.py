@@ -55,10 +55,18 @@ def exposition(meter: Meter) -> Exposition:
             "recovered": 0,
             "duplicates": {"calls": 0},
         },
+        coordinator_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.COORDINATOR},
         log_stats=lambda: {"dropped": 4, "suppressed": 2},
         version="1.2.3",
         clock=lambda: 0.0,
     )
+
+
+def door_value(metric: catalogue.Metric) -> object:
+    labels = ("x",) * len(metric.labels)
+    if metric.kind == "histogram":
+        return {labels: busy_meter().schedule}
+    return {labels: 1} if labels else 1
 
 
 def samples(page: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -1,0 +1,157 @@
+"""Text to token ids and back, for doors that serve text: bytes for tests, or a Hugging Face tokenizer file.
+
+Files are read from a local directory only. Both directions may be called on the event loop: they take microseconds.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+_HF = "hf:"
+_PENDING = "\ufffd"  # what an incomplete character decodes to
+
+
+class Detokenizer(Protocol):
+    """Turns the tokens of one answer into text as they come."""
+
+    def feed(self, tokens: list[int]) -> str:
+        """Text that these tokens complete; an unfinished character waits."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """One vocabulary. `chat_template` is the Jinja source, empty when the model has none."""
+
+    chat_template: str
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt."""
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of a whole answer, special tokens left out."""
+        ...
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh incremental decoder."""
+        ...
+
+
+def load_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer that `coordinator.tokenizer` names; None for `none`.
+
+    Raises OSError or ValueError when its files cannot be used, ImportError when the extra is not installed.
+    """
+    if name == "none":
+        return None
+    if name == "bytes":
+        return ByteTokenizer()
+    return FileTokenizer(Path(name.removeprefix(_HF)))
+
+
+class ByteTokenizer:
+    """One token per byte of UTF-8; ids beyond 255 stand for nothing."""
+
+    chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+
+    def encode(self, text: str) -> list[int]:
+        """Its bytes."""
+        return list(text.encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of bytes."""
+        return _raw(tokens).decode("utf-8", "replace")
+
+    def detokenizer(self) -> Detokenizer:
+        """A decoder of UTF-8."""
+        return _ByteStream()
+
+
+class _ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, tokens: list[int]) -> str:
+        return self._decoder.decode(_raw(tokens))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def _raw(tokens: list[int]) -> bytes:
+    return bytes(token for token in tokens if 0 <= token <= 255)  # noqa: PLR2004 - a byte
+
+
+class FileTokenizer:
+    """`tokenizer.json` of a directory, and the chat template of `tokenizer_config.json` or `chat_template.jinja`."""
+
+    def __init__(self, directory: Path) -> None:
+        # An optional extra: only doors that name such a directory need the library.
+        from tokenizers import Tokenizer as Vocabulary
+
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(2, f"coordinator.tokenizer: {path} does not exist, expected a tokenizer.json")
+        self._vocabulary: Any = Vocabulary.from_file(str(path))
+        self.chat_template = _template_of(directory)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, without special tokens of its own: the chat template writes them where they belong."""
+        return list(self._vocabulary.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text without special tokens."""
+        return str(self._vocabulary.decode(tokens, skip_special_tokens=True))
+
+    def detokenizer(self) -> Detokenizer:
+        """A decoder that looks back to where the last text began, since tokens join differently at a start."""
+        return _FileStream(self)
+
+
+class _FileStream:
+    """Decodes a window of tokens: `_start` … `_shown` gave text already, the rest is new."""
+
+    def __init__(self, tokenizer: FileTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = 0
+
+    def feed(self, tokens: list[int]) -> str:
+        self._tokens += tokens
+        before = self._tokenizer.decode(self._tokens[: self._shown])
+        text = self._tokenizer.decode(self._tokens)
+        if text.endswith(_PENDING) or len(text) <= len(before):
+            return ""
+        # Only the tokens of the last text stay: they are the context of the next ones.
+        self._tokens = self._tokens[self._shown :]
+        self._shown = len(self._tokens)
+        return text[len(before) :]
+
+    def flush(self) -> str:
+        before = self._tokenizer.decode(self._tokens[: self._shown])
+        return self._tokenizer.decode(self._tokens)[len(before) :]
+
+
+def _template_of(directory: Path) -> str:
+    plain = directory / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    config = directory / "tokenizer_config.json"
+    if not config.is_file():
+        return ""
+    found = msgspec.json.decode(config.read_bytes()).get("chat_template", "")
+    if isinstance(found, list):
+        named = [entry.get("template", "") for entry in found if entry.get("name") == "default"]
+        found = named[0] if named else ""
+    return found if isinstance(found, str) else ""

@@ -1,0 +1,91 @@
+"""The door of `turnout serve` and engines of `turnout engine --transport zmq`, as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from turnout.coordinator.client import CoordinatorClient
+
+CONFIG = """
+[server]
+listen = "127.0.0.1:0"
+admin_listen = "127.0.0.1:{admin}"
+[auth]
+mode = "open"
+[ledger]
+url = ""
+[coordinator]
+enabled = true
+bind = "tcp://127.0.0.1:{door}"
+schedule_path = "{schedule}"
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def start(processes: list[subprocess.Popen[bytes]], *arguments: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-m", "turnout", *arguments])
+    processes.append(process)
+    return process
+
+
+def test_engines_register_and_serve_and_leave(tmp_path: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    door, admin = free_port(), free_port()
+    schedule = tmp_path / "schedule.jsonl"
+    config = tmp_path / "turnout.toml"
+    config.write_text(CONFIG.format(admin=admin, door=door, schedule=schedule), encoding="utf-8")
+    router = start(processes, "serve", "-c", str(config))
+    address = f"tcp://127.0.0.1:{door}"
+    engines = [
+        start(
+            processes, "engine", "--transport", "zmq", "--connect", address, "--name", f"mp-coord-{n}", "--speed", "50"
+        )
+        for n in range(2)
+    ]
+
+    async def ask() -> None:
+        async with CoordinatorClient(address) as client:
+            answers = await asyncio.gather(
+                *(
+                    client.submit(f"question {n}", {"num_tokens_to_generate": 5, "termination_id": -1})
+                    for n in range(10)
+                )
+            )
+            assert {(answer["status"], answer["generated_length"]) for answer in answers} == {("COMPLETED", 20)}
+            tokens: list[int] = []
+            async for update in client.stream("question 0", {"num_tokens_to_generate": 5, "termination_id": -1}):
+                tokens += update.get("new_tokens", [])
+            assert tokens == answers[0]["generated_tokens"]
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    assert "turnout_coordinator_active_engines 2.0" in text
+    assert "turnout_coordinator_completed_total 11.0" in text
+    engines[0].send_signal(signal.SIGTERM)
+    assert engines[0].wait(10) == 0
+    router.send_signal(signal.SIGTERM)
+    assert router.wait(10) == 0
+    assert len(schedule.read_text(encoding="utf-8").splitlines()) == 12
