@@ -19,7 +19,7 @@ from turnout.core import options
 from turnout.core.facts import AttemptFact, CallFact, RouteKey
 from turnout.ledger import rows, schema, upgrade
 from turnout.ledger.spool import Spool
-from turnout.ledger.store import Store
+from turnout.ledger.sqlite import open_store
 from turnout.ledger.writer import Ledger
 
 BATCH = 500
@@ -130,7 +130,7 @@ def _spool(path: Path) -> None:
 
 def _store(path: Path) -> None:
     upgrade.prepare(path, clock_ms=_clock_ms, on_event=lambda _name, /, **_fields: None)
-    store = Store(path, router_id="bench", clock_ms=_clock_ms, retention_days=30, decisions_days=7)
+    store = open_store(path, router_id="bench", clock_ms=_clock_ms, retention_days=30, decisions_days=7)
     store.write([_fact(0)])
     wall, cpu = [], []
     for i in range(4 * ROUNDS):
@@ -145,7 +145,7 @@ def _store(path: Path) -> None:
     batch = [_fact(n) for n in range(BATCH)]
     stamp = rows.Stamp("bench", 1, 0)
     started = time.perf_counter()
-    made = rows.batch(batch, stamp, {None: None, **dict.fromkeys(ROUTES, 1)})
+    made = rows.batch(batch, stamp, {None: None, **dict.fromkeys(ROUTES, 1)}, {}, set())
     _print("rows: facts to tuples", (time.perf_counter() - started) / BATCH * 1e6, "µs per call")
     _sqlalchemy(made.calls)
     store.close()

@@ -41,8 +41,8 @@ def _listeners(config: Config) -> Iterator[Finding]:
         yield "server.admin_listen", shown("", server.admin_listen), 'host:port, or "" for no admin listener'
     elif server.admin_listen == server.listen and not server.listen.endswith(":0"):
         yield "server.admin_listen", shown("", server.admin_listen), "another address than server.listen"
-    if config.ledger.url and not config.ledger.url.startswith("sqlite:///"):
-        yield "ledger.url", shown("", config.ledger.url), 'sqlite:///file, or "" for no ledger'
+    if config.ledger.url and not config.ledger.url.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        yield "ledger.url", shown("", config.ledger.url), 'sqlite:///file, postgresql://…, or "" for no ledger'
 
 
 def _orders(config: Config) -> Iterator[Finding]:

@@ -212,15 +212,42 @@ class Drain(Section, frozen=True, kw_only=True):
 class Ledger(Section, frozen=True, kw_only=True):
     """What happened, stored (ledger §10)."""
 
-    url: Annotated[str, _doc("sqlite:///file or empty for no ledger.")] = "sqlite:///turnout.db"
+    url: Annotated[str, _doc("sqlite:///file, postgresql://user@host/database, or empty for no ledger.")] = (
+        "sqlite:///turnout.db"
+    )
+    spool_path: Annotated[
+        str,
+        _doc("How names of spool and slot files begin; empty: the database file, or turnout-ledger with PostgreSQL."),
+    ] = ""
     queue_max: Annotated[Count, _doc("Calls waiting for the writer; a locked database holds it for up to 5 s.")] = (
         50_000
     )
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824
+    slots: Annotated[
+        int, Meta(ge=0, le=1_048_576), _doc("Open requests whose rows survive a kill; 0 switches the file off.")
+    ] = 16_384
     retention_days: Annotated[Count, _doc("Age at which calls and attempts are deleted.")] = 30
     decisions_days: Annotated[Count, _doc("Age at which stored decisions are deleted.")] = 7
+    hourly_days: Annotated[Count, _doc("Age at which hourly sums are deleted.")] = 400
+    snapshot_interval_s: Annotated[Seconds, _doc("Pause between refreshes of the derived statistics.")] = 1.0
+    route_window_ms: Annotated[
+        int, Meta(ge=10_000, le=3_600_000), _doc("Window of success rates and latencies per route.")
+    ] = 900_000
+    tool_window_ms: Annotated[int, Meta(ge=10_000, le=86_400_000), _doc("Window of learned tool capability.")] = (
+        1_800_000
+    )
+    tool_min_samples: Annotated[Count, _doc("Answers to requests with tools before none with a call means cannot.")] = (
+        20
+    )
+    streak_window_ms: Annotated[int, Meta(ge=10_000, le=86_400_000), _doc("Window of failure streaks.")] = 86_400_000
+    cost_window_ms: Annotated[Count, _doc("Window of spend by route.")] = 86_400_000
+    cost_min_calls: Annotated[Count, _doc("Attempts of a provider before a drift of its cost is reported.")] = 20
+    cost_threshold: Annotated[Ratio, _doc("Relative drift of a provider's cost that is reported.")] = 0.15
+    default_cached_price_factor: Annotated[
+        Ratio, _doc("Price of a cached input token relative to an uncached one, where the book names none.")
+    ] = 0.1
 
 
 class Log(Section, frozen=True, kw_only=True):

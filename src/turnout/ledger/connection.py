@@ -1,4 +1,4 @@
-"""How SQLite is opened: one writing connection with the pragmas of ledger §4, any number of query-only readers."""
+"""How databases are opened: writing connections with the settings of ledger §4, any number of query-only readers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from turnout.ledger import upgrade
 from turnout.ledger.sink import LedgerRefusedError
 
 if TYPE_CHECKING:
@@ -68,3 +69,37 @@ def reading_engine(path: Path) -> sa.Engine:
         return conn
 
     return sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+
+def reading(url: str) -> sa.Engine:
+    """Give an engine for queries on the database of a ledger address."""
+    if url.startswith("sqlite"):
+        return reading_engine(upgrade.path_of(url))
+    return postgres_engine(url, "-c default_transaction_read_only=on")
+
+
+def postgres_engine(url: str, settings: str = "", *, connect_timeout_s: int = 5) -> sa.Engine:
+    """Give an engine with the limits of ledger §4: 10 s per statement, 4 connections."""
+    given = sa.make_url(url).set(drivername="postgresql+psycopg")
+    options = f"-c statement_timeout=10s -c idle_in_transaction_session_timeout=30s -c lock_timeout=5s {settings}"
+    return sa.create_engine(
+        given,
+        pool_size=4,
+        max_overflow=0,
+        pool_pre_ping=False,
+        connect_args={
+            "connect_timeout": connect_timeout_s,
+            "options": options,
+            "application_name": "turnout",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
+    )
+
+
+def inserted_columns(table: sa.Table) -> list[str]:
+    """Name the columns that an insertion gives: all but an identity."""
+    identity = table.autoincrement_column
+    return [column.name for column in table.columns if column is not identity]

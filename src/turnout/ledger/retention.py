@@ -25,6 +25,7 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
 
     calls_days: int
     decisions_days: int
+    hourly_days: int = 400
 
 
 def prune(conn: sa.Connection, now_ms: int, ages: Ages) -> bool:
@@ -47,6 +48,8 @@ def ulid_floor(instant_ms: int) -> str:
 
 def _vacuum(conn: sa.Connection) -> None:
     """Give freed pages back to the file system; the pragma frees a page per step, so its cursor is read to the end."""
+    if conn.dialect.name != "sqlite":
+        return
     driver = conn.connection.driver_connection
     assert driver is not None, "an open connection has one"
     driver.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
@@ -60,6 +63,10 @@ def _chunks(now_ms: int, ages: Ages) -> Iterator[sa.Delete]:
     buckets = schema.attempt_buckets
     # One row per 10 s, route and writer: what ages out between two runs is far less than a chunk.
     yield sa.delete(buckets).where(buckets.c.bucket_ms < now_ms - BUCKETS_MS)
+    late = schema.late_buckets
+    yield sa.delete(late).where(late.c.recorded_at_ms < now_ms - BUCKETS_MS)
+    hourly = schema.usage_hourly
+    yield sa.delete(hourly).where(hourly.c.hour_ms < now_ms - ages.hourly_days * _DAY_MS)
     decisions = schema.decisions
     floor = ulid_floor(now_ms - ages.decisions_days * _DAY_MS)
     old_ids = sa.select(decisions.c.call_id).where(decisions.c.call_id < floor).order_by(decisions.c.call_id)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from turnout.core.facts import AttemptFact, CallFact, RouteKey
 
 Row = tuple[Any, ...]
+AttemptId = tuple[str, int, str]
+"""call_id, attempt_no, phase."""
 
 BUCKET_MS = 10_000
 DECISION_MAX_BYTES = 16_384
@@ -59,13 +61,16 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """The rows of one transaction. Bucket rows are (bucket_ms, route_id, writer_id, sums in column order)."""
+    """The rows of some calls. `too_large` counts explanations that were left out."""
 
     calls: list[Row]
     attempts: list[Row]
-    buckets: list[Row]
     decisions: list[Row]
-    decisions_too_large: int
+    too_large: int
+
+
+Sums = dict[tuple[int, int], list[int]]
+"""Per (bucket_ms, route_id) what its bucket row grows by, in column order."""
 
 
 def route_keys(facts: Iterable[CallFact]) -> set[RouteKey]:
@@ -75,17 +80,31 @@ def route_keys(facts: Iterable[CallFact]) -> set[RouteKey]:
     return {key for key in keys if key is not None}
 
 
-def batch(facts: Iterable[CallFact], stamp: Stamp, route_ids: Mapping[RouteKey | None, int | None]) -> Batch:
-    """Turn facts into rows; `route_ids` maps each route, and None to None."""
+def batch(
+    facts: Iterable[CallFact],
+    stamp: Stamp,
+    route_ids: Mapping[RouteKey | None, int | None],
+    sums: Sums,
+    stored: set[AttemptId],
+) -> Batch:
+    """Turn facts into rows and add their route facts to `sums`.
+
+    Args:
+        facts: calls, or attempts of calls that are still open (`outcome` empty).
+        stamp: what the rows share.
+        route_ids: the id of each route, and None for None.
+        sums: grows.
+        stored: attempts that have a row already; those of calls with several attempts are added.
+
+    """
     calls: list[Row] = []
     attempts: list[Row] = []
     decisions: list[Row] = []
-    sums: dict[tuple[int, int], list[int]] = {}
     too_large = 0
     for fact in facts:
-        legs = fact.attempts if len(fact.attempts) < 2 else _first_of_each_key(fact.attempts)  # noqa: PLR2004 - two can clash
-        calls.append(_call_row(fact, stamp, route_ids[fact.route], legs))
-        for leg in legs:
+        if fact.outcome:
+            calls.append(_call_row(fact, stamp, route_ids[fact.route]))
+        for leg in fact.attempts if plain(fact) else _new(fact, stored):
             route_id = route_ids[leg.route]
             attempts.append(
                 (
@@ -100,12 +119,22 @@ def batch(facts: Iterable[CallFact], stamp: Stamp, route_ids: Mapping[RouteKey |
                 too_large += 1
             else:
                 decisions.append((fact.call_id, fact.decision.decode("utf-8", "replace")))
-    buckets = [(bucket, route_id, stamp.writer_id, *sums[bucket, route_id]) for bucket, route_id in sorted(sums)]
-    return Batch(calls, attempts, buckets, decisions, too_large)
+    return Batch(calls, attempts, decisions, too_large)
 
 
-def _call_row(fact: CallFact, stamp: Stamp, route_id: int | None, legs: tuple[AttemptFact, ...]) -> Row:
-    attempts_n = sum(1 for leg in legs if leg.phase in {"solo", "pair"})
+def plain(fact: CallFact) -> bool:
+    """Tell a call that was stored never or whole: attempts are recorded early only when others follow."""
+    return len(fact.attempts) <= 1 and bool(fact.outcome) and not fact.recovered
+
+
+def bucket_rows(sums: Sums, writer_id: int) -> list[Row]:
+    """Give the bucket rows (bucket_ms, route_id, writer_id, sums…), sorted: transactions lock them in one order."""
+    return [(bucket, route_id, writer_id, *sums[bucket, route_id]) for bucket, route_id in sorted(sums)]
+
+
+def _call_row(fact: CallFact, stamp: Stamp, route_id: int | None) -> Row:
+    legs = fact.attempts
+    attempts_n = len(legs) if len(legs) <= 1 else len({leg.attempt_no for leg in legs if leg.phase in {"solo", "pair"}})
     return (
         *_call_identity(fact),
         fact.router_id or stamp.router_id,
@@ -119,14 +148,17 @@ def _call_row(fact: CallFact, stamp: Stamp, route_id: int | None, legs: tuple[At
     )
 
 
-def _first_of_each_key(legs: tuple[AttemptFact, ...]) -> tuple[AttemptFact, ...]:
-    kept: dict[tuple[int, str], AttemptFact] = {}
-    for leg in legs:
-        kept.setdefault((leg.attempt_no, leg.phase), leg)
-    return tuple(kept.values())
+def _new(fact: CallFact, stored: set[AttemptId]) -> list[AttemptFact]:
+    new: list[AttemptFact] = []
+    for leg in fact.attempts:
+        key = (fact.call_id, leg.attempt_no, leg.phase)
+        if key not in stored:
+            stored.add(key)
+            new.append(leg)
+    return new
 
 
-def _add(sums: dict[tuple[int, int], list[int]], leg: AttemptFact, route_id: int) -> None:
+def _add(sums: Sums, leg: AttemptFact, route_id: int) -> None:
     """Add one route fact; durations and tools of failed attempts say nothing about the route (ledger §6)."""
     key = (leg.ended_at_ms // BUCKET_MS * BUCKET_MS, route_id)
     total = sums.get(key)

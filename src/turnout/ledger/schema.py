@@ -123,7 +123,8 @@ sa.Index(
 )
 sa.Index("ix_calls_tenant_ended", calls.c.tenant, calls.c.ended_at_ms)
 sa.Index("ix_calls_ended", calls.c.ended_at_ms)
-sa.Index("ix_calls_recorded", calls.c.recorded_at_ms, calls.c.seq)
+# SQLite has one writer that never stamps backwards: `seq` is the order of (recorded_at_ms, seq) there (ADR 0011).
+sa.Index("ix_calls_recorded", calls.c.recorded_at_ms, calls.c.seq).ddl_if(dialect="postgresql")
 
 attempts = sa.Table(
     "attempts",
@@ -151,14 +152,9 @@ attempts = sa.Table(
     *_money_checks("attempts", "cost_nusd", "list_nusd"),
     *_flag_checks("attempts", "ok", "counted", "committed", "tools_requested", "tools_emitted"),
 )
-sa.Index(
-    "ix_attempts_stats",
-    *(attempts.c[name] for name in ("ended_at_ms", "route_id", "ok", "counted", "e2e_ms", "ttft_ms")),
-    attempts.c.tools_requested,
-    attempts.c.tools_emitted,
-)
+sa.Index("ix_attempts_ended", attempts.c.ended_at_ms)
 sa.Index("ix_attempts_route", attempts.c.route_id, attempts.c.ended_at_ms.desc(), attempts.c.seq.desc())
-sa.Index("ix_attempts_recorded", attempts.c.recorded_at_ms, attempts.c.seq)
+sa.Index("ix_attempts_recorded", attempts.c.recorded_at_ms, attempts.c.seq).ddl_if(dialect="postgresql")
 
 attempt_buckets = sa.Table(
     "attempt_buckets",
@@ -178,3 +174,64 @@ decisions = sa.Table(
     *_text("json"),
     sa.CheckConstraint(f"length(json) <= {DECISION_MAX_BYTES}", name="ck_decisions_json"),
 )
+
+# Buckets that a transaction changed long after they ended: readers who summed them up start over (ADR 0010).
+late_buckets = sa.Table(
+    "late_buckets",
+    metadata,
+    sa.Column("seq", SEQ, primary_key=True),
+    *_int("recorded_at_ms", "bucket_ms"),
+    _writer(),
+)
+sa.Index("ix_late_buckets_recorded", late_buckets.c.recorded_at_ms)
+
+price_versions = sa.Table(
+    "price_versions",
+    metadata,
+    sa.Column("version", SEQ, primary_key=True),
+    *_int("effective_from_ms", "created_at_ms"),
+    *_text("source", "note"),
+)
+
+prices = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("version", INT, sa.ForeignKey("price_versions.version"), nullable=False),
+    *_text("provider", "model"),
+    *_int_or_null("p_in", "p_out", "p_cached", "p_write", "above_tokens", "p_in_above", "p_out_above"),
+    sa.PrimaryKeyConstraint("version", "provider", "model", name="pk_prices"),
+    *_money_checks("prices", "p_in", "p_out", "p_cached", "p_write", "p_in_above", "p_out_above"),
+)
+
+rerated = sa.Table(
+    "rerated",
+    metadata,
+    *_int("rerate_id"),
+    *_text("call_id"),
+    *_int("attempt_no"),
+    *_text("phase"),
+    *_int_or_null("cost_nusd", "list_nusd"),
+    sa.PrimaryKeyConstraint("rerate_id", "call_id", "attempt_no", "phase", name="pk_rerated"),
+    *_money_checks("rerated", "cost_nusd", "list_nusd"),
+)
+
+usage_hourly = sa.Table(
+    "usage_hourly",
+    metadata,
+    *_int("hour_ms"),
+    *_text("tenant", "key_id", "provider", "model", "requested_model", "outcome"),
+    *_int("calls", "tokens_in", "tokens_out", "tokens_cached", "cost_nusd", "priced_n", "e2e_n", "e2e_sum_ms"),
+    *_int("last_at_ms"),
+    sa.PrimaryKeyConstraint(
+        *("hour_ms", "tenant", "key_id", "provider", "model", "requested_model", "outcome"), name="pk_usage_hourly"
+    ),
+)
+
+rollup_state = sa.Table(
+    "rollup_state",
+    metadata,
+    sa.Column("name", sa.Text(), primary_key=True),
+    *_int("covered_from_ms", "covered_until_ms"),
+)
+
+dirty_hours = sa.Table("dirty_hours", metadata, sa.Column("hour_ms", INT, primary_key=True, autoincrement=False))

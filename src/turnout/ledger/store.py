@@ -1,62 +1,96 @@
-"""The one writing connection to SQLite: a batch is one transaction, stored whole or not at all.
+"""A batch is one transaction, stored whole or not at all, whatever database stands behind it.
 
-Statements are compiled once from the SQLAlchemy tables and run through `exec_driver_sql` with plain tuples:
-SQLAlchemy's own parameter processing would add a quarter to the cost of a call (`benchmarks/bench_ledger.py`).
+Rows are immutable and the first write wins: calls and attempts that have a row are found first and left out, so bucket
+sums and marks move only for rows that are really inserted, and any replay changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
-import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
-from turnout.ledger import connection, retention, rows, schema
+from turnout.ledger import retention, rows
 from turnout.ledger.sink import SinkDownError, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from contextlib import AbstractContextManager
+
+    import sqlalchemy as sa
 
     from turnout.core.facts import CallFact, RouteKey
 
-# Each driver call hands the interpreter lock over twice, so one statement for many rows is cheaper than `executemany`;
-# but its parameters are bound while the lock is held. 16 rows hold it for some 60 µs, which no request notices.
-_GROUP = 16
 _ROUTES_MAX = 65_536
-_KNOWN = "SELECT call_id FROM calls WHERE call_id IN (SELECT value FROM json_each(?))"
+LATE_MS: Final = 30_000
+"""A bucket changed later than this after its instant is marked: whoever summed it up must do so again (ADR 0010)."""
+HOUR_MS: Final = 3_600_000
+HOUR_CLOSES_MS: Final = 60_000
+"""An hour is rolled up this long after its end; calls that come later mark it dirty (ledger §8)."""
+
+
+class Transaction(Protocol):
+    """What a batch needs of an open transaction."""
+
+    def now_ms(self) -> int:
+        """The instant it began, by the clock that all writers of this database share."""
+
+    def known_calls(self, call_ids: list[str]) -> list[str]:
+        """Which of these calls have a row."""
+
+    def known_attempts(self, call_ids: list[str]) -> list[rows.AttemptId]:
+        """Every attempt of these calls that has a row."""
+
+    def route_id(self, key: RouteKey) -> tuple[int, bool]:
+        """The id of a route, and whether it was made for this."""
+
+    def insert(self, table: str, new: list[rows.Row]) -> None:
+        """Insert rows in the table's column order, without its identity column."""
+
+
+class Database(Protocol):
+    """One writing connection. `connection` is the same one, for what is not a batch."""
+
+    chunk: int
+    """Rows handled at a time."""
+
+    def connection(self) -> sa.Connection:
+        """Open it if need be."""
+
+    def writer(self) -> tuple[int, int]:
+        """The id of this process as a writer, and the latest `recorded_at_ms` that any row carries."""
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Begin; commit at the end, roll back on an exception."""
+
+    def trouble(self, error: Exception) -> str | None:
+        """The kind of a failure of the database; None when a row was at fault."""
+
+    def reset(self) -> None:
+        """Let go of the connection without a word."""
 
 
 class Store:
-    """Writes batches, prunes and checkpoints. Owned by one thread; opens its connection on first use."""
+    """Writes batches, prunes and closes. Owned by one thread; opens its connection on first use."""
 
     def __init__(
         self,
-        path: Path,
+        database: Database,
         *,
         router_id: str,
         clock_ms: Callable[[], int],
-        retention_days: int,
-        decisions_days: int,
-        busy_timeout_s: float = connection.BUSY_TIMEOUT_MS / 1000,
+        ages: retention.Ages,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Describe the database at `path`, which `upgrade.prepare` has brought to the newest schema."""
-        self._engine = connection.writing_engine(path, busy_timeout_s=busy_timeout_s)
-        self._connection: sa.Connection | None = None
+        """Describe a database that `upgrade` has brought to the newest schema; `finish` runs when it is closed."""
+        self._database = database
         self._router_id = router_id
-        self._writer_id = 0
         self._clock_ms = clock_ms
+        self._ages = ages
+        self._finish = finish
+        self._writer_id = 0
+        self._stamp_ms = 0
         self._routes: dict[RouteKey | None, int | None] = {None: None}
-        self._ages = retention.Ages(calls_days=retention_days, decisions_days=decisions_days)
-        self._insert_calls = _Insert(schema.calls)
-        self._insert_attempts = _Insert(schema.attempts)
-        self._insert_decisions = _Insert(schema.decisions)
-        self._insert_route = _single(schema.routes)
-        self._upsert_bucket = _bucket_upsert()
 
     def write(self, facts: Sequence[CallFact]) -> Written:
         """Store all facts in one transaction; facts that no table can hold are counted and left out.
@@ -66,15 +100,12 @@ class Store:
         """
         try:
             return self._transaction(facts)
-        except sa.exc.DBAPIError as error:
-            if not isinstance(error.orig, sqlite3.Error) or _is_environment(error.orig):
-                raise self._down(error) from error
-        except sa.exc.SQLAlchemyError as error:
-            raise self._down(error) from error
-        except (OverflowError, ValueError, TypeError):
-            # A value that no column can hold (an integer beyond int64, text that is not UTF-8): isolated below.
+        except Exception as error:
+            kind = self._database.trouble(error)
             self._routes = {None: None}
-        self._routes = {None: None}
+            if kind is not None:
+                raise self._down(kind, error) from error
+        # A value that no column can hold (an integer beyond int64, text that is not UTF-8, negative money).
         if len(facts) == 1:
             return Written(invalid=1)
         middle = len(facts) // 2
@@ -87,134 +118,86 @@ class Store:
             SinkDownError: the database cannot be changed now.
         """
         try:
-            return retention.prune(self._open(), self._clock_ms(), self._ages)
-        except sa.exc.SQLAlchemyError as error:
-            raise self._down(error) from error
+            return retention.prune(self._database.connection(), self._clock_ms(), self._ages)
+        except Exception as error:
+            raise self._down(self._database.trouble(error) or "other", error) from error
 
     def close(self) -> None:
-        """Move the write-ahead log into the database and let go of it; never raises."""
-        if self._connection is not None:
-            # On failure the log stays beside the database and is read by whoever opens it next.
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
-                self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._reset()
-        self._engine.dispose()
+        """Leave the database as it should be found; never raises."""
+        self._finish()
+        self._database.reset()
 
     def _transaction(self, facts: Sequence[CallFact]) -> Written:
-        conn = self._open()
-        with conn.begin():
-            stamp = rows.Stamp(self._router_id, self._writer_id, self._clock_ms())
-            by_id = {fact.call_id: fact for fact in reversed(facts)}
-            ids = msgspec.json.encode(list(by_id)).decode()
-            for (call_id,) in conn.exec_driver_sql(_KNOWN, (ids,)).fetchall():
-                del by_id[call_id]
-            fresh = list(reversed(by_id.values()))
-            routes_n = self._learn_routes(conn, fresh)
-            batch = rows.batch(fresh, stamp, self._routes)
-            self._insert_calls.run(conn, batch.calls)
-            self._insert_attempts.run(conn, batch.attempts)
-            self._insert_decisions.run(conn, batch.decisions)
-            if batch.buckets:
-                conn.exec_driver_sql(self._upsert_bucket, batch.buckets)
+        if not self._writer_id:
+            self._writer_id, self._stamp_ms = self._database.writer()
+        with self._database.transaction() as transaction:
+            # Never backwards: what was recorded later carries a later or equal stamp, whatever the wall clock does.
+            now_ms = max(transaction.now_ms(), self._stamp_ms)
+            fresh, duplicates = _fresh(facts, transaction)
+            stored = _stored_attempts(fresh, transaction)
+            routes_n = self._learn_routes(transaction, fresh)
+            stamp = rows.Stamp(self._router_id, self._writer_id, now_ms)
+            sums: rows.Sums = {}
+            calls_n = attempts_n = decisions_n = too_large = 0
+            # Row by row the interpreter is needed, in the statements it is not: small chunks let requests in between.
+            for start in range(0, len(fresh), self._database.chunk):
+                made = rows.batch(fresh[start : start + self._database.chunk], stamp, self._routes, sums, stored)
+                transaction.insert("calls", made.calls)
+                transaction.insert("attempts", made.attempts)
+                transaction.insert("decisions", made.decisions)
+                calls_n += len(made.calls)
+                attempts_n += len(made.attempts)
+                decisions_n += len(made.decisions)
+                too_large += made.too_large
+            transaction.insert("attempt_buckets", rows.bucket_rows(sums, self._writer_id))
+            late = sorted({bucket for bucket, _ in sums if bucket + rows.BUCKET_MS + LATE_MS < now_ms})
+            transaction.insert("late_buckets", [(now_ms, bucket, self._writer_id) for bucket in late])
+            closed = now_ms - HOUR_CLOSES_MS - HOUR_MS
+            hours = {fact.ended_at_ms // HOUR_MS * HOUR_MS for fact in fresh if fact.outcome}
+            transaction.insert("dirty_hours", [(hour,) for hour in sorted(hours) if hour <= closed])
+        self._stamp_ms = now_ms
         return Written(
-            calls=len(batch.calls),
-            attempts=len(batch.attempts),
+            calls=calls_n,
+            attempts=attempts_n,
             routes=routes_n,
-            decisions=len(batch.decisions),
-            decisions_too_large=batch.decisions_too_large,
-            duplicates=len(facts) - len(fresh),
+            decisions=decisions_n,
+            decisions_too_large=too_large,
+            duplicates=duplicates,
             commits=1,
         )
 
-    def _learn_routes(self, conn: sa.Connection, facts: Sequence[CallFact]) -> int:
+    def _learn_routes(self, transaction: Transaction, facts: Sequence[CallFact]) -> int:
         if len(self._routes) > _ROUTES_MAX:
             self._routes = {None: None}
-        table = schema.routes.c
         inserted = 0
         for key in sorted(rows.route_keys(facts) - self._routes.keys(), key=msgspec.structs.astuple):
-            parts = (key.provider, key.model, key.replica)
-            inserted += conn.exec_driver_sql(self._insert_route, parts).rowcount
-            found = sa.select(table.route_id).where(
-                table.provider == key.provider, table.model == key.model, table.replica == key.replica
-            )
-            self._routes[key] = conn.execute(found).scalar_one()
+            self._routes[key], new = transaction.route_id(key)
+            inserted += new
         return inserted
 
-    def _open(self) -> sa.Connection:
-        if self._connection is None:
-            conn = self._connection = self._engine.connect()
-            if not self._writer_id:
-                with conn.begin():
-                    row = {"router_id": self._router_id, "started_at_ms": self._clock_ms()}
-                    result = conn.execute(sa.insert(schema.writers).values(row).returning(schema.writers.c.writer_id))
-                    self._writer_id = result.scalar_one()
-        return self._connection
-
-    def _down(self, error: sa.exc.SQLAlchemyError) -> SinkDownError:
+    def _down(self, kind: str, error: Exception) -> SinkDownError:
         # After an fsync error the state of the open log is unknown, so every failure starts over with a new
         # connection and the same batch.
-        self._reset()
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        return SinkDownError(_kind(cause), str(cause))
-
-    def _reset(self) -> None:
         self._routes = {None: None}
-        conn, self._connection = self._connection, None
-        if conn is not None:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
-                conn.close()
+        self._database.reset()
+        return SinkDownError(kind, str(getattr(error, "orig", None) or error))
 
 
-class _Insert:
-    """`INSERT … VALUES … ON CONFLICT DO NOTHING` in groups of 16, 8, 4, … rows."""
-
-    def __init__(self, table: sa.Table) -> None:
-        head, values, tail = _single(table).partition("VALUES ")
-        group, conflict, rest = tail.partition(" ON CONFLICT")
-        self._sql = {size: f"{head}{values}{', '.join([group] * size)}{conflict}{rest}" for size in (16, 8, 4, 2, 1)}
-
-    def run(self, conn: sa.Connection, new: list[rows.Row]) -> None:
-        start, left = 0, len(new)
-        while left:
-            size = _GROUP if left >= _GROUP else 1 << (left.bit_length() - 1)
-            conn.exec_driver_sql(self._sql[size], tuple(chain.from_iterable(new[start : start + size])))
-            start, left = start + size, left - size
-
-
-def _single(table: sa.Table) -> str:
-    """Compile the insertion of one row; its parameters are the columns in the table's order, without the identity."""
-    identity = table.autoincrement_column
-    values: dict[str, Any] = {
-        column.name: sa.bindparam(f"p_{column.name}") for column in table.columns if column is not identity
-    }
-    return str(sqlite.insert(table).values(values).on_conflict_do_nothing().compile(dialect=sqlite.dialect()))
+def _fresh(facts: Sequence[CallFact], transaction: Transaction) -> tuple[list[CallFact], int]:
+    """Leave out calls that are stored or come twice, and attempts of calls that are stored."""
+    wanted = dict.fromkeys(fact.call_id for fact in facts)
+    for call_id in transaction.known_calls(list(wanted)):
+        del wanted[call_id]
+    fresh: list[CallFact] = []
+    closed: set[str] = set()
+    for fact in facts:
+        if fact.call_id in wanted and fact.call_id not in closed:
+            fresh.append(fact)
+            if fact.outcome:
+                closed.add(fact.call_id)
+    return fresh, len(facts) - len(fresh)
 
 
-def _bucket_upsert() -> str:
-    table = schema.attempt_buckets
-    insert = sqlite.insert(table).values({c.name: sa.bindparam(f"p_{c.name}") for c in table.columns})
-    sums = {c.name: c + insert.excluded[c.name] for c in table.columns if not c.primary_key}
-    upsert = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
-    return str(upsert.compile(dialect=sqlite.dialect()))
-
-
-def _is_environment(error: sqlite3.Error) -> bool:
-    """Tell a database in trouble from a row it refuses."""
-    return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
-
-
-_KINDS = {
-    "SQLITE_BUSY": "locked",
-    "SQLITE_LOCKED": "locked",
-    "SQLITE_FULL": "full",
-    "SQLITE_READONLY": "read_only",
-    "SQLITE_IOERR": "io",
-    "SQLITE_CORRUPT": "corrupt",
-    "SQLITE_NOTADB": "corrupt",
-    "SQLITE_CANTOPEN": "unreachable",
-}
-
-
-def _kind(error: BaseException | None) -> str:
-    name: str = getattr(error, "sqlite_errorname", "")
-    return _KINDS.get("_".join(name.split("_")[:2]), "other")
+def _stored_attempts(fresh: Sequence[CallFact], transaction: Transaction) -> set[rows.AttemptId]:
+    several = list({fact.call_id: None for fact in fresh if not rows.plain(fact)})
+    return set(transaction.known_attempts(several)) if several else set()

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Every revision, oldest first. A test compares it with the migrations.
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 HEAD: Final = REVISIONS[-1]
+MIGRATIONS: Final = str(Path(__file__).parent / "migrations")
 _SCHEME: Final = "sqlite:///"
 _LOCK_WAIT_S: Final = 60.0
 
@@ -49,9 +50,28 @@ def path_of(url: str) -> Path:
     """
     name = url.removeprefix(_SCHEME)
     if name == url or not name or name == ":memory:":
-        msg = f"ledger.url: {url!r}, expected sqlite:///<file>"
+        msg = f"ledger.url: {_without_password(url)!r}, expected sqlite:///<file> or postgresql://…"
         raise LedgerRefusedError(msg)
     return Path(name)
+
+
+def is_file(url: str) -> bool:
+    """Tell whether a ledger address names a file; the other kind names a PostgreSQL server.
+
+    Raises:
+        LedgerRefusedError: it names neither.
+    """
+    if url.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
+        return False
+    path_of(url)
+    return True
+
+
+def base_of(url: str, spool: str = "") -> Path:
+    """Give the path that the names of spool and slot files begin with."""
+    if spool:
+        return Path(spool)
+    return path_of(url) if is_file(url) else Path("turnout-ledger")
 
 
 def check(path: Path) -> State:
@@ -136,7 +156,7 @@ def _migrate(path: Path) -> None:
 
     engine = connection.writing_engine(path, begin="BEGIN EXCLUSIVE", busy_timeout_s=_LOCK_WAIT_S)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", MIGRATIONS)
     try:
         # Revisions and version number change in one exclusive transaction; a second process that starts at the
         # same time waits for it and then finds nothing to do.
@@ -145,3 +165,8 @@ def _migrate(path: Path) -> None:
             command.upgrade(config, "head")
     finally:
         engine.dispose()
+
+
+def _without_password(url: str) -> str:
+    head, at, host = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{host}" if at else url

@@ -30,6 +30,8 @@ _PRUNE_EVERY_S: Final = 60.0
 _PRUNE_PAUSE_S: Final = 0.05
 # The database is opened this long after `start`, so that loading its libraries does not slow the first requests.
 _OPEN_DELAY_S: Final = 0.3
+# A server that does not answer in this time is taken for down; serving starts without it.
+_START_CHECK_S: Final = 2
 
 
 class Ledger:
@@ -49,7 +51,7 @@ class Ledger:
         """Describe the ledger of one router process; touches no file yet.
 
         Raises:
-            LedgerRefusedError: `options.url` is not `sqlite:///<file>`.
+            LedgerRefusedError: `options.url` names neither a file nor a server.
         """
         self._options = options
         self._router_id = router_id
@@ -58,7 +60,7 @@ class Ledger:
         self._on_event: OnEvent = on_event or _ignore
         self._open_delay_s = open_delay_s
         self._open_sink = open_sink or self._open_store
-        self._path = upgrade.path_of(options.url)
+        self._path = upgrade.base_of(options.url, options.spool_path)
         self._queue: deque[CallFact] = deque()
         self._queue_max = options.queue_max
         self._dropped_full = 0
@@ -97,9 +99,12 @@ class Ledger:
         """Begin writing in the background.
 
         Raises:
-            LedgerRefusedError: the schema of the database is newer than this code.
+            LedgerRefusedError: the schema of the database does not fit this code.
         """
-        upgrade.check(self._path)
+        if upgrade.is_file(self._options.url):
+            upgrade.check(upgrade.path_of(self._options.url))
+        else:
+            self._check_server()
         self._writer.start()
         self._opener.start()
 
@@ -231,16 +236,39 @@ class Ledger:
                     self._on_event("ledger_up", spool_bytes=self._spool.size_bytes)
 
     def _open_store(self) -> Sink:
-        from turnout.ledger.store import Store  # loads SQLAlchemy, here in its own thread
+        # Both load SQLAlchemy, here in a thread of their own.
+        url, options = self._options.url, self._options
+        if upgrade.is_file(url):
+            from turnout.ledger import sqlite
 
-        upgrade.prepare(self._path, clock_ms=self._clock_ms, on_event=self._on_event)
-        return Store(
-            self._path,
+            path = upgrade.path_of(url)
+            upgrade.prepare(path, clock_ms=self._clock_ms, on_event=self._on_event)
+            return sqlite.open_store(
+                path,
+                router_id=self._router_id,
+                clock_ms=self._clock_ms,
+                retention_days=options.retention_days,
+                decisions_days=options.decisions_days,
+            )
+        from turnout.ledger import postgres, server_upgrade
+
+        server_upgrade.check(url)
+        return postgres.open_store(
+            url,
             router_id=self._router_id,
             clock_ms=self._clock_ms,
-            retention_days=self._options.retention_days,
-            decisions_days=self._options.decisions_days,
+            retention_days=options.retention_days,
+            decisions_days=options.decisions_days,
         )
+
+    def _check_server(self) -> None:
+        """Refuse to start on a schema that does not fit; a server that does not answer is waited for later."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from turnout.ledger import server_upgrade
+
+        with contextlib.suppress(SQLAlchemyError):
+            server_upgrade.check(self._options.url, connect_timeout_s=_START_CHECK_S)
 
 
 def _yield_to_requests() -> None:

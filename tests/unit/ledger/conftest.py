@@ -10,6 +10,7 @@ import pytest
 
 from turnout.core.facts import AttemptFact, CallFact, RouteKey
 from turnout.ledger import upgrade
+from turnout.ledger.sqlite import open_store
 from turnout.ledger.store import Store
 
 NOW_MS = 1_794_000_000_000
@@ -107,7 +108,7 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(database: Path, clock: Clock, events: Events) -> Iterator[Store]:
     upgrade.prepare(database, clock_ms=clock, on_event=events)
-    opened = Store(
+    opened = open_store(
         database, router_id="router-1", clock_ms=clock, retention_days=30, decisions_days=7, busy_timeout_s=0.01
     )
     yield opened

@@ -1,0 +1,186 @@
+"""The one writing connection to SQLite.
+
+Statements are compiled once from the SQLAlchemy tables and run through the driver with plain tuples: SQLAlchemy's own
+parameter processing would add a quarter to the cost of a call (`benchmarks/bench_ledger.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from turnout.ledger import connection, schema
+from turnout.ledger.retention import Ages
+from turnout.ledger.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from turnout.core.facts import RouteKey
+    from turnout.ledger import rows
+
+# Each driver call hands the interpreter lock over twice, so one statement for many rows is cheaper than `executemany`;
+# but its parameters are bound while the lock is held. 16 rows hold it for some 60 µs, which no request notices.
+_GROUP = 16
+_KNOWN = "SELECT call_id FROM calls WHERE call_id IN (SELECT value FROM json_each(?))"
+_KNOWN_ATTEMPTS = "SELECT call_id, attempt_no, phase FROM attempts WHERE call_id IN (SELECT value FROM json_each(?))"
+_ROUTE = "SELECT route_id FROM routes WHERE provider = ? AND model = ? AND replica = ?"
+_LATEST = "SELECT recorded_at_ms FROM calls ORDER BY seq DESC LIMIT 1"
+
+
+def open_store(
+    path: Path,
+    *,
+    router_id: str,
+    clock_ms: Callable[[], int],
+    retention_days: int,
+    decisions_days: int,
+    busy_timeout_s: float = connection.BUSY_TIMEOUT_MS / 1000,
+) -> Store:
+    """Describe the store over the database at `path`."""
+    database = SqliteDatabase(path, router_id=router_id, clock_ms=clock_ms, busy_timeout_s=busy_timeout_s)
+    ages = Ages(calls_days=retention_days, decisions_days=decisions_days)
+    return Store(database, router_id=router_id, clock_ms=clock_ms, ages=ages, finish=database.checkpoint)
+
+
+class SqliteDatabase:
+    """A `store.Database`, and its own `store.Transaction`: there is one connection."""
+
+    chunk = _GROUP
+
+    def __init__(self, path: Path, *, router_id: str, clock_ms: Callable[[], int], busy_timeout_s: float) -> None:
+        """Describe the database at `path`."""
+        self._engine = connection.writing_engine(path, busy_timeout_s=busy_timeout_s)
+        self._connection: sa.Connection | None = None
+        self._router_id = router_id
+        self._clock_ms = clock_ms
+        self._inserts = {name: _Insert(schema.metadata.tables[name]) for name in _INSERTED}
+        self._insert_route = _single(schema.routes)
+
+    def connection(self) -> sa.Connection:
+        """Open the connection if need be."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def writer(self) -> tuple[int, int]:
+        """Take a writer's id, and read the latest stamp."""
+        conn = self.connection()
+        with conn.begin():
+            row = {"router_id": self._router_id, "started_at_ms": self._clock_ms()}
+            result = conn.execute(sa.insert(schema.writers).values(row).returning(schema.writers.c.writer_id))
+            writer_id: int = result.scalar_one()
+            return writer_id, conn.exec_driver_sql(_LATEST).scalar() or 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[SqliteDatabase]:
+        """Hold the write lock."""
+        with self.connection().begin():
+            yield self
+
+    def trouble(self, error: Exception) -> str | None:
+        """Tell a database in trouble from a row it refuses."""
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        if isinstance(cause, OverflowError | ValueError | TypeError):
+            return None
+        if isinstance(cause, sqlite3.Error):
+            environment = isinstance(cause, sqlite3.OperationalError) or type(cause) is sqlite3.DatabaseError
+            return _kind(cause) if environment else None
+        return "other"
+
+    def reset(self) -> None:
+        """Close the connection."""
+        conn, self._connection = self._connection, None
+        if conn is not None:
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                conn.close()
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database, as far as possible."""
+        if self._connection is not None:
+            # On failure the log stays beside the database and is read by whoever opens it next.
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def now_ms(self) -> int:
+        """Read our own clock: nobody else writes."""
+        return self._clock_ms()
+
+    def known_calls(self, call_ids: list[str]) -> list[str]:
+        """Look the ids up."""
+        found = self.connection().exec_driver_sql(_KNOWN, (msgspec.json.encode(call_ids).decode(),))
+        return [call_id for (call_id,) in found.fetchall()]
+
+    def known_attempts(self, call_ids: list[str]) -> list[rows.AttemptId]:
+        """Look the attempts of these calls up."""
+        found = self.connection().exec_driver_sql(_KNOWN_ATTEMPTS, (msgspec.json.encode(call_ids).decode(),))
+        return [(call_id, number, phase) for call_id, number, phase in found.fetchall()]
+
+    def route_id(self, key: RouteKey) -> tuple[int, bool]:
+        """Insert the route unless it is there."""
+        parts = (key.provider, key.model, key.replica)
+        made = self.connection().exec_driver_sql(self._insert_route, parts).rowcount
+        return self.connection().exec_driver_sql(_ROUTE, parts).scalar_one(), bool(made)
+
+    def insert(self, table: str, new: list[rows.Row]) -> None:
+        """Insert rows; buckets are added to those that are there."""
+        self._inserts[table].run(self.connection(), new)
+
+
+_INSERTED = ("calls", "attempts", "decisions", "attempt_buckets", "late_buckets", "dirty_hours")
+
+
+class _Insert:
+    """`INSERT … VALUES … ON CONFLICT …` in groups of 16, 8, 4, … rows."""
+
+    def __init__(self, table: sa.Table) -> None:
+        single = bucket_upsert(sqlite) if table is schema.attempt_buckets else _single(table)
+        head, values, tail = single.partition("VALUES ")
+        group, conflict, rest = tail.partition(" ON CONFLICT")
+        self._sql = {size: f"{head}{values}{', '.join([group] * size)}{conflict}{rest}" for size in (16, 8, 4, 2, 1)}
+
+    def run(self, conn: sa.Connection, new: list[rows.Row]) -> None:
+        start, left = 0, len(new)
+        while left:
+            size = _GROUP if left >= _GROUP else 1 << (left.bit_length() - 1)
+            conn.exec_driver_sql(self._sql[size], tuple(chain.from_iterable(new[start : start + size])))
+            start, left = start + size, left - size
+
+
+def _single(table: sa.Table) -> str:
+    """Compile the insertion of one row; its parameters are the columns in the table's order, without the identity."""
+    values: dict[str, Any] = {name: sa.bindparam(f"p_{name}") for name in connection.inserted_columns(table)}
+    return str(sqlite.insert(table).values(values).on_conflict_do_nothing().compile(dialect=sqlite.dialect()))
+
+
+def bucket_upsert(dialect: Any) -> str:
+    """Compile the addition of one row of sums for `dialect`, a module of sqlalchemy.dialects."""
+    table = schema.attempt_buckets
+    insert = dialect.insert(table).values({c.name: sa.bindparam(f"p_{c.name}") for c in table.columns})
+    sums = {c.name: c + insert.excluded[c.name] for c in table.columns if not c.primary_key}
+    upsert = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
+    return str(upsert.compile(dialect=dialect.dialect()))
+
+
+_KINDS = {
+    "SQLITE_BUSY": "locked",
+    "SQLITE_LOCKED": "locked",
+    "SQLITE_FULL": "full",
+    "SQLITE_READONLY": "read_only",
+    "SQLITE_IOERR": "io",
+    "SQLITE_CORRUPT": "corrupt",
+    "SQLITE_NOTADB": "corrupt",
+    "SQLITE_CANTOPEN": "unreachable",
+}
+
+
+def _kind(error: BaseException | None) -> str:
+    name: str = getattr(error, "sqlite_errorname", "")
+    return _KINDS.get("_".join(name.split("_")[:2]), "other")
