@@ -287,18 +287,21 @@ def test_L9_an_engine_is_read_no_faster_than_its_client_takes(
     router: Routers, script_engine: Engines, wire: Any
 ) -> None:
     event = wire.chunk(wire.event("x" * 60_000))
-    engine = script_engine([wire.STREAM_HEAD, *[event] * 400, *wire.stream(wire.event(finish="stop"), wire.DONE)[1:]])
+    engine = script_engine([wire.STREAM_HEAD, *[event] * 600, *wire.stream(wire.event(finish="stop"), wire.DONE)[1:]])
     up = router(engine)
     client = up.client()
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # else loopback takes megabytes in advance
     client.send(up.request(wire.chat(stream=True)))
     client.read(b"\r\n\r\n")
     engine.request()
     readings = [0]
     while len(readings) < 30 or len(set(readings[-30:])) > 1:  # until what the engine has left to send stops falling
         readings.append(up.call(lambda: sum(c.transport.get_write_buffer_size() for c in engine.open)))
-    assert readings[-1] > 15_000_000
+    assert readings[-1] > 10_000_000  # of 36 million; the kernel's own buffers between us hold a few
     (connection,) = up.app.listener.connections
-    assert up.call(connection._transport.get_write_buffer_size) < 262_144 + 2 * len(event)
+    assert (
+        up.call(connection._transport.get_write_buffer_size) <= 262_144 + 2 * 262_144
+    )  # the mark, and what one read brings
     client.socket.settimeout(5)
     while b"[DONE]" not in client.buffer:
         client.buffer = client.buffer[-100:]
