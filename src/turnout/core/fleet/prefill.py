@@ -5,12 +5,15 @@ Theory of operation (scheduling §5.2). The work of a prompt of `T` tokens of wh
 opening `v ← max(v, now) + W`; on each first byte or end `v ← now + work` with `work = Σ W` of the attempts still
 without first byte. So `v − now` gives credit for work done in between, and the clamp keeps a wrong `a` from hiding it.
 
-Each endpoint has its own fit; what counts is settled per pool. Replicas whose fits differ by less than noise share the
-pool's model, so that equal endpoints stay equal and take turns: otherwise the one that was measured fastest by chance
-would get every cold request of a quiet fleet. An endpoint without a sample of its own gets the pool's model, too.
+The shape, `a` and `b`, is fitted per pool from everybody's samples; an endpoint has a speed of its own, one factor on
+both. Two parameters per endpoint would be fitted to a few dozen samples each, and whoever was measured wrongly would stay
+so: an endpoint believed slow gets no requests to disprove it. Speeds that differ by less than noise are equal, so that
+equal endpoints take turns. An endpoint without samples of its own has the pool's model.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
@@ -24,7 +27,8 @@ _EARLY = 8  # the first samples may move the estimate by _SPREAD each, later one
 _OUTLIER = 2.0
 _SPREAD = 8.0  # scheduling §5.2: clamp around the pool's median
 _ALIKE = 1.25  # fits that differ by less than this factor are noise
-_TYPICAL_TOKENS = 4096.0  # fits are compared at a prompt of this length
+_SPEED_PRIOR = 4.0  # samples that the pool's speed is worth against an endpoint's own
+_SPEED_SAMPLES = 32.0  # later samples count as one of so many
 _UNKNOWN = float("-inf")
 _STEP_PRIOR_S = 0.02
 _STEP_WEIGHT = 0.1
@@ -47,28 +51,33 @@ class Prefill:
         "_linear",
         "_linear_time",
         "_mixed",
-        "_prior",
         "_square",
         "_square_time",
         "a",
         "b",
+        "factor",
         "finish_s",
-        "fit",
         "foreign_s",
         "heard_until",
         "opened_s",
         "prefilling",
+        "prior",
         "reported_s",
         "samples",
+        "shared",
+        "slowness",
         "step_s",
         "work_s",
     )
 
     def __init__(self, tokens_per_s: float) -> None:
-        self.a = self._prior = 1.0 / tokens_per_s
+        self.a = self.prior = 1.0 / tokens_per_s
         self.b = 0.0
-        self.fit = (self.a, 0.0)
-        """What its own samples say; `a` and `b` are what counts."""
+        self.shared = (self.a, 0.0)
+        """The pool's `a` and `b`; the endpoint's own are these times `factor`."""
+        self.factor = 1.0
+        self.slowness = 0.0
+        """Logarithm of its measured times over the pool's model."""
         self.step_s = _STEP_PRIOR_S
         self.samples = 0
         self.prefilling = 0
@@ -142,11 +151,16 @@ class Prefill:
             return False
         # The last step of the batch in progress and its own are decoding time, not prefill.
         seconds = max(seconds - self.step_s, 0.5 * seconds)
-        a, b = self.fit
-        expected = a * uncached + b * uncached * (tokens - 0.5 * uncached)
+        expected = self.work_of(tokens, uncached)
         limit = _SPREAD if self.samples < _EARLY else _OUTLIER
         seconds = min(max(seconds, expected / limit), expected * limit)
         self.samples += 1
+        a, b = self.shared
+        pooled = a * uncached + b * uncached * (tokens - 0.5 * uncached)
+        weight = 1.0 / min(self.samples + _SPEED_PRIOR, _SPEED_SAMPLES)
+        self.slowness += weight * (math.log(seconds / pooled) - self.slowness)
+        # What the pool's engine would have needed: a slow endpoint must not slow the others' model.
+        seconds /= self.factor
         linear = uncached / seconds
         square = uncached * (tokens - 0.5 * uncached) / seconds
         self._linear = _KEEP * self._linear + linear * linear
@@ -154,39 +168,47 @@ class Prefill:
         self._square = _KEEP * self._square + square * square
         self._linear_time = _KEEP * self._linear_time + linear
         self._square_time = _KEEP * self._square_time + square
-        self.fit = self._solved()
         return True
-
-    def _solved(self) -> tuple[float, float]:
-        """Solve the two normal equations, with the prior as two more samples; a negative `b` is taken for none."""
-        weight = _PRIOR_WEIGHT / (self._prior * self._prior)
-        s11 = self._linear + weight
-        s22 = self._square + _PRIOR_B_WEIGHT * weight * _PRIOR_TOKENS * _PRIOR_TOKENS
-        t1 = self._linear_time + _PRIOR_WEIGHT / self._prior
-        det = s11 * s22 - self._mixed * self._mixed
-        b = (s11 * self._square_time - self._mixed * t1) / det if det > 0.0 else 0.0
-        if b > 0.0:
-            a = (t1 - self._mixed * b) / s11
-            if a > 0.0:
-                return a, b
-        return t1 / s11, 0.0
 
 
 def settle(models: list[Prefill]) -> None:
-    """Decide which `a` and `b` count for the replicas of one pool, from the fits of those that have samples."""
-    learnt = sorted((_typical(model), model.fit) for model in models if model.samples)
-    if not learnt:
-        return
-    median, shared = learnt[len(learnt) // 2]
+    """Fit the pool's `a` and `b` to everybody's samples, and give each replica its speed."""
+    shared = _solved(models)
+    known = sorted(model.slowness for model in models if model.samples >= _EARLY)
+    # Speeds are relative to the middle one; what they have in common belongs to the model.
+    middle = known[(len(known) - 1) // 2] if known else 0.0
+    alike = math.log(_ALIKE)
+    most = math.log(_SPREAD)
     for model in models:
-        ratio = _typical(model) / median if model.samples else 1.0
-        if 1.0 / _ALIKE <= ratio <= _ALIKE:
-            model.a, model.b = shared
-        else:
-            factor = min(max(ratio, 1.0 / _SPREAD), _SPREAD) / ratio
-            model.a, model.b = model.fit[0] * factor, model.fit[1] * factor
+        model.factor = 1.0
+        if model.samples >= _EARLY:
+            # First samples met a model that was still the prior: they say more about that than about the endpoint.
+            model.slowness -= middle
+            slowness = min(max(model.slowness, -most), most)
+            if abs(slowness) > alike:
+                model.factor = math.exp(slowness)
+        model.shared = shared
+        model.a, model.b = shared[0] * model.factor, shared[1] * model.factor
 
 
-def _typical(model: Prefill) -> float:
-    a, b = model.fit
-    return a + 0.5 * b * _TYPICAL_TOKENS
+def _solved(models: list[Prefill]) -> tuple[float, float]:
+    """Solve the two normal equations over all samples, the prior as two more; a negative `b` is taken for none."""
+    prior = models[0].prior
+    weight = _PRIOR_WEIGHT / (prior * prior)
+    s11 = weight
+    s22 = _PRIOR_B_WEIGHT * weight * _PRIOR_TOKENS * _PRIOR_TOKENS
+    t1 = _PRIOR_WEIGHT / prior
+    s12 = t2 = 0.0
+    for model in models:
+        s11 += model._linear
+        s12 += model._mixed
+        s22 += model._square
+        t1 += model._linear_time
+        t2 += model._square_time
+    det = s11 * s22 - s12 * s12
+    b = (s11 * t2 - s12 * t1) / det if det > 0.0 else 0.0
+    if b > 0.0:
+        a = (t1 - s12 * b) / s11
+        if a > 0.0:
+            return a, b
+    return t1 / s11, 0.0
