@@ -6,8 +6,8 @@ opening `v ← max(v, now) + W`; on each first byte or end `v ← now + work` wi
 without first byte. So `v − now` gives credit for work done in between, and the clamp keeps a wrong `a` from hiding it.
 
 The shape, `a` and `b`, is fitted per pool from everybody's samples; an endpoint has a speed of its own, one factor on
-both. Two parameters per endpoint would be fitted to a few dozen samples each, and whoever was measured wrongly would stay
-so: an endpoint believed slow gets no requests to disprove it. Speeds that differ by less than noise are equal, so that
+both. Two parameters per endpoint would be fitted to a few dozen samples each, and whoever was measured wrongly would
+stay so: an endpoint believed slow gets no requests to disprove it. Speeds that differ by less than noise are equal, so that
 equal endpoints take turns. An endpoint without samples of its own has the pool's model.
 """
 
