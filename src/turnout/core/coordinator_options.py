@@ -11,7 +11,6 @@ from msgspec import Meta
 
 from turnout.core.option_types import Bytes, Count, Ratio, Seconds, Section, doc
 
-
 SecondsOrOff = Annotated[float, Meta(ge=0, le=86_400)]
 AffinityPolicy = Literal[
     "affinity_load", "longest_prefix", "first_block", "least_busy", "first_prefix_block", "load_balanced"
