@@ -190,6 +190,17 @@ class Fleet:
         endpoint.streams = []
         endpoint.mode = Mode.APPROXIMATE
 
+    def forget_streams(self, endpoint: EndpointState, reason: str) -> None:
+        """Give up what its ranks said; the streams stay closed for this incarnation."""
+        for stream in endpoint.streams:
+            self.exact.close(stream, reason)
+            stream.mode = 0
+        self.judge(endpoint)
+
+    def judge(self, endpoint: EndpointState) -> None:
+        """Believe an endpoint as far as the rank that may be believed least."""
+        endpoint.mode = Mode(min([stream.mode for stream in endpoint.streams], default=0))
+
     def blocks_stored(
         self, endpoint: EndpointState, stream: ExactStream, pairs: list[tuple[int, int]], now: float, tier: int = 0
     ) -> None:

@@ -17,7 +17,7 @@ _PURGED_PER_CALL = 256
 class ExactStream:
     """What one rank's cache holds. `hashes` maps the engine's own hash of a block to our key."""
 
-    __slots__ = ("bit", "block_tokens", "hashes", "older", "used_at")
+    __slots__ = ("bit", "block_tokens", "hashes", "mode", "older", "used_at")
 
     def __init__(self, bit: int, block_tokens: int) -> None:
         self.bit = bit
@@ -26,6 +26,9 @@ class ExactStream:
         self.older: dict[int, int] = {}
         """Blocks known from before a gap: they may have been dropped unnoticed."""
         self.used_at = 0.0
+        """When a request was last sent there: the one unused for longest is given up at the cap."""
+        self.mode = 0
+        """How far it may be believed; the value of a `Mode`."""
 
     @property
     def blocks(self) -> int:

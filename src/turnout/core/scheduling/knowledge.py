@@ -44,8 +44,8 @@ def told(decision: Decision, ask: Ask, fleet: Fleet) -> None:
         if mode is Mode.DEGRADED and credit > known:
             known = credit
         known = min(known, tokens)
-        depth = int(known / block)
-        depths.append(depth if depth < blocks_max else blocks_max)  # noqa: FURB136
+        reach = int(known / block)
+        depths.append(reach if reach < blocks_max else blocks_max)  # noqa: FURB136
         credits.append(known)
         modes.append(mode)
     decision.depths, decision.credits, decision.modes = depths, credits, modes

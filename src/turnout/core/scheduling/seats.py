@@ -13,6 +13,8 @@ def take_seat(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, now: float
     picked = decision.picked
     if picked is None:
         raise ValueError(f"the verdict of this decision is {decision.verdict}, expected {decision.verdict.PICKED}")
+    for stream in picked.streams:
+        stream.used_at = now
     return Seat(
         fleet,
         pool,
