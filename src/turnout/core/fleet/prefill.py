@@ -7,8 +7,8 @@ without first byte. So `v − now` gives credit for work done in between, and th
 
 The shape, `a` and `b`, is fitted per pool from everybody's samples; an endpoint has a speed of its own, one factor on
 both. Two parameters per endpoint would be fitted to a few dozen samples each, and whoever was measured wrongly would
-stay so: an endpoint believed slow gets no requests to disprove it. Speeds that differ by less than noise are equal, so that
-equal endpoints take turns. An endpoint without samples of its own has the pool's model.
+stay so: an endpoint believed slow gets no requests to disprove it. Speeds that differ by less than noise are equal, so
+that equal endpoints take turns. An endpoint without samples of its own has the pool's model.
 """
 
 from __future__ import annotations
