@@ -60,7 +60,7 @@ def fit(
     k: Clusters = None,
     scores: Scoring = "zscore",
     head: Head = "auto",
-    abstain: Abstain = 0.05,
+    abstain: Abstain = 0.01,
     price: Prices = None,
     provider: Annotated[str, typer.Option(help="Provider of the models, for the registry.")] = "default",
     promote: Annotated[bool, typer.Option("--promote", help="Make `latest` name the new version.")] = False,
@@ -91,7 +91,7 @@ def evaluate(
     k: Clusters = None,
     scores: Scoring = "zscore",
     head: Head = "auto",
-    abstain: Abstain = 0.05,
+    abstain: Abstain = 0.01,
     price: Prices = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=50, help="Cross-validations with other folds; figures are means.")
