@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from turnout.core import coordinator_options, options
+from turnout.core import coordinator_options, options, selection_options
 
 
 class Config(options.Section, frozen=True, kw_only=True):
@@ -28,6 +28,8 @@ class Config(options.Section, frozen=True, kw_only=True):
     kv_events: options.KvEvents = msgspec.field(default_factory=options.KvEvents)
     coordinator: coordinator_options.Coordinator = msgspec.field(default_factory=coordinator_options.Coordinator)
     affinity: coordinator_options.Affinity = msgspec.field(default_factory=coordinator_options.Affinity)
+    selection: selection_options.Selection = msgspec.field(default_factory=selection_options.Selection)
+    response_cache: selection_options.ResponseCache = msgspec.field(default_factory=selection_options.ResponseCache)
     drain: options.Drain = msgspec.field(default_factory=options.Drain)
     ledger: options.Ledger = msgspec.field(default_factory=options.Ledger)
     log: options.Log = msgspec.field(default_factory=options.Log)
