@@ -18,6 +18,7 @@ _VERBS = {
     "serve": ("turnout.cli.verbs", "serve"),
     "demo": ("turnout.cli.demo", "demo"),
     "engine": ("turnout.cli.engine", "engine"),
+    "replay": ("turnout.cli.replay", "replay"),
     "check": ("turnout.cli.check", "check"),
     "keys": ("turnout.cli.keys", "app"),
     "bundle": ("turnout.cli.bundle", "app"),

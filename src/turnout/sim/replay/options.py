@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -84,6 +84,9 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{field} = {value!r}: expected a number from {low} to {high}")
         if self.profile not in ROOFLINES:
             raise ValueError(f"profile = {self.profile!r}: expected one of {', '.join(sorted(ROOFLINES))}")
+        for name, kind in (("reports", Reports), ("knowledge", Knowledge)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
         for fault in self.faults:
             if not 0 <= fault.engine < self.endpoints:
                 raise ValueError(f"faults: engine = {fault.engine}, expected 0 to {self.endpoints - 1}")
