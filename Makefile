@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit static lint format bench docs lock clean
+.PHONY: help demo test test-unit compiled static lint format bench docs lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
@@ -20,11 +20,14 @@ help: ## this list
 demo: $(READY) ## router, three simulated engines and a workload; FOR=10s ends by itself
 	@$(BIN)/turnout demo $(if $(FOR),--for $(FOR))
 
-test: static ## environment, lint, types, contracts, all tests
+test: static compiled ## environment, lint, types, contracts, all tests, with the hot path compiled
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 test-unit: $(READY) ## unit and property tests only
 	@$(BIN)/python -m pytest -q tests/unit tests/property $(ARGS)
+
+compiled: $(READY) ## compile the hot path, where there is a C compiler (docs/adr/0004)
+	@$(BIN)/python tools/compile.py
 
 static: $(READY)
 	@$(BIN)/ruff check --quiet .
@@ -39,7 +42,7 @@ lint: static ## ruff, format, mypy, import contracts, sizes, docs are current
 format: $(READY) ## rewrite in the house format
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: $(READY) ## compare with other routers, see benchmarks/README.md
+bench: compiled ## compare with other routers, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(READY) ## regenerate docs/configuration.md
@@ -50,7 +53,7 @@ lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 		--no-config --default-index https://pypi.org/simple --group dev pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamp is written last, so that an interrupted set-up starts again from nothing.
 $(READY): requirements.lock pyproject.toml

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from turnout import __version__
+from turnout import __version__, compiled
 
 # Verb → module and attribute: a function with typer options, or a Typer with verbs of its own.
 _VERBS = {
@@ -50,7 +50,7 @@ app = typer.Typer(cls=_Verbs, add_completion=False, no_args_is_help=True, pretty
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer hands the flag over like this
     if wanted:
-        print(f"turnout {__version__}")
+        print(f"turnout {__version__} (hot path {compiled.state()})")
         raise typer.Exit
 
 

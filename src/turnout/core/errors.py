@@ -11,6 +11,10 @@ import enum
 import msgspec
 
 
+class IllegalTransition(RuntimeError):
+    """Something happened that cannot happen in this state of an exchange: a bug of the caller."""
+
+
 class ErrorKind(enum.StrEnum):
     """Why an attempt ended badly. The value is metric label and ledger value."""
 

@@ -21,7 +21,7 @@ import enum
 import msgspec
 
 from turnout.core.attempt import Attempt
-from turnout.core.errors import RETRY, ErrorKind, Outcome
+from turnout.core.errors import RETRY, ErrorKind, IllegalTransition, Outcome
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
@@ -76,10 +76,6 @@ _NEXT: tuple[tuple[State | None, ...], ...] = (
     (None, None, None, State.CLOSED),  # COMMITTED
     (None, None, None, None),  # CLOSED
 )
-
-
-class IllegalTransition(RuntimeError):
-    """Something happened that cannot happen in this state: a bug of the caller."""
 
 
 class Open(msgspec.Struct, frozen=True, gc=False):

@@ -6,13 +6,13 @@ expected; it never shows content.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from turnout.core.types import Prompt, Refusal, Request
 from turnout.dialects import openai_prompt as prompts
+from turnout.dialects.openai_shapes import INT_MAX, USUAL
 from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, members, refuse_duplicates
 
 CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
@@ -20,7 +20,6 @@ CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/
 T = TypeVar("T")
 _NO_MODEL = msgspec.Raw(b"null")
 _Members = dict[str, msgspec.Raw]
-_INT_MAX = 2**31 - 1
 _NAME_MAX_BYTES = 256
 _SESSION_MAX_BYTES = 512
 _N_MAX = 128
@@ -66,33 +65,18 @@ def decode(path: bytes, body: bytes, depth_max: int, default_model: str = "") ->
     """
     try:
         return _decode(path, members(body, depth_max), body, default_model)
-    except InvalidJSON as error:
-        return Refusal(400, "invalid_json", f"The body is not valid JSON: {error}.")
-    except DuplicateMember as error:
-        return Refusal(400, "invalid_request", f"{error.key}: the key stands twice; expected once.", param=error.key)
-    except prompts.InvalidPrompt as error:
-        shaped = InvalidField(error.field, error.seen, error.expected)
+    except InvalidJSON as malformed:
+        return Refusal(400, "invalid_json", f"The body is not valid JSON: {malformed}.")
+    except DuplicateMember as twice:
+        return Refusal(400, "invalid_request", f"{twice.key}: the key stands twice; expected once.", param=twice.key)
+    except prompts.InvalidPrompt as prompt:
+        shaped = InvalidField(prompt.field, prompt.seen, prompt.expected)
         return Refusal(400, shaped.code, f"{shaped}.", param=shaped.field)
-    except InvalidField as error:
-        return Refusal(400, error.code, f"{error}.", param=error.field)
+    except InvalidField as field:
+        return Refusal(400, field.code, f"{field}.", param=field.field)
 
 
-class _Usual(msgspec.Struct, gc=False):
-    """The members that most chats consist of, checked in one pass; what does not fit goes through `_careful`."""
-
-    model: str
-    messages: list[prompts.Message]
-    stream: bool | None = None
-    max_tokens: Annotated[int, Meta(ge=0, le=_INT_MAX)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=0, le=_INT_MAX)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    user: str | None = None
-
-
-_USUAL = msgspec.json.Decoder(_Usual)
-# Members that need a look of their own: a body without them is what `_Usual` says it is.
+# Members that need a look of their own: a body without them is what `Usual` says it is.
 _UNUSUAL = _FORBIDDEN | {
     "stream_options",
     "n",
@@ -112,7 +96,7 @@ _UNUSUAL = _FORBIDDEN | {
 def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Request:
     if path == CHAT and _UNUSUAL.isdisjoint(found):
         try:
-            usual = _USUAL.decode(body)
+            usual = USUAL.decode(body)
         except (msgspec.DecodeError, RecursionError):
             return _careful(path, found, body, default_model)  # which names the field
         model, user = usual.model, usual.user
@@ -140,8 +124,8 @@ def _careful(path: bytes, found: _Members, body: bytes, default_model: str) -> R
     include_usage = False
     if "stream_options" in found:
         include_usage = _include_usage(found)
-    max_tokens = _integer(found, "max_tokens", 0, _INT_MAX)
-    completion_max = _integer(found, "max_completion_tokens", 0, _INT_MAX)
+    max_tokens = _integer(found, "max_tokens", 0, INT_MAX)
+    completion_max = _integer(found, "max_completion_tokens", 0, INT_MAX)
     n = _integer(found, "n", 1, _N_MAX)
     tools = found.get("tools")
     has_tools = tools is not None and bytes(tools) not in (b"null", b"[]")

@@ -14,6 +14,18 @@ import xxhash
 from turnout.core.admission.precheck import units
 from turnout.core.prefix.rendering import CALL, NAME, PROMPT, ROLE, TEXT, TOOLS, render_role
 from turnout.core.types import Prompt
+from turnout.dialects.openai_shapes import (
+    CALLS,
+    LOOSE_MESSAGES,
+    MESSAGES,
+    NULL,
+    PROMPT_OR_LIST,
+    TEXT_OR_NULL,
+    Call,
+    Loose,
+    Message,
+    Part,
+)
 
 _Members = dict[str, msgspec.Raw]
 _PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
@@ -34,45 +46,7 @@ class InvalidPrompt(ValueError):
         self.field, self.seen, self.expected = field, seen, expected
 
 
-class _Function(msgspec.Struct, gc=False):
-    name: str = ""
-    arguments: str = ""
-
-
-class _Call(msgspec.Struct, gc=False):
-    function: _Function | None = None
-
-
-class _Part(msgspec.Struct, gc=False):
-    type: str | None = None
-    text: str | None = None
-
-
-class Message(msgspec.Struct, gc=False):
-    """One message of a chat, as far as rendering and counting read it."""
-
-    role: str
-    content: str | list[_Part] | None = None
-    name: str | None = None
-    tool_calls: list[_Call] | None = None
-
-
-_NULL = msgspec.Raw(b"null")
-
-
-class _Loose(msgspec.Struct, gc=False):
-    role: str
-    content: str | list[dict[str, msgspec.Raw]] | None = None
-    name: msgspec.Raw = _NULL
-    tool_calls: msgspec.Raw = _NULL
-
-
 _ROLES = {role: render_role(role) for role in ("system", "user", "assistant", "tool", "developer")}
-_MESSAGES = msgspec.json.Decoder(list[Message])
-_LOOSE_MESSAGES = msgspec.json.Decoder(list[_Loose])
-_TEXT = msgspec.json.Decoder(str | None)
-_CALLS = msgspec.json.Decoder(list[_Call] | None)
-_PROMPT = msgspec.json.Decoder(str | list[str | int | list[int]])
 
 
 def messages_of(found: _Members) -> list[Message]:
@@ -81,11 +55,11 @@ def messages_of(found: _Members) -> list[Message]:
     if raw is None:
         raise InvalidPrompt("messages", "nothing", "a non-empty array of messages")
     try:
-        return _MESSAGES.decode(raw)
+        return MESSAGES.decode(raw)
     except (msgspec.DecodeError, RecursionError):
         pass
     try:
-        return [_as_far_as_read(message) for message in _LOOSE_MESSAGES.decode(raw)]
+        return [_as_far_as_read(message) for message in LOOSE_MESSAGES.decode(raw)]
     except (msgspec.DecodeError, RecursionError) as error:
         raise _invalid("messages", bytes(raw), str(error)) from None
 
@@ -130,7 +104,7 @@ def completion(found: _Members) -> Prompt:
     if raw is None or bytes(raw) in (b"null", b'""', b"[]"):
         raise InvalidPrompt("prompt", "nothing", "a non-empty string, array of strings or of token ids")
     try:
-        prompt = _PROMPT.decode(raw)
+        prompt = PROMPT_OR_LIST.decode(raw)
     except (msgspec.DecodeError, RecursionError):
         raise InvalidPrompt(
             "prompt", bytes(raw), "a string, array of strings, of integers or of integer arrays"
@@ -156,7 +130,7 @@ def embedding(found: _Members) -> Prompt:
     if raw is None or bytes(raw) in (b"null", b"[]"):
         raise InvalidPrompt("input", "nothing", "a string or non-empty array")
     try:
-        value = _PROMPT.decode(raw)
+        value = PROMPT_OR_LIST.decode(raw)
     except (msgspec.DecodeError, RecursionError):
         raise InvalidPrompt("input", bytes(raw), "a string or an array of strings or token ids") from None
     if type(value) is str:
@@ -172,30 +146,30 @@ def render_salt(found: _Members) -> str:
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(present, order="sorted"))
 
 
-def _as_far_as_read(loose: _Loose) -> Message:
+def _as_far_as_read(loose: Loose) -> Message:
     """J6: what only the engine checks may have any shape; rendering ends before what it cannot read."""
-    content: str | list[_Part] | None
+    content: str | list[Part] | None
     if isinstance(loose.content, list):
-        content = [_Part(text=_text(part.get("text", _NULL))) for part in loose.content]
+        content = [Part(text=_text(part.get("text", NULL))) for part in loose.content]
     else:
         content = loose.content
     try:
-        calls = _CALLS.decode(loose.tool_calls)
+        calls = CALLS.decode(loose.tool_calls)
     except msgspec.DecodeError:
         calls = None
-        content = [_Part(text=content), _Part()] if isinstance(content, str) else [*(content or ()), _Part()]
+        content = [Part(text=content), Part()] if isinstance(content, str) else [*(content or ()), Part()]
     return Message(loose.role, content, _text(loose.name), calls)
 
 
 def _text(raw: msgspec.Raw) -> str | None:
     try:
-        text: str | None = _TEXT.decode(raw)
+        text: str | None = TEXT_OR_NULL.decode(raw)
     except msgspec.DecodeError:
         return None
     return text
 
 
-def _parts(parts: list[_Part], records: list[bytes], *, rendering: bool) -> tuple[bool, int]:
+def _parts(parts: list[Part], records: list[bytes], *, rendering: bool) -> tuple[bool, int]:
     counted = 0
     for part in parts:
         if part.text is None:
@@ -207,7 +181,7 @@ def _parts(parts: list[_Part], records: list[bytes], *, rendering: bool) -> tupl
     return rendering, counted
 
 
-def _calls(calls: list[_Call], records: list[bytes]) -> int:
+def _calls(calls: list[Call], records: list[bytes]) -> int:
     counted = 0
     for call in calls:
         if call.function is not None:

@@ -11,65 +11,22 @@ import re
 import msgspec
 
 from turnout.core.types import Usage
+from turnout.dialects.openai_shapes import (
+    ANSWER,
+    CHUNK,
+    LOOSE_CHUNK,
+    USAGE,
+    Answer,
+    Choice,
+    Chunk,
+    Delta,
+    ReportedUsage,
+)
 
 _END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _TOKENS_MAX = 2**40
 _OUTPUT_MEMBERS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
-
-
-class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-
-_NULL = msgspec.Raw(b"null")  # a Raw cannot be optional: a union with None takes nothing but null
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
-    function_call: msgspec.Raw = _NULL
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
-    delta: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: msgspec.Raw = _NULL
-
-
-class _Answer(msgspec.Struct, gc=False):
-    usage: _Usage | None = None
-    error: msgspec.Raw = _NULL
-
-
-class _Loose(msgspec.Struct, gc=False):
-    choices: msgspec.Raw = _NULL
-    usage: msgspec.Raw = _NULL
-    error: msgspec.Raw = _NULL
-
-
-_CHUNK = msgspec.json.Decoder(_Chunk)
-_USAGE = msgspec.json.Decoder(_Usage)
-_LOOSE = msgspec.json.Decoder(_Loose)
-_ANSWER = msgspec.json.Decoder(_Answer)
 
 
 def is_plain(payload: bytes) -> int:
@@ -187,7 +144,7 @@ class StreamTap:
             output = output or bool(choice.text) or (choice.delta is not None and self._has_output(choice.delta))
         return Event(raw, output=output)
 
-    def _has_output(self, delta: _Delta) -> bool:
+    def _has_output(self, delta: Delta) -> bool:
         if delta.tool_calls or bytes(delta.function_call) != b"null":
             self.tools = True
             return True
@@ -198,15 +155,15 @@ def answer_usage(body: bytes) -> tuple[Usage | None, bool]:
     """Return the usage of a whole JSON answer, and whether the answer is an error object."""
     try:
         try:
-            answer = _ANSWER.decode(body)
+            answer = ANSWER.decode(body)
         except msgspec.ValidationError:  # usage of another shape: unknown
-            answer = _Answer(error=_LOOSE.decode(body).error)
+            answer = Answer(error=LOOSE_CHUNK.decode(body).error)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None, False
     return (to_usage(answer.usage) if answer.usage is not None else None), bytes(answer.error) != b"null"
 
 
-def to_usage(seen: _Usage) -> Usage | None:
+def to_usage(seen: ReportedUsage) -> Usage | None:
     """Return plausible counts; negative or absurd ones make the whole usage unknown (U4)."""
     prompt, completion = seen.prompt_tokens, seen.completion_tokens
     cached = seen.prompt_tokens_details.cached_tokens if seen.prompt_tokens_details is not None else None
@@ -219,7 +176,7 @@ def to_usage(seen: _Usage) -> Usage | None:
     return Usage(prompt, completion, cached, thought)
 
 
-def _chunk(data: bytes) -> _Chunk:
+def _chunk(data: bytes) -> Chunk:
     """Decode one event; shapes that engines invent (content in parts, odd usage) are read as far as they go.
 
     Raises:
@@ -227,24 +184,24 @@ def _chunk(data: bytes) -> _Chunk:
 
     """
     try:
-        return _CHUNK.decode(data)
+        return CHUNK.decode(data)
     except msgspec.ValidationError:
-        loose = _LOOSE.decode(data)
+        loose = LOOSE_CHUNK.decode(data)
     choices = _any(loose.choices)
     usage = None
     if bytes(loose.usage) != b"null":
         try:
-            usage = _USAGE.decode(loose.usage)
+            usage = USAGE.decode(loose.usage)
         except msgspec.DecodeError:
-            usage = _Usage()
+            usage = ReportedUsage()
     found = [_choice(item) for item in choices if isinstance(item, dict)] if isinstance(choices, list) else None
-    return _Chunk(found, usage, loose.error)
+    return Chunk(found, usage, loose.error)
 
 
-def _choice(seen: dict[str, object]) -> _Choice:
+def _choice(seen: dict[str, object]) -> Choice:
     delta, index, finish = seen.get("delta"), seen.get("index"), seen.get("finish_reason")
     text = seen.get("text") or (isinstance(delta, dict) and any(delta.get(name) for name in _OUTPUT_MEMBERS))
-    return _Choice(
+    return Choice(
         index=index if isinstance(index, int) else 0,
         text="…" if text else None,
         finish_reason=str(finish) if finish else None,

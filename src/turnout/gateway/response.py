@@ -210,7 +210,6 @@ class AttemptResponse:
         """Let go of the run and of what was held, and count what the tap saw."""
         if self.tap is not None:
             self._run.gateway.relayed.add(self.tap)
-        self._run = None  # type: ignore[assignment]  # nothing calls a response after its end
         self._held = []
 
     # -- streams ------------------------------------------------------------------------------------------------------

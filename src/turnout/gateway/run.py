@@ -378,7 +378,9 @@ class Run:
         gateway.runs.discard(self)
         gateway.record(call_fact(self, now))
         if self.response is not None:
-            self.response.release()  # run and response name each other: without this, bodies wait for the collector
+            # Run and response name each other: without this, bodies wait for the collector.
+            self.response.release()
+            self.response = None
 
     def _total_s(self) -> float:
         return min(self.prepared.timeout_s or _NEVER, self.gateway.timeout_options.total_s)

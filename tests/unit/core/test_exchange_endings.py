@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from turnout.core.exchange import IllegalTransition, State
+from turnout.core.errors import IllegalTransition
+from turnout.core.exchange import State
 
 Make = Callable[..., Any]
 Row = tuple[float, str, str]
