@@ -92,9 +92,7 @@ def fuzz(arguments: argparse.Namespace) -> bool:
         gc.collect()
         sizes.append(rss_bytes())
     passed = time.perf_counter() - started
-    print(
-        f"{run.sent} hostile messages, seed {arguments.seed}, {run.sent / passed:,.0f}/s; {run.honest_sent} honest requests"
-    )
+    print(f"{run.sent} hostile messages, seed {arguments.seed}, {run.sent / passed:,.0f}/s; honest {run.honest_sent}")
     for reason, count in run.invalid.most_common():
         print(f"  {reason:<40} {count}")
     faults = run.faults()
@@ -200,9 +198,8 @@ def churn(arguments: argparse.Namespace) -> bool:
     print(
         f"{arguments.engines} engines, {world.joins} joins, {arguments.rate} requests/s, endings {dict(world.endings)}"
     )
-    print(
-        f"resent {door.tally.resent}, dropped replies {dict(door.tally.dropped)}, unreachable {dict(door.tally.unreachable)}"
-    )
+    tally = door.tally
+    print(f"resent {tally.resent}, dropped replies {dict(tally.dropped)}, unreachable {dict(tally.unreachable)}")
     print(f"{'schedule':<10} {'count':>8} {'p50 us':>10} {'p95 us':>10} {'p99 us':>10}")
     for name, values in phases:
         show(name, values)
@@ -258,9 +255,10 @@ def storm(arguments: argparse.Namespace) -> bool:
         there.finish(engine.identity, *list(engine.open))
     there.wait(12.0)
     answered += len(there.inbox.pop(b"client", []))
-    print(
-        f"{there.door.tally.registrations} {number} requests, {answered} answers, failed {dict(there.door.tally.failed)}"
-    )
+    tally = there.door.tally
+    print(f"{dict(tally.registrations)}, {number} requests, {answered} answers, failed {dict(tally.failed)}")
+    print(f"{'schedule':<10} {'count':>8} {'p50 us':>10} {'p95 us':>10} {'p99 us':>10}")
+    show("all", samples.values)
     p99 = quantile(samples.values, 0.99)
     growth = (sizes[-1] - sizes[len(sizes) // 2]) / MIB
     return all(
