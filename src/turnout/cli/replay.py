@@ -29,12 +29,12 @@ def replay(
     endpoints: Annotated[int, typer.Option(help="Number of engines.")] = 8,
     cache_multiple: Annotated[float, typer.Option(help="Prefix cache as a multiple of KV memory.")] = 1.0,
     kv_tokens: Annotated[int | None, typer.Option(help="KV memory of an engine in tokens.")] = None,
-    context: Annotated[int | None, typer.Option(help="Longest prompt and output; longer requests are left out.")] = None,
+    context: Annotated[int | None, typer.Option(help="Longest prompt and output; longer ones are left out.")] = None,
     load: Annotated[float, typer.Option(help="Multiple of the trace's own rate.")] = 1.0,
     sessions_per_s: Annotated[float, typer.Option(help="New sessions per second, for session traces.")] = 0.05,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds, from 0.")] = 5,
     limit: Annotated[int | None, typer.Option(help="Only the first so many requests or sessions.")] = None,
-    capacity: Annotated[bool, typer.Option(help="Also search the load at which the objective is met by --share.")] = False,
+    capacity: Annotated[bool, typer.Option(help="Also search the load at which --share meet the objective.")] = False,
     share: Annotated[float, typer.Option(help="Share of requests that must meet the objective.")] = 0.95,
     width: Annotated[float, typer.Option(help="Relative width of the bracket where a search ends.")] = 0.02,
     slo_ttft_s: Annotated[float, typer.Option(help="TTFT that every request may take.")] = 1.0,
@@ -87,8 +87,6 @@ def replay(
             faults=tuple(parse_fault(text) for text in fault or ()),
             slo=Slo(ttft_s=slo_ttft_s, cold_multiple=slo_cold_multiple, tpot_s=slo_itl_s),
         )
-        if not 1 <= seeds <= 1000:  # noqa: PLR2004 - a bound, nothing more
-            raise ValueError(f"seeds = {seeds}: expected a number from 1 to 1000")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     source = Source(files=tuple(str(file) for file in files), spread=spread, share_tools=share_tools)
@@ -192,4 +190,3 @@ def _policies(text: str) -> list[str]:
     if not names:
         raise typer.BadParameter(f"--policy: none given, expected some of {', '.join(known)}")
     return list(dict.fromkeys(names))
-

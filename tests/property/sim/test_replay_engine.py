@@ -42,7 +42,10 @@ engines = st.fixed_dictionaries(
 @given(rows=requests, shape=engines)
 def test_jumping_equals_stepping(rows: list[tuple[float, int, int, int, int]], shape: dict[str, int]) -> None:
     options = EngineOptions(
-        block_tokens=BLOCK, step_per_context_token_s=1e-5, max_model_len=4096, **shape  # type: ignore[arg-type]
+        block_tokens=BLOCK,
+        step_per_context_token_s=1e-5,
+        max_model_len=4096,
+        **shape,  # type: ignore[arg-type]
     )
     arrivals = _arrivals(rows)
     stepped = EngineModel(options)
@@ -58,7 +61,9 @@ def test_jumping_equals_stepping(rows: list[tuple[float, int, int, int, int]], s
         ),
         events=True,
     )
-    sequences = drive(jumped, [(at, chain, len(work.tokens) // TOKEN_BYTES, work.max_tokens) for at, work, chain in arrivals])
+    sequences = drive(
+        jumped, [(at, chain, len(work.tokens) // TOKEN_BYTES, work.max_tokens) for at, work, chain in arrivals]
+    )
     for sequence, generation in zip(sequences, expected, strict=True):
         assert sequence.first_at == pytest.approx(generation.token_at[0], rel=1e-9)
         assert sequence.ended_at == pytest.approx(generation.token_at[-1], rel=1e-9)

@@ -1,4 +1,4 @@
-"""When requests come: an open trace at its own instants, faster by the load; sessions by a Poisson process, closed loop."""
+"""When requests come: an open trace at its own instants, faster by the load; sessions as a Poisson process, closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is replayed on what: one frozen value per run, checked when it is made, so that a run is its options and seed."""
+"""What is replayed on what: one frozen value per run, checked when it is made; a run is its options and its seed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     sessions_per_s: float = 0.05
     """Session traces: new sessions per second, Poisson."""
     context_max: int | None = None
-    """Longest prompt and output of the model; longer requests are refused by engines, as they would be. None: no limit."""
+    """Longest prompt and output of the model; longer requests are refused and change nothing. None: no limit."""
     requests_max: int | None = None
     """Only the first so many requests (open) or sessions (closed)."""
     routers: int = 1

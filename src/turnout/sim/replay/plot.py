@@ -64,14 +64,16 @@ def _chart(
     def y_of(value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
+    middle_x, middle_y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
+    font = 'font-family="sans-serif" font-size="13"'
+    turned = f"translate(18 {middle_y:.1f}) rotate(-90)"
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        f'font-size="13" role="img"><title>{escape(title)}</title>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" {font} role="img">',
+        f"<title>{escape(title)}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         f'<text x="{_LEFT}" y="28" font-size="16">{escape(title)}</text>',
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{escape(across)}</text>',
-        f'<text transform="translate(18 {(_TOP + _HEIGHT - _BOTTOM) / 2:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(up)}</text>',
+        f'<text x="{middle_x:.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{escape(across)}</text>',
+        f'<text transform="{turned}" text-anchor="middle">{escape(up)}</text>',
     ]
     for step in range(_TICKS + 1):
         x, y = left + (right - left) * step / _TICKS, low + (high - low) * step / _TICKS

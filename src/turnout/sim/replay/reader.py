@@ -15,6 +15,7 @@ from turnout.sim.replay.trace import BadTrace, Trace
 
 Line = tuple[int, str]
 _LINE_MAX = 16_777_216
+_SECONDS_MAX = 3.2e8  # ten years
 
 
 def read(files: list[Path], *, spread: bool = True, share_tools: bool = False) -> Trace:
@@ -87,7 +88,7 @@ class Source:
 
     def seconds(self, number: int, field: str, value: object) -> float:
         """Return a duration field: a number of at least 0, at most ten years."""
-        if type(value) not in {int, float} or not 0 <= value <= 3.2e8:  # type: ignore[operator]
+        if type(value) not in {int, float} or not 0 <= value <= _SECONDS_MAX:  # type: ignore[operator]
             raise self.bad(number, field, value, "seconds of at least 0")
         return float(value)  # type: ignore[arg-type]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import msgspec
 
+from turnout.sim.replay.arrivals import Running
 from turnout.sim.replay.itl import GapHistogram
 from turnout.sim.replay.trace import TraceRequest
 
@@ -17,10 +19,9 @@ class Job:
         "arrived_at",
         "ask",
         "attempts",
-        "decision",
         "ended_at",
-        "epoch",
         "engine",
+        "epoch",
         "failed",
         "first_at",
         "held_s",
@@ -30,12 +31,11 @@ class Job:
         "request",
         "router",
         "seat",
-        "sequence",
         "session",
         "shadows",
     )
 
-    def __init__(self, number: int, request: TraceRequest, arrived_at: float, session: object = None) -> None:
+    def __init__(self, number: int, request: TraceRequest, arrived_at: float, session: Running | None = None) -> None:
         self.number = number
         self.request = request
         self.arrived_at = arrived_at
@@ -48,6 +48,12 @@ class Job:
         self.failed = False
         self.predicted = 0
         self.realised = 0
+        # What its router keeps with it: the router itself, the question, the seat there and those on other routers.
+        self.router: Any = None
+        self.ask: Any = None
+        self.seat: Any = None
+        self.shadows: list[Any] = []
+        self.epoch = 0
 
 
 class Record(msgspec.Struct):
@@ -57,9 +63,9 @@ class Record(msgspec.Struct):
     prompt_tokens: array[int]
     output_tokens: array[int]
     ttft_s: array[float]
-    """−1: no first token."""
+    """-1: no first token."""
     e2e_s: array[float]
-    """−1: not ended well."""
+    """-1: not ended well."""
     held_s: array[float]
     engine: array[int]
     predicted_tokens: array[int]

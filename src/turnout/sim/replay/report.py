@@ -95,7 +95,7 @@ def as_table(report: dict[str, Any]) -> Table:
         cells = [policy]
         if with_capacity:
             found = entry.get("capacity")
-            cells.append("–" if found is None else f"{found['capacity']:.3f}")
+            cells.append("-" if found is None else f"{found['capacity']:.3f}")
         cells += [_cell(entry["mean"], path, unit) for _, path, unit in _COLUMNS]
         table.add_row(*cells)
     return table
@@ -153,7 +153,7 @@ def _cell(figures: dict[str, Any], path: tuple[str, ...], unit: str) -> str:
     for name in path:
         value = value[name]
     if value is None:
-        return "–"
+        return "-"
     match unit:
         case "share":
             return f"{100 * value:.2f} %"
@@ -167,5 +167,5 @@ def _cell(figures: dict[str, Any], path: tuple[str, ...], unit: str) -> str:
 
 def _interval(gap: dict[str, Any], scale: float) -> str:
     if gap["mean"] is None:
-        return "–"
+        return "-"
     return f"{scale * gap['mean']:+.3f} [{scale * gap['low']:+.3f}, {scale * gap['high']:+.3f}]"

@@ -1,7 +1,7 @@
-"""One router of a replay: the live core (fleet, index, policies, seats, held requests) told what a gateway would tell it.
+"""One router of a replay: the live core (fleet, index, policies, seats, held requests), told what a gateway tells it.
 
-It takes the gateway's part only: it asks `schedule`, binds with `take_seat`, reports first bytes, ends, failures, scrapes
-and KV events. No rule of scheduling stands here.
+It takes the gateway's part only: it asks `schedule`, binds with `take_seat`, reports first bytes, ends, failures,
+scrapes and KV events. No rule of scheduling stands here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
+from turnout.core.fleet.seat import Seat
 from turnout.core.scheduling.holding import HeldQueue
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat
@@ -93,7 +94,6 @@ class Router:
         if sigma:
             tokens = max(1, int(tokens * self._noise.lognormvariate(0.0, sigma)))
         job.router = self
-        job.shadows = ()
         job.ask = Ask(
             MODEL,
             request.keys,
@@ -121,7 +121,7 @@ class Router:
             seat.ended(now, failed=False, tokens_out=job.request.output_tokens)
 
     def broken(self, job: Job, now: float) -> None:
-        """The connection to the engine broke: before the first token the request goes elsewhere, after it it is lost."""
+        """The connection to the engine broke: before the first token the request goes elsewhere, later it is lost."""
         started = job.seat.first_byte_s is not None
         self._give_up_seat(job, now)
         job.seat.endpoint.breaker.fault(job.epoch, now)
@@ -145,6 +145,31 @@ class Router:
             held.leave(job)
             self._bind(job, decision, now)
         self._set_timer()
+
+    def heard(self, argument: tuple[Job, Decision, int]) -> None:
+        """Another router dispatched a request: its seat is taken here, too, and given back with it."""
+        job, decision, attempt = argument
+        endpoint = self._endpoints[job.engine]
+        if job.attempts != attempt or job.ended_at >= 0 or not job.seat.is_open or endpoint.gone:
+            return
+        now = self._world.now
+        seat = Seat(
+            self.fleet,
+            self._pool,
+            endpoint,
+            keys=job.ask.keys,
+            depth=decision.matched_blocks,
+            tokens=job.ask.tokens,
+            uncached=decision.uncached,
+            predicted=0,
+            block_tokens=job.ask.block_tokens,
+            now=now,
+            chain=job.ask.keys if endpoint.streams else None,
+            mode=decision.mode,
+        )
+        if job.first_at >= 0:
+            seat.first_byte(now)
+        job.shadows.append(seat)
 
     # -- facts --------------------------------------------------------------------------------------------------------
 
@@ -285,7 +310,7 @@ class Router:
         job.seat.ended(now, failed=True)
         for seat in job.shadows:
             seat.ended(now, failed=True)
-        job.shadows = ()
+        job.shadows.clear()
 
     def _retry(self, job: Job) -> None:
         self._decide(job, self._world.now)

@@ -1,4 +1,4 @@
-"""One run in figures: what the record says under an objective. Keys keep their order, so equal runs print equal bytes."""
+"""One run in figures: what the record says under an objective. Keys keep their order: equal runs print equal bytes."""
 
 from __future__ import annotations
 

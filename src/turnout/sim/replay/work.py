@@ -1,6 +1,6 @@
-"""Runs on all cores: each is a pure function of (files, options, policy, seed), so results do not depend on who ran them.
+"""Runs on all cores: each is a pure function of (files, options, policy, seed), whichever process makes it.
 
-Workers read the files themselves, once; what travels is options and figures. Finished runs come back in the order asked.
+Workers read the files themselves, once; what travels is options and figures. Results come back in the order asked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -104,7 +104,7 @@ class Bench:
         self._trace = trace
         self._executor = _executor(source, jobs) if jobs > 1 else None
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""A fleet on virtual time: arrivals, engines' steps, load reports, KV events and faults, in the order of their instants.
+"""A fleet on virtual time: arrivals, steps of engines, load reports, KV events and faults, in order of their instants.
 
 Nothing here decides anything: routers hold the live core, engines are the model. Equal options, trace and seed give
 the same history to the last bit, since every tie is broken by the order of asking and every chance by a seeded draw.
@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from turnout.core.scheduling.types import Decision
 from turnout.sim.replay.arrivals import Arrivals
 from turnout.sim.replay.engine import ReplayEngine, Sequence
 from turnout.sim.replay.options import Fault, ReplayOptions
@@ -87,14 +88,20 @@ class World:
         if not self.alive[number]:
             return False
         job.engine = number
-        job.sequence = Sequence(job, job.request.keys, job.request.prompt_tokens, job.request.output_tokens)
+        request = job.request
         engine = self.engines[number]
-        shortened = engine.add(job.sequence, self.now)
+        shortened = engine.add(Sequence(job, request.keys, request.prompt_tokens, request.output_tokens), self.now)
         if shortened:
             self._await_step(number)
         elif engine.end_at is None and number != self._busy:
             self._plan(number)
         return True
+
+    def share(self, origin: Router, job: Job, decision: Decision) -> None:
+        """Tell the other routers over the bus what one of them dispatched."""
+        for router in self.routers:
+            if router is not origin:
+                self.call_at(self.now + self.options.bus_delay_s, router.heard, (job, decision, job.attempts))
 
     def lost(self, job: Job) -> None:
         """A request ends without an answer."""

@@ -1,8 +1,8 @@
 """The ledger's own export of `calls` as NDJSON: real arrivals and lengths, and prefixes as far as they can be inferred.
 
 The ledger stores no text and no hashes. So sharing is rebuilt from what it does store: a call of a session repeats the
-prompt of the call before it as far as both are long, and at least as far as the engine said it had cached; a call
-without a session shares what was cached with a preamble of its tenant. Both are lower-bound guesses, and `notes` says so.
+prompt of the call before it as far as both are long, a shorter one as far as the engine said it had cached; a call
+without a session shares what was cached with a preamble of its tenant. These are guesses, and `notes` says so.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ _MS_MAX = 2**53
 
 
 class _Shared:
-    """What is known of the text of one session: how long its last prompt was, and how often it began anew."""
+    """What is known of the text of one session: how long its last prompt was, and the ids of its blocks."""
 
-    __slots__ = ("blocks", "ids", "tokens")
+    __slots__ = ("ids", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.blocks = 0
         self.ids: list[int] = []
 
 
@@ -53,9 +52,9 @@ def read(source: Source) -> Trace:
         model = str(row.get("selected_model") or row.get("requested_model") or "")
         session = row.get("session_id")
         if isinstance(session, str) and session:
-            chain = _continued(keys, sessions.setdefault((tenant, session), _Shared()), prompt, cached, serial)
+            chain = _continued(sessions.setdefault((tenant, session), _Shared()), prompt, cached, serial)
             chain = keys.chain((tenant, session, model), chain)
-            name = xxh3_64_intdigest(f"{tenant}\0{session}")
+            name = xxh3_64_intdigest(f"{tenant}\0{session}".encode())
         else:
             common = min(cached, prompt) // BLOCK_TOKENS
             own = prompt // BLOCK_TOKENS - common
@@ -70,14 +69,10 @@ def read(source: Source) -> Trace:
     return Trace(name=source.name, format="ledger", block_tokens=BLOCK_TOKENS, requests=requests, notes=notes)
 
 
-def _continued(keys: Keys, shared: _Shared, prompt: int, cached: int, serial: int) -> list[int]:
+def _continued(shared: _Shared, prompt: int, cached: int, serial: int) -> list[int]:
     """Ids of a prompt that goes on from the session's last one; a shorter one is a new text beyond what was cached."""
-    del keys
     full = prompt // BLOCK_TOKENS
-    if prompt >= shared.tokens:
-        same = shared.tokens // BLOCK_TOKENS
-    else:
-        same = min(cached // BLOCK_TOKENS, full)
+    same = shared.tokens // BLOCK_TOKENS if prompt >= shared.tokens else min(cached // BLOCK_TOKENS, full)
     ids = shared.ids[: min(same, full)]
     # Ids of different calls never meet: 2^20 blocks per call are more than any prompt has.
     first = (serial + 1) << 20

@@ -37,7 +37,7 @@ def read(source: Source, *, spread: bool) -> Trace:
                 output_tokens=max(1, output),
                 # The last id of a partial block never matches: it has no key.
                 keys=keys.chain(scope, ids[: prompt // BLOCK_TOKENS]),
-                session=0 if session is None else xxh3_64_intdigest(str(session)),
+                session=0 if session is None else xxh3_64_intdigest(str(session).encode()),
             )
         )
     for request, at_s in zip(requests, _instants(stamps, spread=spread), strict=True):

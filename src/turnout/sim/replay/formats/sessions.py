@@ -1,5 +1,7 @@
-"""Sessions JSONL: one conversation per line, replayed closed loop; the next request starts `think_time` after the
-answer (scheduling §6). Block ids are local to a session, unless equal tool preambles are taken for the same text.
+"""Sessions JSONL: one conversation per line, replayed closed loop (scheduling §6).
+
+The next request starts `think_time` after the answer. Block ids are local to a session, unless equal tool preambles
+are taken for the same text.
 """
 
 from __future__ import annotations
