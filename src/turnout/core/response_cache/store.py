@@ -72,7 +72,8 @@ class Bucket:
 
     def __init__(self, key: _BucketKey) -> None:
         self.key = key
-        self.entries: OrderedDict[Entry, None] = OrderedDict()
+        # A plain dict in the order of use: at most `entries_per_bucket`, so its oldest is found quickly.
+        self.entries: dict[Entry, None] = {}
         self.vectors: Vectors[Entry] | None = None
 
 
@@ -259,7 +260,9 @@ class ResponseStore:
             self._evict(largest, next(iter(largest.entries)), "total_bytes")
 
     def _used(self, name: str, tenant: _Tenant, entry: Entry) -> None:
-        entry.bucket.entries.move_to_end(entry)
+        entries = entry.bucket.entries
+        del entries[entry]
+        entries[entry] = None
         tenant.entries.move_to_end(entry)
         tenant.buckets.move_to_end(entry.bucket.key)
         self._tenants.move_to_end(name)

@@ -18,6 +18,7 @@ from turnout.core.selection.knobs import Knobs
 
 DECIMALS = 9
 _KNOBS_KEPT = 256
+_SORTED_WHOLE_MAX = 512  # up to here sorting all clusters is cheaper than picking the candidates first
 # The knobs' own check lets alpha + speed pass 1 by this much: what is left for the two axes below it is rounding.
 _NOTHING_LEFT = knobs.SUM_SLACK
 
@@ -70,6 +71,9 @@ def nearest(centroids: Floats, vector: Floats32, top_p: int) -> Nearest:
     """Return the P clusters of largest similarity; equal ones in favour of the lower index."""
     similarity = np.round(centroids @ vector.astype(np.float64), DECIMALS)
     size = len(similarity)
+    if size <= _SORTED_WHOLE_MAX:
+        ordered = (-similarity).argsort(kind="stable")[:top_p]
+        return Nearest(np.sort(ordered), ordered, similarity[ordered])
     if top_p < size:
         least = np.partition(similarity, size - top_p)[size - top_p]
         candidates = np.flatnonzero(similarity >= least)

@@ -23,8 +23,9 @@ _WORD = re.compile(r"\w+")
 _SPLIT_FROM = "\u2e80"  # from here on scripts write without blanks: each character is a word
 _SPLIT = re.compile(f"[{_SPLIT_FROM}-\U0010ffff]")
 _CONTINUATION = 0x80
-_MASK = HASHGRAM_DIM - 1
-_SIGN = 1 << 63
+_MASK = np.uint64(HASHGRAM_DIM - 1)
+_SIGN = np.uint64(1 << 63)
+_hashed = xxhash.xxh64_intdigest
 
 
 class NoText(ValueError):
@@ -60,26 +61,23 @@ class Hashgram:
         words = _words(text)
         if not words:
             raise NoText("the text has no word")
-        counts: dict[str, int] = {}
-        for feature in words:
+        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+        counts: dict[bytes, int] = {}
+        for feature in encoded:
             counts[feature] = counts.get(feature, 0) + 1
-        for left, right in itertools.pairwise(words):
-            pair = f"{left} {right}"
+        for left, right in itertools.pairwise(encoded):
+            pair = left + b" " + right
             counts[pair] = counts.get(pair, 0) + 1
-        hashed = xxhash.xxh64_intdigest
+        hashes = np.array([_hashed(feature) for feature in counts], dtype=np.uint64)
         log = math.log
-        sums: dict[int, float] = {}
-        for feature, count in counts.items():
-            h = hashed(feature.encode("utf-8", "surrogatepass"))
-            weight = 1.0 if count == 1 else 1.0 + log(count)
-            at = h & _MASK
-            sums[at] = sums.get(at, 0.0) + (-weight if h & _SIGN else weight)
-        norm = math.sqrt(sum([value * value for value in sums.values()]))
+        weights = np.array([1.0 if count == 1 else 1.0 + log(count) for count in counts.values()])
+        weights[hashes >= _SIGN] *= -1.0
+        # bincount adds in the order of first occurrence, in float64: the sums are the same on every machine.
+        sums = np.bincount((hashes & _MASK).astype(np.intp), weights, HASHGRAM_DIM)
+        norm = math.sqrt(float(sums @ sums))
         if norm == 0.0:  # every feature met its opposite
             raise NoText("the text's features cancel out")
-        vector = np.zeros(HASHGRAM_DIM, dtype=np.float32)
-        vector[list(sums)] = np.fromiter(sums.values(), dtype=np.float64, count=len(sums)) / norm
-        return vector
+        return (sums / norm).astype(np.float32)
 
 
 def tail(text: str, max_bytes: int) -> str:

@@ -130,14 +130,22 @@ def select(
 def scored(blend: Blend, weighted: Weighted, scores: Scores, columns: Sequence[int]) -> tuple[Scored, ...]:
     """Return the rows of some models with their terms and flags."""
     bundle = blend.bundle
-    names, chosen = bundle.models, list(columns)
+    names = bundle.models
     nothing = (False,) * len(names)
     untimed, unpriced = weighted.untimed or nothing, weighted.unpriced or nothing
-    score, quality, cost, speed = [part[chosen].tolist() for part in _parts(scores)]
+    score, quality, cost, speed = [part.tolist() for part in _parts(scores)]
     return tuple(
         [
-            Scored(names[column], score[at], quality[at], cost[at], speed[at], untimed[column], unpriced[column])
-            for at, column in enumerate(chosen)
+            Scored(
+                names[column],
+                score[column],
+                quality[column],
+                cost[column],
+                speed[column],
+                untimed[column],
+                unpriced[column],
+            )
+            for column in columns
         ]
     )
 
