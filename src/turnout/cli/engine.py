@@ -11,6 +11,7 @@ import typer
 import uvloop
 
 from turnout.sim.faults import parse_fault
+from turnout.sim.kv_journal import KvEncoding, KvHashes
 from turnout.sim.options import EngineOptions, MetricNames, Profile
 from turnout.sim.server import SimEngineServer
 
@@ -42,6 +43,12 @@ def engine(
     step_per_context_token_s: Annotated[float, typer.Option(help="Profile default: per token of context.")] = 0.0,
     cached_tokens: Annotated[bool, typer.Option(help="Report cached tokens in usage.")] = True,
     metric_names: Annotated[MetricNames, typer.Option(help="Spelling of the metric names.")] = "new",
+    kv_events: Annotated[str, typer.Option(help="Publish KV events at this ZeroMQ address, as tcp://*:5557.")] = "",
+    kv_replay: Annotated[str, typer.Option(help="Answer replays of KV events at this ZeroMQ address.")] = "",
+    kv_topic: Annotated[str, typer.Option(help="Topic of the KV events.")] = "",
+    events: Annotated[KvEncoding, typer.Option(help="Encoding of KV events.")] = "array",
+    event_hashes: Annotated[KvHashes, typer.Option(help="Type of the block hashes in KV events.")] = "bytes",
+    event_delay: Annotated[float, typer.Option(help="Seconds by which KV events are late.")] = 0.0,
     transport: Annotated[Transport, typer.Option(help="http listens; zmq registers at a coordinator door.")] = "http",
     connect: Annotated[str, typer.Option(help="Transport zmq: address of the door.")] = "tcp://127.0.0.1:5600",
     fault: Annotated[
@@ -78,6 +85,12 @@ def engine(
             step_per_context_token_s=step_per_context_token_s,
             cached_tokens=cached_tokens,
             metric_names=metric_names,
+            kv_events=kv_events,
+            kv_replay=kv_replay,
+            kv_topic=kv_topic,
+            kv_encoding=events,
+            kv_hashes=event_hashes,
+            kv_delay_s=event_delay,
             faults=tuple(parse_fault(text) for text in fault or ()),
         )
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 def extend_chain(chain: list[int], tokens: bytes | bytearray, block_bytes: int, root: int) -> None:
@@ -25,10 +25,11 @@ def extend_chain(chain: list[int], tokens: bytes | bytearray, block_bytes: int, 
 class BlockStore:
     """`capacity` blocks: referenced + partial + idle + free = capacity at all times."""
 
-    __slots__ = ("_idle", "_partial", "_refs", "capacity")
+    __slots__ = ("_evicted", "_idle", "_partial", "_refs", "capacity")
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, evicted: Callable[[int], None] | None = None) -> None:
         self.capacity = capacity
+        self._evicted = evicted
         self._refs: dict[int, int] = {}
         # Insertion order is recency: the first key is the one unused for longest.
         self._idle: dict[int, None] = {}
@@ -76,14 +77,20 @@ class BlockStore:
         self._evict()
         return True
 
-    def complete(self, key: int) -> None:
-        """Turn one partial block into the complete block `key`, or share the one that exists."""
+    def complete(self, key: int) -> bool:
+        """Turn one partial block into the complete block `key`, or share the one that exists; True when it is new."""
         self._partial -= 1
         if key in self._refs:
             self._refs[key] += 1
-            return
+            return False
+        known = key in self._idle
         self._idle.pop(key, None)
         self._refs[key] = 1
+        return not known
+
+    def holds(self, key: int) -> bool:
+        """Whether a complete block can be found, held or idle."""
+        return key in self._refs or key in self._idle
 
     def release(self, keys: Iterable[int], partial: int) -> None:
         """Give back a sequence's blocks, deepest last in `keys`; the deepest become the first to be evicted."""
@@ -100,4 +107,7 @@ class BlockStore:
     def _evict(self) -> None:
         idle = self._idle
         while len(self._refs) + self._partial + len(idle) > self.capacity:
-            del idle[next(iter(idle))]
+            key = next(iter(idle))
+            del idle[key]
+            if self._evicted is not None:
+                self._evicted(key)

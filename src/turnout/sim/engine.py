@@ -12,9 +12,10 @@ from collections import deque
 import xxhash
 
 from turnout.sim.blocks import BlockStore, extend_chain
+from turnout.sim.kv_journal import KvJournal
 from turnout.sim.options import EngineOptions
 from turnout.sim.sequence import Counters, Emitted, Latencies, Sequence, Work
-from turnout.sim.text import TOKEN_BYTES, Writer, text_seed
+from turnout.sim.text import TOKEN_BYTES, Writer, text_seed, unpack
 from turnout.sim.timing import Batch, timing_of
 
 
@@ -25,7 +26,10 @@ class EngineModel:
         self.options = options
         self.counters = Counters()
         self.latencies = Latencies()
-        self.store = BlockStore(options.blocks)
+        self.journal: KvJournal | None = None
+        if options.kv_events:
+            self.journal = KvJournal(options.block_tokens, options.kv_encoding, options.kv_hashes)
+        self.store = BlockStore(options.blocks, None if self.journal is None else self.journal.removed)
         self.slowness = 1.0
         """Multiplies the duration of each step that begins; the fault `slow` sets it."""
         self._timing = timing_of(options)
@@ -231,10 +235,18 @@ class EngineModel:
         if full == sequence.held:
             return
         extend_chain(sequence.chain, sequence.tokens, self._block_bytes, sequence.root)
-        for key in sequence.chain[sequence.held : full]:
-            self.store.complete(key)
+        for position in range(sequence.held, full):
+            is_new = self.store.complete(sequence.chain[position])
+            if is_new and self.journal is not None:
+                self._journalise(sequence, position, self.journal)
         sequence.partial -= full - sequence.held
         sequence.held = full
+
+    def _journalise(self, sequence: Sequence, position: int, journal: KvJournal) -> None:
+        size = self._block_bytes
+        parent = sequence.chain[position - 1] if position else None
+        tokens = unpack(bytes(sequence.tokens[position * size : (position + 1) * size]))
+        journal.stored([sequence.chain[position]], parent, tokens, sequence.work.cache_salt)
 
     def _emit(self, sequence: Sequence, end: float) -> Emitted:
         work = sequence.work

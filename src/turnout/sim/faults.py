@@ -41,6 +41,12 @@ FaultKind = Literal[
     "metrics_zero",
     "exit",
     "restart_same_port",
+    "event_drop",
+    "event_dup",
+    "event_reorder",
+    "event_restart",
+    "event_stop",
+    "event_garbage",
 ]
 KINDS: tuple[str, ...] = get_args(FaultKind)
 MID_ANSWER: tuple[FaultKind, ...] = (

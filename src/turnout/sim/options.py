@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from turnout.sim.faults import Fault
+from turnout.sim.kv_journal import KvEncoding, KvHashes
 
 DEFAULT_BLOCKS = 32_768
 
@@ -53,6 +54,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: bool = True
     """False: usage carries null instead of the cached tokens."""
     metric_names: MetricNames = "new"
+    kv_events: str = ""
+    """ZeroMQ address to publish KV events at, `tcp://127.0.0.1:*` takes a free port; empty: none."""
+    kv_replay: str = ""
+    """ZeroMQ address that answers replays; empty: none."""
+    kv_topic: str = ""
+    kv_encoding: KvEncoding = "array"
+    kv_hashes: KvHashes = "bytes"
+    kv_delay_s: float = 0.0
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,4 +109,5 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_model_len", 2, 2**26),
     ("speed", 1e-3, 1e6),
     ("jitter", 0, 0.3),
+    ("kv_delay_s", 0, 3600),
 )

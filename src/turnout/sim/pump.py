@@ -16,6 +16,7 @@ from turnout.sim.metrics import Metrics
 if TYPE_CHECKING:
     from turnout.sim.answers import Answer
     from turnout.sim.faults import FaultPlan
+    from turnout.sim.kv_publisher import KvPublisher
     from turnout.sim.options import EngineOptions
     from turnout.sim.sequence import Work
 
@@ -32,6 +33,13 @@ class Pump:
         self.metrics = Metrics(self.model, self.started_at)
         self.last_abort_at: float | None = None
         """Monotonic seconds."""
+        self.publisher: KvPublisher | None = None
+        if options.kv_events:
+            from turnout.sim.kv_publisher import KvPublisher  # loads the ZeroMQ library
+
+            self.publisher = KvPublisher(
+                options.kv_events, options.kv_replay, options.kv_topic, options.kv_delay_s, faults
+            )
         self._faults = faults
         self._answers: dict[int, Answer] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -55,6 +63,9 @@ class Pump:
         if self._timer is not None:
             self._timer.cancel()
         self._answers.clear()
+        if self.publisher is not None:
+            self.publisher.close()
+            self.publisher = None
 
     def _begin(self, start: float) -> None:
         self._timer = None
@@ -77,5 +88,9 @@ class Pump:
             if not answer.emitted(event):
                 self.abort(event.id)
         self.metrics.collect()
+        if self.model.journal is not None and self.publisher is not None:
+            payload = self.model.journal.take(time.time())
+            if payload is not None:
+                self.publisher.publish(payload)
         now = time.monotonic()
         self._begin(end if now - end < LAG_MAX_S else now)

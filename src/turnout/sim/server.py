@@ -48,7 +48,7 @@ class SimEngineServer:
         self._recent: deque[dict[str, str]] = deque(maxlen=REMEMBERED_REQUESTS)
         self._stale: bytes | None = None
         self._alive = False
-        self._pump = Pump(options, self.faults)
+        self._pump: Pump = Pump(msgspec.structs.replace(options, kv_events=""), self.faults)
         self._routes: dict[tuple[str, str], Callable[[Connection, HttpRequest], None]] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
@@ -81,6 +81,12 @@ class SimEngineServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def kv_addresses(self) -> tuple[str, str]:
+        """Where KV events are published and replayed; empty when they are not."""
+        publisher = self._pump.publisher
+        return ("", "") if publisher is None else (publisher.address, publisher.replay_address)
+
     def inject(self, fault: Fault) -> None:
         """Put a fault in force, as `POST /sim/faults` does. Raises ValueError beyond the cap."""
         self.faults.add(fault)
@@ -112,6 +118,8 @@ class SimEngineServer:
             "last_abort_at": self._pump.last_abort_at,
             "used_blocks": model.store.used,
             "cached_blocks": model.store.cached,
+            "kv_events": self.kv_addresses[0],
+            "kv_replay": self.kv_addresses[1],
             "connections": len(self._connections),
             "requests": list(self._recent),
         }

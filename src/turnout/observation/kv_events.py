@@ -1,0 +1,155 @@
+"""Joins KV events to the fleet: one informant per rank of each endpoint that publishes, while the endpoint lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from turnout.core import options
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.informant import Informant
+from turnout.core.fleet.registry import Fleet
+from turnout.core.prefix.keys import root_key
+from turnout.observation.kv_listener import Heard, KvListener, Source
+
+_TICK_S = 1.0
+_SLICE_S = 0.004  # applying events gives way to requests after this long
+
+
+class KvEvents:
+    """Runs on the event loop. `on_change` is called when what was learnt may free a held request."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        endpoints: list[options.Endpoint],
+        events: options.KvEvents,
+        *,
+        clock: Callable[[], float],
+        weight_version: Callable[[str], str] = lambda _: "",
+        on_change: Callable[[EndpointState], None] = lambda _: None,
+    ) -> None:
+        self.informants: dict[tuple[str, int], Informant] = {}
+        self._fleet, self._events, self._clock = fleet, events, clock
+        self._endpoints = {endpoint.name: endpoint for endpoint in endpoints if endpoint.kv_events}
+        self._weight_version = weight_version
+        self._on_change = on_change
+        self._listener: KvListener | None = None
+        self._queue: deque[Heard] = deque()
+        self._draining = False
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Subscribe to every endpoint that publishes; without one there is no thread."""
+        if not self._endpoints:
+            return
+        self._listener = KvListener(
+            self._heard, queue_max=self._events.queue_max, replay_timeout_s=self._events.replay_timeout_s
+        )
+        self._listener.start()
+        self._look()
+
+    def stop(self) -> None:
+        """Unsubscribe."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._listener is not None:
+            self._listener.stop()
+
+    def _look(self) -> None:
+        """Follow the fleet: a new incarnation is heard anew; and let informants look at the clock."""
+        self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._look)
+        now = self._clock()
+        for name, endpoint in self._endpoints.items():
+            state = self._fleet.endpoints.get(name)
+            for rank in range(endpoint.kv_ranks):
+                key = (name, rank)
+                informant = self.informants.get(key)
+                if informant is not None and informant.endpoint is not state:
+                    del self.informants[key]
+                    self._listener.remove(key)  # type: ignore[union-attr]  # runs only while there is one
+                    informant = None
+                if informant is None and state is not None:
+                    self._subscribe(key, endpoint, state)
+        for informant in self.informants.values():
+            informant.tick(now)
+
+    def _subscribe(self, key: tuple[str, int], endpoint: options.Endpoint, state: EndpointState) -> None:
+        model = min(endpoint.models)
+        version = self._weight_version(model)
+
+        def root(lora: str, salt: str, block: int) -> int:
+            # An adapter that is a model of its own here has that model's keys.
+            own = next((name for name in endpoint.models if lora and endpoint.served_as.get(name, name) == lora), "")
+            return root_key(
+                own or model,
+                space="tok",
+                block=block,
+                weight_version=version,
+                lora="" if own else lora,
+                cache_salt=salt,
+            )
+
+        rank = key[1]
+        self.informants[key] = Informant(
+            self._fleet,
+            state,
+            rank,
+            root,
+            held_max=self._events.queue_max,
+            silence_s=self._fleet.prefix.event_silence_s,
+        )
+        source = Source(
+            key,
+            of_rank(endpoint.kv_events, rank),
+            of_rank(endpoint.kv_replay, rank),
+            endpoint.kv_topic,
+            endpoint.kv_bind,
+        )
+        self._listener.add(source)  # type: ignore[union-attr]  # runs only while there is one
+
+    def _heard(self, lot: list[Heard]) -> None:
+        self._queue.extend(lot)
+        if not self._draining:
+            self._drain()
+
+    def _drain(self) -> None:
+        """Apply what was heard, a slice of time at once."""
+        now = self._clock()
+        touched: set[EndpointState] = set()
+        while self._queue:
+            heard = self._queue.popleft()
+            informant = self.informants.get(heard.key)
+            if informant is None:
+                continue
+            touched.add(informant.endpoint)
+            self._apply(heard, informant, now)
+            if self._queue and self._clock() - now > _SLICE_S:
+                break
+        self._draining = bool(self._queue)
+        if self._draining:
+            asyncio.get_running_loop().call_soon(self._drain)
+        for endpoint in sorted(touched, key=lambda state: state.name):
+            self._on_change(endpoint)
+
+    def _apply(self, heard: Heard, informant: Informant, now: float) -> None:
+        if heard.lost:
+            informant.disconnected(now)
+            return
+        if heard.replay is not None:
+            start = informant.replayed(heard.replay, now)
+        else:
+            start = informant.received(heard.seq, heard.digest, heard.batch, now)
+        if start is not None:
+            self._listener.replay(heard.key, start)  # type: ignore[union-attr]  # it delivered what was heard
+
+
+def of_rank(address: str, rank: int) -> str:
+    """Return the address of a rank: the next port each for tcp, a suffix for inproc and ipc."""
+    if not address or not rank:
+        return address
+    if address.startswith("tcp://"):
+        host, _, port = address.rpartition(":")
+        return f"{host}:{int(port) + rank}"
+    return f"{address}_dp{rank}"

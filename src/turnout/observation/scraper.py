@@ -1,0 +1,152 @@
+"""Scrapes the engines' load reports: often where our requests are, seldom elsewhere, never two at once per endpoint.
+
+The pause adapts to what a scrape costs: all scrapes together take at most a few percent of this process, however long
+the pages and however many the endpoints. An engine that has no report is asked again once in a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from turnout.core import options
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.registry import Fleet
+from turnout.core.fleet.report import Report
+from turnout.engines.load_reports import read_loads, read_metrics
+from turnout.observation.fetch import Fetcher
+
+_OK, _NOT_FOUND = 200, 404
+_SHARE_MAX = 0.03  # of one core, for all scrapes together
+_COST_WEIGHT = 0.1
+_ABSENT_AFTER = 3
+_ABSENT_S = 30.0
+_LOADS = "/v1/loads"
+_METRICS = "/metrics"
+_SIGNALS = ("running", "waiting", "kv_usage_ratio", "waiting_uncached_tokens", "kv_capacity_tokens")
+
+
+class Scrapes(msgspec.Struct):
+    """What became of the scrapes of one endpoint; `lost` counts signals that were known and then missing."""
+
+    done: int = 0
+    failed: int = 0
+    absent_in_row: int = 0
+    lost: dict[str, int] = {}
+    known: frozenset[str] = frozenset()
+    last: Report | None = None
+    reads_loads: bool = False
+
+
+class Scraper:
+    """One task per endpoint; `on_report` hears of what may free a held request, `on_restart` of a new engine life."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        endpoints: list[options.Endpoint],
+        load: options.Load,
+        *,
+        clock: Callable[[], float],
+        on_report: Callable[[EndpointState], None] = lambda _: None,
+        on_restart: Callable[[EndpointState], None] = lambda _: None,
+    ) -> None:
+        self.scrapes = {endpoint.name: Scrapes() for endpoint in endpoints if not endpoint.provider}
+        self._fleet, self._load, self._clock = fleet, load, clock
+        self._endpoints = [endpoint for endpoint in endpoints if not endpoint.provider]
+        self._on_report, self._on_restart = on_report, on_restart
+        self._fetchers: list[Fetcher] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._cost_s = 0.0
+
+    def start(self) -> None:
+        """Begin to scrape, unless the interval is 0."""
+        if not self._load.scrape_interval_ms:
+            return
+        loop = asyncio.get_running_loop()
+        for number, endpoint in enumerate(self._endpoints):
+            fetcher = Fetcher(endpoint, self._load.timeout_s)
+            self._fetchers.append(fetcher)
+            # Spread over the first interval, so that scrapes never come in one burst.
+            offset_s = self._load.scrape_interval_ms / 1000.0 * number / len(self._endpoints)
+            self._tasks.append(loop.create_task(self._watch(endpoint, fetcher, offset_s)))
+
+    async def stop(self) -> None:
+        """End all tasks and wait until they have."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for fetcher in self._fetchers:
+            fetcher.close()
+
+    def interval_s(self, endpoint: EndpointState, scrapes: Scrapes) -> float:
+        """Return the pause before the next scrape."""
+        if scrapes.absent_in_row >= _ABSENT_AFTER:
+            return _ABSENT_S
+        ms = self._load.scrape_interval_ms if endpoint.in_flight else self._load.idle_interval_ms
+        return max(ms / 1000.0, self._cost_s * len(self._endpoints) / _SHARE_MAX)
+
+    async def _watch(self, endpoint: options.Endpoint, fetcher: Fetcher, offset_s: float) -> None:
+        await asyncio.sleep(offset_s)
+        scrapes = self.scrapes[endpoint.name]
+        loop = asyncio.get_running_loop()
+        while True:
+            state = self._fleet.endpoints.get(endpoint.name)
+            if state is None:
+                await asyncio.sleep(self._load.idle_interval_ms / 1000.0)
+                continue
+            try:
+                await self._once(endpoint, state, fetcher, scrapes)
+            except Exception as error:  # noqa: BLE001 - a bug in reading one page must not end the watch
+                loop.call_exception_handler({"message": "a load report met a bug", "exception": error})
+            await asyncio.sleep(self.interval_s(state, scrapes))
+
+    async def _once(self, endpoint: options.Endpoint, state: EndpointState, fetcher: Fetcher, scrapes: Scrapes) -> None:
+        sent = state.sent(self._clock())
+        loads_first = endpoint.family == "sglang" and not scrapes.absent_in_row
+        answer = await fetcher.get(_LOADS if loads_first else _METRICS)
+        if loads_first and answer is not None and answer[0] == _NOT_FOUND:
+            loads_first = False
+            answer = await fetcher.get(_METRICS)
+        if answer is None or answer[0] != _OK:
+            scrapes.failed += 1
+            scrapes.absent_in_row += answer is not None
+            self._signals(scrapes, None)
+            return
+        scrapes.absent_in_row = 0
+        started = time.thread_time()
+        served = frozenset(endpoint.served_as.get(model, model) for model in endpoint.models)
+        report = read_loads(answer[1]) if loads_first else read_metrics(answer[1], served)
+        self._cost_s += _COST_WEIGHT * (time.thread_time() - started - self._cost_s)
+        self._signals(scrapes, report)
+        if report is None:
+            scrapes.failed += 1
+            return
+        scrapes.done += 1
+        before, scrapes.last = scrapes.last, report
+        if state.gone:
+            return
+        if before is not None and restarted(before, report):
+            self._on_restart(state)
+            return
+        self._fleet.observed(state, sent, report)
+        self._on_report(state)
+
+    def _signals(self, scrapes: Scrapes, report: Report | None) -> None:
+        known = frozenset(name for name in _SIGNALS if report is not None and getattr(report, name) is not None)
+        for name in scrapes.known - known:
+            scrapes.lost[name] = scrapes.lost.get(name, 0) + 1
+        scrapes.known = known
+
+
+def restarted(before: Report, after: Report) -> bool:
+    """Tell whether the engine began a new life between two reports, or dropped what it had: counters never go back."""
+    if before.started_at is not None and after.started_at is not None and before.started_at != after.started_at:
+        return True
+    for one, two in ((before.generated_tokens, after.generated_tokens), (before.prompt_tokens, after.prompt_tokens)):
+        if one is not None and two is not None and two < one:
+            return True
+    return False
