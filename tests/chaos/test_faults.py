@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -202,16 +203,16 @@ def open_files(pid: int) -> int:
 
 def test_running_out_of_file_descriptors_cuts_no_stream_and_spins_no_loop(processes: Any, chaos: Any) -> None:
     """L7, F11."""
-    router = processes.serve(processes.engines(1))
+    # Without probes, the one connection to the engine is the one that the stream has.
+    router = processes.serve(processes.engines(1), probe={"interval_s": 600.0})
     pid = router.child.pid
-    kept = http.client.HTTPConnection("127.0.0.1", router.port, timeout=10)
-    kept.request("GET", "/health")
-    kept.getresponse().read()
     body = json.dumps({"model": "sim", "messages": [{"role": "user", "content": "Is there a descriptor left?"}]})
 
-    async def story() -> tuple[float, int, Any]:
+    async def story(kept: http.client.HTTPConnection) -> tuple[float, int, Any]:
+        kept.request("GET", "/health")
+        kept.getresponse().read()
         async with chaos.client(router.url) as client:
-            long = asyncio.create_task(chaos.ask(client, 1, stream=True, tokens=150))
+            long = asyncio.create_task(chaos.ask(client, 1, stream=True, tokens=250))
             await asyncio.to_thread(processes.eventually, lambda: router.endpoint("e1")["in_flight"])
             most = open_files(pid) + 5
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
@@ -221,14 +222,14 @@ def test_running_out_of_file_descriptors_cuts_no_stream_and_spins_no_loop(proces
             kept.request("POST", "/v1/chat/completions", body)
             refused = await asyncio.to_thread(kept.getresponse)
             assert refused.status == 502, refused.read()
-            kept.close()
             busy = (cpu_s(pid) - used) / (time.monotonic() - since)
             left = most - open_files(pid)
             for _, writer in crowd:
                 writer.close()
             return busy, left, await long
 
-    busy, left, seen = asyncio.run(story())
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", router.port, timeout=10)) as kept:
+        busy, left, seen = asyncio.run(story(kept))
     assert left <= 1  # it was out of them
     assert busy < 0.3  # the stream alone costs a little
     assert (seen.error, seen.finished) == (None, True)
