@@ -12,8 +12,15 @@ import msgspec
 
 from turnout.core.types import Prompt, Refusal, Request
 from turnout.dialects import openai_prompt as prompts
-from turnout.dialects.openai_shapes import INT_MAX, USUAL
-from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, members, refuse_duplicates
+from turnout.dialects.openai_shapes import INT_MAX, MESSAGES, USUAL
+from turnout.dialects.strict_json import (
+    DuplicateMember,
+    InvalidJSON,
+    around_array,
+    members,
+    refuse_duplicates,
+    small_members,
+)
 
 CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
 
@@ -64,7 +71,8 @@ def decode(path: bytes, body: bytes, depth_max: int, default_model: str = "") ->
 
     """
     try:
-        return _decode(path, members(body, depth_max), body, default_model)
+        usual = _usual(body, depth_max) if path == CHAT else None
+        return usual or _careful(path, members(body, depth_max), body, default_model)
     except InvalidJSON as malformed:
         return Refusal(400, "invalid_json", f"The body is not valid JSON: {malformed}.")
     except DuplicateMember as twice:
@@ -76,7 +84,7 @@ def decode(path: bytes, body: bytes, depth_max: int, default_model: str = "") ->
         return Refusal(400, field.code, f"{field}.", param=field.field)
 
 
-# Members that need a look of their own: a body without them is what `Usual` says it is.
+# Members that need a look of their own: a body without them is what `_usual` says it is.
 _UNUSUAL = _FORBIDDEN | {
     "stream_options",
     "n",
@@ -93,27 +101,35 @@ _UNUSUAL = _FORBIDDEN | {
 }
 
 
-def _decode(path: bytes, found: _Members, body: bytes, default_model: str) -> Request:
-    if path == CHAT and _UNUSUAL.isdisjoint(found):
-        try:
-            usual = USUAL.decode(body)
-        except (msgspec.DecodeError, RecursionError):
-            return _careful(path, found, body, default_model)  # which names the field
-        model, user = usual.model, usual.user
-        known = user is None or (len(user) <= _SESSION_MAX_BYTES and "\0" not in user)
-        if known and 0 < len(model) < _NAME_MAX_BYTES // 4 and "\0" not in model:
-            return Request(
-                "openai",
-                "/v1/chat/completions",
-                body,
-                model,
-                prompts.chat(usual.messages, found),
-                usual.stream or False,
-                max_tokens=usual.max_completion_tokens if usual.max_completion_tokens is not None else usual.max_tokens,
-                user=user,
-                session=user,
-            )
-    return _careful(path, found, body, default_model)
+def _usual(body: bytes, depth_max: int) -> Request | None:
+    """Decode a chat of usual members, its messages once; None when anything asks for a second look."""
+    parts = around_array(body, b"messages", depth_max)
+    if parts is None:
+        return None
+    outer, array = parts
+    found = small_members(outer)
+    if found is None or not _UNUSUAL.isdisjoint(found):
+        return None
+    try:
+        usual = USUAL.decode(outer)  # its messages are the 0 in their place
+        messages = MESSAGES.decode(array)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    model, user = usual.model, usual.user
+    known = user is None or (len(user) <= _SESSION_MAX_BYTES and "\0" not in user)
+    if not (known and 0 < len(model) < _NAME_MAX_BYTES // 4 and "\0" not in model):
+        return None
+    return Request(
+        "openai",
+        "/v1/chat/completions",
+        body,
+        model,
+        prompts.chat(messages, found),
+        usual.stream or False,
+        max_tokens=usual.max_completion_tokens if usual.max_completion_tokens is not None else usual.max_tokens,
+        user=user,
+        session=user,
+    )
 
 
 def _careful(path: bytes, found: _Members, body: bytes, default_model: str) -> Request:

@@ -5,7 +5,7 @@ They stand apart because msgspec reads their annotations while the program runs,
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -53,10 +53,10 @@ class Loose(msgspec.Struct, gc=False):
 
 
 class Usual(msgspec.Struct, gc=False):
-    """The members that most chats consist of, checked in one pass; what does not fit is looked at member by member."""
+    """The members that most chats consist of, but for the messages, of which only the place is left (a 0)."""
 
     model: str
-    messages: list[Message]
+    messages: Literal[0]
     stream: bool | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=INT_MAX)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=0, le=INT_MAX)] | None = None

@@ -19,6 +19,7 @@ _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _MEMBER_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
 _MEMBER_END = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR = re.compile(rb"[^\s,\]}]+")
+_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
 
 _BACKSLASH = ord("\\")
 _OPENING = (ord("{"), ord("["))
@@ -51,22 +52,45 @@ def members(body: bytes, depth_max: int) -> dict[str, msgspec.Raw]:
         DuplicateMember: a key stands twice at the top level, compared after unescaping.
 
     """
-    if not _few_brackets(body, depth_max) and _depth_exceeds(body, depth_max):
-        raise InvalidJSON(f"nested deeper than {depth_max} levels")
-    if not body.isascii():
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidJSON(f"not UTF-8 at byte {error.start}") from None
+    _check_text(body, depth_max)
     try:
         found = _OBJECT.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidJSON(_reason(body, error)) from None
-    if body.find(_BACKSLASH) >= 0 and _SURROGATE_HINT.search(body):
-        _refuse_lone_surrogates(body)
+    _check_surrogates(body)
     if not _quotes_add_up(body, found):
         refuse_duplicates(body)
     return found
+
+
+def around_array(body: bytes, name: bytes, depth_max: int) -> tuple[bytes, memoryview] | None:
+    """Cut the array of one member out of an object: the object with 0 in its place, and the array's span.
+
+    The long part of a request is one array, so the rest can be checked at the price of its few bytes. If both parts
+    decode, and the first has this member, as 0, and none twice, then the body is what they say: whatever else stood
+    in the span would not decode as one array. None when the array cannot be told so simply; then `members` must look.
+
+    Raises:
+        InvalidJSON: not UTF-8, nested too deep, or a lone surrogate.
+
+    """
+    key = body.find(b'"%b"' % name)
+    start = body.find(b"[", key)
+    end = body.rfind(b"]")
+    if key < 0 or not 0 <= start < end or _COLON.fullmatch(body, key + len(name) + 2, start) is None:
+        return None
+    _check_text(body, depth_max)
+    _check_surrogates(body)
+    return body[:start] + b"0" + body[end + 1 :], memoryview(body)[start : end + 1]
+
+
+def small_members(outer: bytes) -> dict[str, msgspec.Raw] | None:
+    """Split an object whose text was checked; None when it is malformed or might hold a key twice."""
+    try:
+        found = _OBJECT.decode(outer)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return found if _quotes_add_up(outer, found) else None
 
 
 def refuse_duplicates(span: bytes) -> None:
@@ -91,6 +115,21 @@ def spans(body: bytes) -> list[tuple[str, int, int]]:
             break
         at = closing.end()
     return found
+
+
+def _check_text(body: bytes, depth_max: int) -> None:
+    if not _few_brackets(body, depth_max) and _depth_exceeds(body, depth_max):
+        raise InvalidJSON(f"nested deeper than {depth_max} levels")
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidJSON(f"not UTF-8 at byte {error.start}") from None
+
+
+def _check_surrogates(body: bytes) -> None:
+    if body.find(_BACKSLASH) >= 0 and _SURROGATE_HINT.search(body):
+        _refuse_lone_surrogates(body)
 
 
 def _few_brackets(body: bytes, most: int) -> bool:
