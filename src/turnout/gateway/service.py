@@ -17,7 +17,7 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
 from turnout.core.kit.ulid import UlidSource
-from turnout.core.prefix.keys import root_key, text_keys, token_keys
+from turnout.core.prefix.keys import TextChains, root_key, token_keys
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.types import Ask, Decision
 from turnout.core.types import Refusal
@@ -28,7 +28,7 @@ from turnout.gateway.counts import RelayCounts
 from turnout.gateway.prepare import Prepared, client_id
 from turnout.gateway.principals import ANONYMOUS, Principal, Principals
 from turnout.gateway.run import Run
-from turnout.gateway.upstream import Upstream
+from turnout.gateway.upstream import Reach
 from turnout.http.head import Head
 from turnout.http.server import Connection
 
@@ -103,7 +103,7 @@ class Gateway:
         fleet: Fleet,
         catalogue: Catalogue,
         principals: Principals,
-        upstreams: dict[str, Upstream],
+        upstreams: dict[str, Reach],
         meter: Instruments,
         record: Callable[[CallFact], None],
         sources: Sources,
@@ -137,6 +137,7 @@ class Gateway:
         self._entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
         self._roots: dict[tuple[str, ...], int] = {}
+        self._chains = TextChains(prefix.block_bytes)
         self._routes: dict[tuple[str, str], RouteKey] = {}
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -220,9 +221,8 @@ class Gateway:
         if prefix.max_blocks != 0:
             if prompt.rendered:
                 if len(prompt.rendered) >= prefix.block_bytes:
-                    keys = text_keys(
-                        prompt.rendered, self._root(run, "text"), prefix.block_bytes, prefix.max_blocks_per_request
-                    )
+                    root = self._root(run, "text")
+                    keys = self._chains.keys(prompt.rendered, root, prefix.max_blocks_per_request)
             elif tokens >= _TOKEN_BLOCK:
                 keys = token_keys(prompt.tokens, self._root(run, "tok"), _TOKEN_BLOCK, prefix.max_blocks_per_request)
         if not tokens:

@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 _VERSION = "turnout.prefix.1"
 _MEG_MODULUS = 2**63 - 1
+_STRETCH_BLOCKS = 16
 
 
 def root_key(
@@ -50,6 +51,45 @@ def text_keys(rendered: bytes, root: int, block_bytes: int, max_blocks: int) -> 
         key = digest(rendered[start : start + block_bytes], key)
         append(key)
     return keys
+
+
+class TextChains:
+    """`text_keys` that remembers the keys of long stretches: turns of a conversation repeat everything before them.
+
+    A stretch of blocks is found again by its hash under the key before it, as the index finds a block: one hash over
+    4 KB instead of sixteen. Bounded: when full, all is forgotten.
+    """
+
+    __slots__ = ("_block_bytes", "_known", "_most")
+
+    def __init__(self, block_bytes: int, stretches_max: int = 4096) -> None:
+        self._block_bytes = block_bytes
+        self._most = stretches_max
+        self._known: dict[int, list[int]] = {}
+
+    def keys(self, rendered: bytes, root: int, max_blocks: int) -> list[int]:
+        """The same keys as `text_keys`, sooner when the beginning is known."""
+        block_bytes = self._block_bytes
+        size = _STRETCH_BLOCKS * block_bytes
+        stop = min(len(rendered) // block_bytes, max_blocks) * block_bytes
+        keys: list[int] = []
+        key = root
+        at = 0
+        while at + size <= stop:
+            stretch = rendered[at : at + size]
+            name = xxh3_64_intdigest(stretch, key)
+            known = self._known.get(name)
+            if known is None:
+                known = text_keys(stretch, key, block_bytes, _STRETCH_BLOCKS)
+                if len(self._known) >= self._most:
+                    self._known.clear()
+                self._known[name] = known
+            keys += known
+            key = known[-1]
+            at += size
+        if at < stop:
+            keys += text_keys(rendered[at:stop], key, block_bytes, max_blocks)
+        return keys
 
 
 def token_keys(tokens: Sequence[int], root: int, block_tokens: int, max_blocks: int) -> list[int]:

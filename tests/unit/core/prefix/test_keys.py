@@ -1,6 +1,6 @@
 import pytest
 
-from turnout.core.prefix.keys import meg_hashes, meg_keys, root_key, text_keys, token_keys
+from turnout.core.prefix.keys import TextChains, meg_hashes, meg_keys, root_key, text_keys, token_keys
 from turnout.core.prefix.rendering import ROLE, TEXT, render_role
 
 RENDERED = ROLE + b"system" + TEXT + b"You are Turnout." + ROLE + b"user" + TEXT + b"a" * 600
@@ -94,3 +94,12 @@ def test_roles_have_one_name_through_any_door() -> None:
     assert render_role("user") == b"user"
     assert render_role("narrator") == b"narrator"
     assert render_role("\ud800") == b"?"
+
+
+def test_remembered_stretches_give_the_same_keys_within_their_bound() -> None:
+    chains = TextChains(64, stretches_max=3)
+    text = bytes(index * 7 % 251 for index in range(10_000))
+    for length in (0, 63, 64, 1023, 1024, 1025, 2048, 5000, 10_000, 2048, 10_000):
+        for root in (1, 2):
+            for most in (1, 16, 17, 4096):
+                assert chains.keys(text[:length], root, most) == text_keys(text[:length], root, 64, most)
