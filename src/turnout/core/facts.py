@@ -47,7 +47,11 @@ class AttemptFact(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class CallFact(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One closed exchange with all its attempts: exactly one per accepted request."""
+    """One closed exchange with all its attempts: exactly one per accepted request.
+
+    With an empty `outcome` the exchange is still open, and the fact is only its attempts that ended: recorded at once,
+    they survive a kill, and the closing fact repeats them without effect.
+    """
 
     call_id: str
     request_id: str
@@ -102,3 +106,86 @@ class CallFact(msgspec.Struct, frozen=True, gc=False, array_like=True):
     reserved_nusd: int | None = None
     decision: bytes | None = None
     """The explain document as JSON (at most 16 KiB), rendered off the request path; None when not kept."""
+
+
+class OpenedCall(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What is known of a request when it is accepted: enough for its row, should the process be killed."""
+
+    call_id: str
+    request_id: str
+    started_at_ms: int
+    tenant: str
+    key_id: str
+    session_id: str | None
+    dialect: str
+    path: str
+    stream: bool
+    requested_model: str
+    selected_model: str = ""
+    est_tokens: int | None = None
+    reserved_nusd: int | None = None
+
+
+class RouteStats(msgspec.Struct, frozen=True, gc=False):
+    """Sums over attempts in a window (ledger §6). Never merged by means: add, then divide."""
+
+    n: int = 0
+    counted_n: int = 0
+    ok_n: int = 0
+    e2e_n: int = 0
+    e2e_sum_ms: int = 0
+    ttft_n: int = 0
+    ttft_sum_ms: int = 0
+
+    @property
+    def success_rate(self) -> float | None:
+        """Successes as a share of the attempts whose end says something about the route; None without any."""
+        return self.ok_n / self.counted_n if self.counted_n else None
+
+    @property
+    def e2e_mean_ms(self) -> int | None:
+        """Mean duration of successes, rounded half up; None without any."""
+        return (2 * self.e2e_sum_ms + self.e2e_n) // (2 * self.e2e_n) if self.e2e_n else None
+
+    @property
+    def ttft_mean_ms(self) -> int | None:
+        """Mean time to the first token of successes that have one, rounded half up; None without any."""
+        return (2 * self.ttft_sum_ms + self.ttft_n) // (2 * self.ttft_n) if self.ttft_n else None
+
+    def plus(self, other: RouteStats) -> RouteStats:
+        """Merge two sets of attempts."""
+        return RouteStats(
+            self.n + other.n,
+            self.counted_n + other.counted_n,
+            self.ok_n + other.ok_n,
+            self.e2e_n + other.e2e_n,
+            self.e2e_sum_ms + other.e2e_sum_ms,
+            self.ttft_n + other.ttft_n,
+            self.ttft_sum_ms + other.ttft_sum_ms,
+        )
+
+
+class Streak(msgspec.Struct, frozen=True, gc=False):
+    """Failures in a row at the end of an identity's history (ledger §6)."""
+
+    failures: int
+    tier: int
+    """0: the last result was a success, 1: no evidence, 2: failed and the cooldown is over, 3: cooling down."""
+    last_failure_at_ms: int = 0
+    kind: str = ""
+    http_status: int | None = None
+    cooldown_until_ms: int = 0
+
+
+class StatsSnapshot(msgspec.Struct, frozen=True):
+    """What derived statistics were at `observed_at_ms`: read by look-up, replaced as a whole, never changed."""
+
+    observed_at_ms: int = 0
+    derive_ms: int = 0
+    window_ms: int = 0
+    routes: dict[RouteKey, RouteStats] = {}
+    models: dict[str, RouteStats] = {}
+    tool_incapable: frozenset[RouteKey] = frozenset()
+    route_streaks: dict[RouteKey, Streak] = {}
+    endpoint_streaks: dict[tuple[str, str], Streak] = {}
+    """By (provider, replica)."""

@@ -13,7 +13,7 @@ from turnout.ledger.sink import Sink, SinkDownError, Written
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turnout.core.facts import CallFact
     from turnout.ledger.spool import Spool
@@ -42,8 +42,9 @@ class Drain:
         interval_s: float,
         monotonic: Callable[[], float],
         on_event: OnEvent,
+        on_safe: Callable[[Sequence[CallFact]], None] = lambda _facts: None,
     ) -> None:
-        """Take calls from `queue`; there is no sink until `sink` is set."""
+        """Take calls from `queue`, without a sink until `sink` is set; `on_safe` hears what is stored or in a file."""
         self.sink: Sink | None = None
         self.inflight: list[CallFact] = []
         self.written = Written()
@@ -56,6 +57,7 @@ class Drain:
         self._interval_s = interval_s
         self._monotonic = monotonic
         self._on_event = on_event
+        self._on_safe = on_safe
         self._down = False
         self._retry_at = 0.0
         self._retry_s = RETRY_FIRST_S
@@ -99,8 +101,7 @@ class Drain:
     def spool_queue(self) -> None:
         """Append all that waits to the spool."""
         # Bounded by the length at the start, since the event loop keeps appending.
-        self._spool.append([self._queue.popleft() for _ in range(len(self._queue))])
-        self._spool.sync()
+        self._to_spool([self._queue.popleft() for _ in range(len(self._queue))])
 
     def replay_one(self) -> None:
         """Store the oldest batch of the spool and remove it."""
@@ -108,6 +109,7 @@ class Drain:
         if facts and self._write(facts):
             self._spool.advance()
             self.replayed += len(facts)
+            self._on_safe(facts)
 
     def prune(self) -> bool:
         """Delete one chunk of old rows; True while there is more."""
@@ -123,10 +125,18 @@ class Drain:
         """Store one batch straight from the queue; False when the database did not take it (it is in the spool)."""
         self.inflight = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
         stored = self._write(self.inflight)
-        if not stored:
-            self._spool.append(self.inflight)
+        if stored:
+            self._on_safe(self.inflight)
+        else:
+            self._to_spool(self.inflight)
         self.inflight = []
         return stored
+
+    def _to_spool(self, facts: list[CallFact]) -> None:
+        self._spool.append(facts)
+        self._spool.sync()
+        if not self._spool.memory_used_bytes:
+            self._on_safe(facts)
 
     def _write(self, facts: list[CallFact]) -> bool:
         assert self.sink is not None, "callers ask first"

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Final
 from turnout.ledger import upgrade
 from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S, Drain
 from turnout.ledger.sink import LedgerRefusedError
+from turnout.ledger.slots import Slots, recover
+from turnout.ledger.snapshot import Refresher
 from turnout.ledger.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from turnout.core import options
-    from turnout.core.facts import CallFact
+    from turnout.core.facts import CallFact, OpenedCall, StatsSnapshot
     from turnout.ledger.sink import Sink
     from turnout.ledger.upgrade import OnEvent
 
@@ -32,6 +34,7 @@ _PRUNE_PAUSE_S: Final = 0.05
 _OPEN_DELAY_S: Final = 0.3
 # A server that does not answer in this time is taken for down; serving starts without it.
 _START_CHECK_S: Final = 2
+_ATTEMPTS_SHARE: Final = 0.8
 
 
 class Ledger:
@@ -65,6 +68,13 @@ class Ledger:
         self._queue_max = options.queue_max
         self._dropped_full = 0
         self._dropped_closed = 0
+        self._dropped_attempts = 0
+        self._slots: Slots | None = None
+        self._slots_unreadable = 0
+        self._recovered = 0
+        # Ids of calls that found the queue full: their slots still have them.
+        self._overflow: deque[str] = deque()
+        self._refresher = Refresher(options, clock_ms=clock_ms, yields=_yield_to_requests)
         self._closed = False
         self._closing = threading.Event()
         self._deadline = 0.0
@@ -76,9 +86,10 @@ class Ledger:
         self._in_round = False
         self._settled = False
         self._opened = threading.Event()
+        self._name = f"{clock_ms():013d}-{os.getpid()}"
         self._spool = Spool(
             self._path,
-            name=f"{clock_ms():013d}-{os.getpid()}",
+            name=self._name,
             max_bytes=options.spool_max_bytes,
             frame_calls=options.batch_max,
         )
@@ -89,6 +100,7 @@ class Ledger:
             interval_s=options.flush_interval_ms / 1000,
             monotonic=monotonic,
             on_event=self._on_event,
+            on_safe=self._free,
         )
         self._sink: Sink | None = None
         # Daemons: a database that hangs must not keep the process from ending; `close` is what loses nothing.
@@ -105,17 +117,45 @@ class Ledger:
             upgrade.check(upgrade.path_of(self._options.url))
         else:
             self._check_server()
+        if self._options.slots:
+            # Without a place for the file requests are served all the same; `ledger_down` says what is wrong there.
+            with contextlib.suppress(OSError):
+                self._slots = Slots(self._path.with_name(f"{self._path.name}.slots-{self._name}"), self._options.slots)
         self._writer.start()
         self._opener.start()
+        self._refresher.start()
+
+    def accepted(self, call: OpenedCall) -> None:
+        """Keep what is known of an accepted request, so that its row survives a kill. Never waits, never raises."""
+        if self._slots is not None:
+            self._slots.claim(call)
 
     def record(self, call: CallFact) -> None:
-        """Keep one closed exchange with its attempts. Never waits, never raises; without room the call is counted."""
+        """Keep one closed exchange with its attempts, or attempts of one that is still open (`outcome` empty).
+
+        Never waits, never raises. Without room a call is taken from its slot later, or counted; attempts get at most
+        80 % of the room.
+        """
+        if not call.outcome:
+            if not self._closed and len(self._queue) < self._queue_max * _ATTEMPTS_SHARE:
+                self._queue.append(call)
+            else:
+                self._dropped_attempts += len(call.attempts)
+            return
+        if self._slots is not None:
+            self._slots.end(call)
         if self._closed:
             self._dropped_closed += 1
         elif len(self._queue) < self._queue_max:
             self._queue.append(call)
+        elif self._slots is not None and self._slots.holds(call.call_id):
+            self._overflow.append(call.call_id)
         else:
             self._dropped_full += 1
+
+    def snapshot(self) -> StatsSnapshot:
+        """Give the derived statistics: the same object until the next refresh, empty when older than 30 s."""
+        return self._refresher.fresh(self._clock_ms())
 
     def flush(self, timeout_s: float) -> int:
         """Wait until everything recorded is in the database; return the calls that are not after `timeout_s`.
@@ -135,6 +175,7 @@ class Ledger:
     def close(self, timeout_s: float = 5.0) -> int:
         """Refuse new calls, store the rest within `timeout_s`, spool what is left; return the calls in neither."""
         self._closed = True
+        self._refresher.close(0.0)
         self._deadline = self._monotonic() + timeout_s
         self._closing.set()
         self._wake.set()
@@ -144,8 +185,13 @@ class Ledger:
             # The writer hangs in the database. Its batch goes to the spool as well: stored twice changes nothing.
             self._spool.append(list(self._drain.inflight))
         refused = self._spool.calls_refused
+        self._from_slots(len(self._overflow))
         self._drain.spool_queue()
-        return self._spool.close() + self._spool.calls_refused - refused
+        lost = self._spool.close() + self._spool.calls_refused - refused
+        if self._slots is not None and not self._writer.is_alive():
+            slots, self._slots = self._slots, None
+            slots.remove()
+        return lost
 
     def stats(self) -> dict[str, int | float]:
         """Give counters and gauges of this process by name."""
@@ -173,6 +219,12 @@ class Ledger:
             "write_errors": sum(drain.write_errors.values()),
             **{f"write_errors_{kind}": n for kind, n in sorted(drain.write_errors.items())},
             "down": int(drain.down),
+            "dropped_attempts_queue_full": self._dropped_attempts,
+            "recovered": self._recovered,
+            "slots_taken": self._slots.taken if self._slots is not None else 0,
+            "slots_missed": self._slots.missed if self._slots is not None else 0,
+            "slots_unreadable": self._slots_unreadable,
+            **self._refresher.stats(),
         }
 
     def _run(self) -> None:
@@ -181,8 +233,11 @@ class Ledger:
         adopted = self._spool.adopt()
         if adopted:
             self._on_event("ledger_spool_adopted", segments=adopted, spool_bytes=self._spool.size_bytes)
+        self._recover()
         while not self._closed:
             self._wake.wait(wait_s)
+            if self._overflow:
+                self._from_slots(self._queue_max - len(self._queue))
             with self._round_done:
                 self._in_round = True
                 self._wake.clear()
@@ -201,6 +256,31 @@ class Ledger:
         self._drain.finish(self._deadline)
         if self._drain.sink is not None:
             self._drain.sink.close()
+
+    def _recover(self) -> None:
+        """Make the requests that a killed process left open into rows, by way of the spool: its file is safe."""
+
+        def keep(calls: list[CallFact]) -> None:
+            if calls:
+                self._spool.append(calls)
+                self._spool.sync()
+
+        self._recovered, self._slots_unreadable = recover(self._path, keep, self._clock_ms())
+        if self._recovered or self._slots_unreadable:
+            self._on_event("ledger_recovered", calls=self._recovered, unreadable=self._slots_unreadable)
+
+    def _free(self, calls: Sequence[CallFact]) -> None:
+        if self._slots is not None:
+            self._slots.free([call.call_id for call in calls if call.outcome])
+
+    def _from_slots(self, room: int) -> None:
+        """Take calls that once found no room from their slots."""
+        for _ in range(max(0, min(room, len(self._overflow)))):
+            call = self._slots.ended(self._overflow.popleft()) if self._slots is not None else None
+            if call is None:
+                self._dropped_full += 1
+            else:
+                self._queue.append(call)
 
     def _prune(self, wait_s: float) -> float:
         """Delete one chunk when it is time; return the pause until the next round."""

@@ -123,7 +123,7 @@ def test_an_expiry_is_an_instant_with_offset(instant: str) -> None:
 def test_a_bound_that_another_bound_contradicts_is_a_problem() -> None:
     config = usable(breaker=options.Breaker(open_s=30.0, open_max_s=20.0), ledger=options.Ledger(url="mysql://x"))
     assert findings(config) == [
-        'ledger.url: sqlite:///file, or "" for no ledger',
+        'ledger.url: sqlite:///file, postgresql://…, or "" for no ledger',
         "breaker.open_max_s: at least breaker.open_s = 30.0",
     ]
 

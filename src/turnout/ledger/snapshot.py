@@ -1,0 +1,146 @@
+"""The derived statistics that the hot path reads: refreshed by a thread, published by one assignment, never queried.
+
+A refresh that fails leaves the last snapshot where it is; readers see its age and take neutral values after 30 s.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turnout.core.facts import RouteStats, StatsSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.core import options
+    from turnout.core.facts import RouteKey
+    from turnout.ledger.window import Window
+
+STALE_MS: Final = 30_000
+_STREAKS_EVERY_MS: Final = 10_000
+# A refresh takes at most a twentieth of the time.
+_PAUSE_FACTOR: Final = 20
+_EMPTY: Final = StatsSnapshot()
+
+
+class Refresher:
+    """Keeps `latest` fresh in a thread of its own. `start` once, `close` once."""
+
+    def __init__(
+        self,
+        options: options.Ledger,
+        *,
+        clock_ms: Callable[[], int],
+        monotonic: Callable[[], float] = time.monotonic,
+        yields: Callable[[], None] = lambda: None,
+        delay_s: float = 1.0,
+    ) -> None:
+        """Describe it; the database is opened by the thread, `delay_s` after `start`."""
+        self.latest: StatsSnapshot = _EMPTY
+        self.read_errors: dict[str, int] = {}
+        self._options = options
+        self._clock_ms = clock_ms
+        self._monotonic = monotonic
+        self._yields = yields
+        self._delay_s = delay_s
+        self._engine: Any = None
+        self._windows: tuple[Window, Window] | None = None
+        self._streaks_at_ms = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger-snapshot", daemon=True)
+
+    def start(self) -> None:
+        """Begin refreshing."""
+        self._thread.start()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """End the thread; a query that hangs is left behind."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def fresh(self, now_ms: int) -> StatsSnapshot:
+        """Give the snapshot, or an empty one when it is older than 30 s."""
+        latest = self.latest
+        return latest if now_ms - latest.observed_at_ms <= STALE_MS else _EMPTY
+
+    def refresh(self) -> StatsSnapshot:
+        """Derive everything now and publish it.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database does not answer.
+        """
+        from turnout.ledger import connection, derived
+        from turnout.ledger.window import Window
+
+        section = self._options
+        if self._engine is None:
+            self._engine = connection.reading(section.url)
+        if self._windows is None:
+            self._windows = Window(section.route_window_ms), Window(section.tool_window_ms)
+        started = self._monotonic()
+        now_ms = self._clock_ms()
+        before = self.latest
+        with self._engine.connect() as conn, conn.begin():
+            keys = derived.routes(conn)
+            routes = derived.stats_of(self._windows[0].refresh(conn, now_ms), keys)
+            tool_incapable, by_route, by_endpoint = before.tool_incapable, before.route_streaks, before.endpoint_streaks
+            if not 0 <= now_ms - self._streaks_at_ms < _STREAKS_EVERY_MS:
+                tool_sums = self._windows[1].refresh(conn, now_ms)
+                tool_incapable = derived.incapable(tool_sums, keys, section.tool_min_samples)
+                by_route, by_endpoint = derived.failure_streaks(conn, now_ms, section.streak_window_ms)
+                self._streaks_at_ms = now_ms
+        self.latest = StatsSnapshot(
+            observed_at_ms=now_ms,
+            derive_ms=round((self._monotonic() - started) * 1000),
+            window_ms=section.route_window_ms,
+            routes=routes,
+            models=_by_model(routes),
+            tool_incapable=tool_incapable,
+            route_streaks=by_route,
+            endpoint_streaks=by_endpoint,
+        )
+        return self.latest
+
+    def stats(self) -> dict[str, int | float]:
+        """Give the gauges of the metrics page."""
+        age_ms = self._clock_ms() - self.latest.observed_at_ms
+        return {
+            "snapshot_age_s": age_ms / 1000 if self.latest.observed_at_ms else 0.0,
+            "derive_s": self.latest.derive_ms / 1000,
+            "read_errors_snapshot": self.read_errors.get("snapshot", 0),
+        }
+
+    def _run(self) -> None:
+        self._yields()
+        pause_s = self._delay_s
+        while not self._stop.wait(pause_s):
+            started = self._monotonic()
+            try:
+                self.refresh()
+            except Exception:  # noqa: BLE001 - statistics fail open, whatever the driver raises
+                self.read_errors["snapshot"] = self.read_errors.get("snapshot", 0) + 1
+                self._drop()
+            spent_s = self._monotonic() - started
+            pause_s = max(self._options.snapshot_interval_s, _PAUSE_FACTOR * spent_s)
+        self._drop()
+
+    def _drop(self) -> None:
+        """Start over with new connections and new sums."""
+        engine, self._engine, self._windows = self._engine, None, None
+        self._streaks_at_ms = 0
+        if engine is not None:
+            engine.dispose()
+
+
+def _by_model(routes: dict[RouteKey, RouteStats]) -> dict[str, RouteStats]:
+    models: dict[str, list[int]] = {}
+    for key, stats in routes.items():
+        values = msgspec.structs.astuple(stats)
+        total = models.get(key.model)
+        models[key.model] = list(values) if total is None else [a + b for a, b in zip(total, values, strict=True)]
+    return {model: RouteStats(*sums) for model, sums in models.items()}
