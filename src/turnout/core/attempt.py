@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turnout.core.errors import UNCOUNTED, ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.prefix.index import Placement
+from turnout.core.fleet.seat import Seat
 from turnout.core.types import Usage
 
 
@@ -22,10 +22,8 @@ class Attempt:
         "is_open",
         "kind",
         "no",
-        "placement",
+        "seat",
         "started_s",
-        "tokens",
-        "uncached",
         "usage",
     )
 
@@ -41,10 +39,18 @@ class Attempt:
         self.http_status: int | None = None
         self.committed = False
         self.usage: Usage | None = None
-        self.tokens = 0
-        self.uncached = 0
         self.epoch = 0
-        self.placement: Placement | None = None
+        self.seat: Seat | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The estimate T it was opened with."""
+        return self.seat.tokens if self.seat is not None else 0
+
+    @property
+    def uncached(self) -> int:
+        """What the engine had to prefill of it, as far as was known."""
+        return self.seat.uncached if self.seat is not None else 0
 
     @property
     def counted(self) -> bool:

@@ -28,6 +28,7 @@ from turnout.core.kit.rng import Rng
 from turnout.core.options import Retry
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.pipeline import schedule
+from turnout.core.scheduling.seats import take_seat, take_seat_again
 from turnout.core.scheduling.types import Ask, Decision
 from turnout.core.types import Usage
 
@@ -169,7 +170,8 @@ class Exchange:
         attempt = self._running("first_byte")
         if attempt.first_byte_s is None:
             attempt.first_byte_s = now
-            attempt.endpoint.first_byte(attempt.uncached)
+            if attempt.seat is not None:
+                attempt.seat.first_byte(now)
 
     def committed(self) -> None:
         """Hear that bytes of the current attempt went to the client: no other endpoint may answer unnoticed."""
@@ -313,16 +315,12 @@ class Exchange:
         self._move(Happening.ATTEMPT)
         self.queued_at_s = None
         attempt = Attempt(len(self.attempts) + 1, endpoint, kind, now)
-        ask = self.ask
-        attempt.tokens = ask.tokens
-        attempt.uncached = ask.tokens
+        attempt.epoch = endpoint.breaker.opened(now)
         if decision is not None:
             self.decision = decision
-            attempt.uncached = decision.uncached
-        attempt.epoch = endpoint.breaker.opened(now)
-        endpoint.opened(attempt.tokens, attempt.uncached)
-        if ask.keys and endpoint.bit:
-            attempt.placement = self._fleet.index.record(ask.keys, endpoint.bit, now)
+            attempt.seat = take_seat(decision, self.ask, self._pool, self._fleet, now)
+        else:
+            attempt.seat = take_seat_again(endpoint, self.ask, self._pool, self._fleet, now)
         self.attempts.append(attempt)
         return Open(attempt)
 
@@ -334,12 +332,13 @@ class Exchange:
         attempt.error_kind = kind
         attempt.http_status = status
         endpoint = attempt.endpoint
-        if attempt.first_byte_s is None:
-            endpoint.first_byte(attempt.uncached)
-            if kind is not None and attempt.placement is not None:
-                self._fleet.index.rollback(attempt.placement)
-        attempt.placement = None
-        endpoint.ended(attempt.tokens)
+        usage = attempt.usage
+        if attempt.seat is None:
+            raise self._illegal("end of an attempt that took no seat")
+        if usage is None:
+            attempt.seat.ended(now, failed=kind is not None, reports=False)
+        else:
+            attempt.seat.ended(now, failed=kind is not None, tokens_out=usage.tokens_out, cached=usage.tokens_cached)
         if kind is None:
             endpoint.breaker.success(attempt.epoch, now)
         elif RETRY[kind].fault:

@@ -111,9 +111,18 @@ class Seat:
             if self._active_blocks is not None:
                 self._active_blocks.grow(tokens / self._block_tokens)
 
-    def ended(self, now: float, *, failed: bool, tokens_out: int | None = None, cached: int | None = None) -> None:
+    def ended(
+        self,
+        now: float,
+        *,
+        failed: bool,
+        tokens_out: int | None = None,
+        cached: int | None = None,
+        reports: bool = True,
+    ) -> None:
         """The attempt ended in any way. `tokens_out`, `cached`: what its usage said, None when it said nothing.
 
+        `reports` is False when there was no usage at all, which says nothing about cached tokens either.
         An attempt that failed before its first byte put nothing into the engine's cache: its record is rolled back.
         """
         if not self.is_open:
@@ -132,7 +141,7 @@ class Seat:
         endpoint.ended(self.tokens + self._emitted)
         if self._active_blocks is not None:
             self._active_blocks.remove(self.keys, self._private + self._emitted / self._block_tokens)
-        if not failed:
+        if not failed and reports:
             endpoint.cached_reported(cached, self.predicted, self._mode)
 
     @property
