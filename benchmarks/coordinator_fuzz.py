@@ -205,6 +205,7 @@ class Fuzz:
         kind = rng.random()
         identity = rng.choice(HOSTILE) if kind < 0.6 else rng.choice(ENGINES) if kind < 0.85 else rng.randbytes(6)
         if identity in HOSTILE and there.door.clients.get(identity) is None:
+            there.inbox.pop(identity, None)
             there.clients(identity)  # it had said goodbye; as a stranger it would soon be muted
         payload = self._payload()
         if rng.random() < 0.02:

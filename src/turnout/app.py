@@ -162,7 +162,7 @@ class App:
             retry=config.retry,
             prefix=config.prefix,
             fleet=fleet,
-            catalogue=Catalogue(config.model, fleet.models, config.models.default),
+            catalogue=Catalogue(config.model, [*fleet.models, *_door_models(config)], config.models.default),
             principals=principals,
             upstreams={e.name: Upstream(e, config.pool, config.timeout.connect_s) for e in config.endpoint},
             meter=self.meter,
@@ -183,15 +183,17 @@ class App:
             self._closing = asyncio.get_running_loop().create_task(self._coordinator.stop(config.drain.grace_s))
 
         config = self._config
-        self._coordinator = CoordinatorListener(
-            config.coordinator,
-            config.affinity,
-            report=report,
-            tokenizer=load_tokenizer(config.coordinator.tokenizer),
-            on_shutdown=shut,
+        tokenizer = load_tokenizer(config.coordinator.tokenizer)
+        self._coordinator = listener = CoordinatorListener(
+            config.coordinator, config.affinity, report=report, tokenizer=tokenizer, on_shutdown=shut
         )
-        address = await self._coordinator.start()
-        self.log.info("coordinator_listening", address=address)
+        if tokenizer is not None and config.coordinator.model:
+            from turnout.coordinator.mirror import Mirror
+            from turnout.gateway.text_upstream import TextUpstream
+
+            gateway = self.gateway
+            listener.on_sweep = Mirror(listener, tokenizer, gateway.fleet, gateway.upstreams, TextUpstream).sweep
+        self.log.info("coordinator_listening", address=await listener.start())
 
     async def _start_admin(self) -> None:
         from turnout.console.listener import AdminListener
@@ -365,6 +367,11 @@ class Entropy:
         at = self._at
         self._at = at + self._ID_BYTES
         return int.from_bytes(self._block[at : self._at])
+
+
+def _door_models(config: Config) -> list[str]:
+    """The model of the coordinator's engines: it exists before the first of them comes."""
+    return [config.coordinator.model] if config.coordinator.enabled and config.coordinator.model else []
 
 
 def _forget(_: object) -> None:

@@ -116,7 +116,7 @@ class Door:
             self.records.message_error("internal_error", kind, type(error).__name__, frames, now)
             if client is not None and isinstance(message, Message) and header in REQUESTS:
                 self._end_broken(client, message.values[0], accepted)
-        return self._take()
+        return self.take()
 
     def tick(self, now: float) -> list[Send]:
         """Let time pass: call it a few times a second."""
@@ -126,7 +126,7 @@ class Door:
         if now - self._looked_at >= _LOOK_S:
             self._looked_at = now
             self._probe(now)
-        return self._take()
+        return self.take()
 
     def unreachable(self, send: Send, now: float) -> list[Send]:
         """A message could not be sent: its peer is gone."""
@@ -139,18 +139,18 @@ class Door:
             self._client_gone(send.identity)
         if send.server_id:
             self.requests.unsent(send.server_id, now)
-        return self._take()
+        return self.take()
 
     def reached(self, identity: bytes, now: float) -> list[Send]:
         """A lost engine answers the telephone: it registers only once, so it is taken back as it is."""
         if identity in self.roster.lost and self.clients.get(identity) is None:
             self._register(identity, "adopted", now)
-        return self._take()
+        return self.take()
 
     def client_gone(self, identity: bytes) -> list[Send]:
         """A client cannot be reached, or does not read."""
         self._client_gone(identity)
-        return self._take()
+        return self.take()
 
     def saturated(self, identity: bytes, now: float, *, full: bool) -> list[Send]:
         """The outbox of an engine is full, or has room again."""
@@ -159,22 +159,19 @@ class Door:
             engine.saturated = full
             self.roster.changed()
             self.requests.engines_changed(now)
-        return self._take()
+        return self.take()
 
     def drain(self) -> list[Send]:
         """Accept nothing more."""
         self.closing = True
         self.requests.drain()
-        return self._take()
+        return self.take()
 
-    def open_request(
-        self, client: Client, number: int, parts: Sequence[bytes], engine: Engine, now: float
-    ) -> list[Send]:
-        """Send a request of this process to the engine it was scheduled on; never resent from here."""
-        request = Request(client, number, Header.SUBMIT_REQUEST, parts, now)
-        request.pinned = engine
-        self.requests.accept(request, now)
-        return self._take()
+    def take(self) -> list[Send]:
+        """Hand over what is to be sent, after acting on `requests` directly."""
+        out = self._out[:]
+        self._out.clear()
+        return out
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -392,8 +389,3 @@ class Door:
         self._out.extend([Send(identity, wire.PROBE) for identity in self.roster.silent(now)])
         self._out.extend([Send(identity, wire.PROBE, adopts=True) for identity in self.roster.callable(now)])
         self.clients.probe(now)
-
-    def _take(self) -> list[Send]:
-        out = self._out[:]
-        self._out.clear()
-        return out

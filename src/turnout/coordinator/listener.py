@@ -73,6 +73,7 @@ class CoordinatorListener:
         self._local: dict[bytes, Callable[[bytes], object]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._reader: Reader | None = None
         self._gatekeeper: Gatekeeper | None = None
         self._is_stopping = False
 
@@ -122,7 +123,7 @@ class CoordinatorListener:
                 work.extend(self._queued(outbox, send))
             else:
                 work.extend(self._sent(send))
-        self._reader.touch()
+        self._touch()
 
     def attach(self, identity: bytes, deliver: Callable[[bytes], object]) -> None:
         """Messages to this identity go to a function of this process instead of the wire."""
@@ -230,7 +231,7 @@ class CoordinatorListener:
                 del self._outboxes[identity]
             if not outbox.is_full(self.options.outbox_max, self.options.outbox_max_bytes):
                 self.carry(self.door.saturated(identity, self._clock(), full=False))
-        self._reader.touch()
+        self._touch()
         if self._outboxes:
             self._at("flush", _FLUSH_S, self._flush)
 
@@ -251,6 +252,10 @@ class CoordinatorListener:
             self._on_shutdown()
         self._at("tick", _TICK_S, self._tick)
 
+    def _touch(self) -> None:
+        if self._reader is not None:
+            self._reader.touch()
+
     def _at(self, name: str, delay_s: float, callback: Callable[[], None]) -> None:
         self._timers[name] = asyncio.get_running_loop().call_later(delay_s, callback)
 
@@ -265,7 +270,9 @@ class CoordinatorListener:
     def _close(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        self._reader.stop()
+        if self._reader is not None:
+            self._reader.stop()
+            self._reader = None
         with contextlib.suppress(zmq.ZMQError):
             self._socket.close(linger=100)
         if self._gatekeeper is not None:

@@ -132,14 +132,20 @@ class Requests:
 
     def forget(self, client: Client) -> None:
         """The client is gone: its engines are told, nobody is answered."""
-        for request in list(client.open.values()):
-            attempt = request.attempt
-            if attempt is not None:
-                if not request.aborted:
-                    self._tell(attempt)
-                self._detach(attempt)
-            self._close(request)
-            self._tally.failed["client_gone"] += 1
+        for number in list(client.open):
+            self.abandon(client, number)
+
+    def abandon(self, client: Client, number: int) -> None:
+        """Close one request that nobody waits for; its engine is told."""
+        request = client.open.get(number)
+        if request is None:
+            return
+        if request.attempt is not None:
+            if not request.aborted:
+                self._tell(request.attempt)
+            self._detach(request.attempt)
+        self._close(request)
+        self._tally.failed["client_gone"] += 1
 
     def settle(self, engine: Engine, now: float) -> None:
         """The engine is gone and so are its replies: resend what nobody has seen a part of, fail the rest."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections import deque
 
 import msgspec
 
@@ -47,8 +46,7 @@ class Roster:
         self.live: dict[bytes, Engine] = {}
         self.departed: dict[bytes, Departed] = {}
         self.lost: dict[bytes, Lost] = {}
-        self.joined: deque[Engine] = deque()
-        self.left: deque[Engine] = deque()
+        self.version = 0
         self._chooser = chooser
         self._identities: list[bytes] = []
         self._incarnations: LruMap[bytes, int] = LruMap(_INCARNATIONS_MAX)
@@ -80,7 +78,6 @@ class Roster:
         self.live[identity] = engine
         insort(self._identities, identity)
         self.lost.pop(identity, None)
-        self.joined.append(engine)
         self.changed()
         return engine
 
@@ -94,7 +91,6 @@ class Roster:
         if may_return and len(self.lost) < LOST_MAX:
             self.lost[engine.identity] = Lost(engine.control, now + LOST_S)
         self.departed[engine.identity] = Departed(engine, now + grace_s)
-        self.left.append(engine)
         self.changed()
         return True
 
@@ -147,4 +143,5 @@ class Roster:
 
     def changed(self) -> None:
         """Something that decides who gets requests has changed."""
+        self.version += 1
         self._eligible = None

@@ -28,9 +28,11 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """One vocabulary. `chat_template` is the Jinja source, empty when the model has none."""
+    """One vocabulary."""
 
-    chat_template: str
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """A conversation as the prompt of its answer. Raises ValueError when the model has no template for it."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt."""
@@ -60,10 +62,9 @@ def load_tokenizer(name: str) -> Tokenizer | None:
 class ByteTokenizer:
     """One token per byte of UTF-8; ids beyond 255 stand for nothing."""
 
-    chat_template = (
-        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """One line a message, and the role of the next."""
+        return "".join(f"<|{m.get('role', '')}|>{_text_of(m.get('content'))}\n" for m in messages) + "<|assistant|>"
 
     def encode(self, text: str) -> list[int]:
         """Its bytes."""
@@ -105,6 +106,23 @@ class FileTokenizer:
             raise FileNotFoundError(2, f"coordinator.tokenizer: {path} does not exist, expected a tokenizer.json")
         self._vocabulary: Any = Vocabulary.from_file(str(path))
         self.chat_template = _template_of(directory)
+        self._template: Any = None
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """Render the model's own template in a sandbox: a template is a program that came with a model."""
+        if not self.chat_template:
+            raise ValueError("the tokenizer of this model has no chat template; use /v1/completions")
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        try:
+            if self._template is None:
+                environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as upstream renders
+                environment.globals["raise_exception"] = _refuse
+                self._template = environment.from_string(self.chat_template)
+            return str(self._template.render(messages=messages, add_generation_prompt=True))
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"messages do not fit the chat template: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without special tokens of its own: the chat template writes them where they belong."""
@@ -141,6 +159,20 @@ class _FileStream:
     def flush(self) -> str:
         before = self._tokenizer.decode(self._tokens[: self._shown])
         return self._tokenizer.decode(self._tokens)[len(before) :]
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message, parts joined. Raises ValueError for parts that are not text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise ValueError("content is neither a string nor a list of text parts")
+
+
+def _refuse(message: str) -> str:
+    """What templates call to refuse a conversation."""
+    raise ValueError(message)
 
 
 def _template_of(directory: Path) -> str:

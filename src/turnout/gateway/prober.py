@@ -14,7 +14,7 @@ import msgspec
 from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.options import Probe
-from turnout.gateway.upstream import Upstream
+from turnout.gateway.upstream import Reach
 from turnout.http.client import EngineConnection
 from turnout.http.response_head import ResponseHead
 
@@ -126,7 +126,7 @@ class Prober:
             misses = 0
             await asyncio.sleep(_RETURN_DELAYS_S[0])
 
-    async def _list(self, endpoint: EndpointState, upstream: Upstream) -> bool:
+    async def _list(self, endpoint: EndpointState, upstream: Reach) -> bool:
         """Read contexts from the model list; an engine without one keeps its configuration."""
         answer = await self._ask(upstream, "/v1/models")
         if answer is None:
@@ -142,7 +142,7 @@ class Prober:
             endpoint.context_max = min(contexts)
         return True
 
-    async def _ask(self, upstream: Upstream, path: str) -> tuple[int, bytes] | None:
+    async def _ask(self, upstream: Reach, path: str) -> tuple[int, bytes] | None:
         reply = _Reply()
         upstream.pool.request(upstream.head(path, "GET") + b"\r\n", reply)
         try:

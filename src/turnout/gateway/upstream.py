@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from turnout.core.options import Endpoint, Pool
-from turnout.http.client import EndpointPool
+from turnout.http.client import EndpointPool, Sink
 
 _HTTP_PORT = 80
+
+
+class RequestPool(Protocol):
+    """Where a request goes and an answer comes from; `EndpointPool` when that is HTTP."""
+
+    connects_total: int
+    connect_failures_total: int
+    reuses_total: int
+
+    def request(self, request: bytes, sink: Sink) -> None:
+        """Send head and body; the answer goes to the sink."""
+
+    def cancel(self, sink: Sink) -> None:
+        """Give an answer up."""
+
+    def sweep(self, now: float) -> None:
+        """Close what was idle for too long."""
+
+    def close(self) -> None:
+        """Close everything."""
+
+
+class Reach(Protocol):
+    """How the gateway reaches one endpoint: `Upstream`, or `TextUpstream` for engines that are no HTTP servers."""
+
+    stream_usage: bool
+
+    @property
+    def pool(self) -> RequestPool:
+        """Where its requests go."""
+
+    def refused_usage(self) -> bool:
+        """Hear that a stream was refused for `stream_options`; True: ask again without."""
+
+    def head(self, path: str, method: str = "POST") -> bytes:
+        """Return request line and constant headers."""
 
 
 class Upstream:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from turnout.http.client import EndpointPool
+
 if TYPE_CHECKING:
     from tests.e2e.conftest import Engine, Response, Router
 
@@ -274,6 +276,7 @@ def test_a_connection_closed_while_idle_is_not_used(router: Routers, script_engi
     up = router(engine := script_engine([wire.answer(), gate, wire.Cut()], [wire.answer()]), probe={"interval_s": 600})
     assert up.ask().status == 200
     pool = up.app.gateway.upstreams["e1"].pool
+    assert isinstance(pool, EndpointPool)
     gate.open()
     assert up.eventually(lambda: not pool._open)
     assert up.ask().header(b"x-turnout-attempts") == b"1"
@@ -305,6 +308,7 @@ def test_F16_F17_a_connection_that_is_not_clean_is_not_kept_and_its_answer_is_de
 ) -> None:
     up = router(engine := script_engine(script(wire)), probe={"interval_s": 600})
     pool = up.app.gateway.upstreams["e1"].pool
+    assert isinstance(pool, EndpointPool)
     assert up.eventually(lambda: len(engine.probes) == 2 and len(pool._idle) == 1)
     before = pool.reuses_total
     for number in range(3):

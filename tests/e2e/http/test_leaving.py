@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from turnout.http.client import EndpointPool
+
 if TYPE_CHECKING:
     from tests.e2e.conftest import Client, Engine, EngineRequest, Router
 
@@ -69,7 +71,7 @@ def idle(up: Router) -> bool:
         not gateway.runs
         and up.app.listener.body_bytes == 0
         and set(held) <= {(0, 0, 0)}
-        and not any(u.pool._connecting for u in gateway.upstreams.values())
+        and not any(isinstance(u.pool, EndpointPool) and u.pool._connecting for u in gateway.upstreams.values())
     )
 
 
@@ -115,6 +117,7 @@ def test_client_gone_matrix_while_connecting(surface: str, router: Routers, deaf
     fact = up.records.fact()
     assert fact.outcome == "client_gone"
     pool = up.app.gateway.upstreams["e1"].pool
+    assert isinstance(pool, EndpointPool)
     assert up.eventually(lambda: not up.app.gateway.runs and len(pool._connecting) <= 1)  # the prober's own
     assert up.app.gateway.fleet.endpoints["e1"].in_flight == 0
 
