@@ -338,6 +338,8 @@ class Exchange:
         if usage is None:
             attempt.seat.ended(now, failed=kind is not None, reports=False)
         else:
+            if usage.tokens_in is not None:
+                self._pool.measured(self.ask.prompt_bytes, usage.tokens_in)
             attempt.seat.ended(now, failed=kind is not None, tokens_out=usage.tokens_out, cached=usage.tokens_cached)
         if kind is None:
             endpoint.breaker.success(attempt.epoch, now)

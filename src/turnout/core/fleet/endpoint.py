@@ -82,6 +82,9 @@ class EndpointState:
         "running",
         "served_as",
         "streams",
+        "tokens_cached_total",
+        "tokens_total",
+        "ttft_s",
         "url",
         "waiting",
         "waiting_uncached_tokens",
@@ -97,7 +100,7 @@ class EndpointState:
     split = Mark(128)  # serves one leg only
     ejected = Mark(256)  # fails more than its siblings
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - one statement per signal
         self,
         endpoint: options.Endpoint,
         breaker: options.Breaker,
@@ -138,6 +141,11 @@ class EndpointState:
         self.precisions = (Precision(Mode.APPROXIMATE), Precision(Mode.DEGRADED), Precision(Mode.EXACT))
         self.precision = self.precisions[Mode.APPROXIMATE].value
         """That of our own history, 0 while it is not trusted: what scheduling multiplies such a match with."""
+        self.ttft_s: float | None = None
+        """Time to the first byte, recent ones more; None before the first."""
+        self.tokens_total = 0
+        self.tokens_cached_total = 0
+        """Prompt tokens sent here, and those of them that were believed to be cached."""
         self.streams: list[ExactStream] = []
         """What its ranks say of their caches, by rank; empty without KV events."""
         self.block_tokens = 0

@@ -14,6 +14,7 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.prefill import Sent
 from turnout.core.fleet.report import Report
+from turnout.core.kit.ewma import Ewma
 from turnout.core.kit.lru import LruMap
 from turnout.core.kit.rotation import Rotation
 from turnout.core.prefix.exact import ExactIndex, ExactStream
@@ -25,6 +26,7 @@ _PIN_TTL_S = 1800.0
 _MEAN_UNCACHED = 512.0
 _MEAN_WEIGHT = 0.05
 _PREDICTED_MAX = 300_000
+_BYTES_PER_TOKEN = 4.0
 _OWNERS_MAX = 1_000_000
 
 
@@ -53,11 +55,13 @@ def roster(members: list[EndpointState]) -> Roster:
 class Pool:
     """The endpoints that serve one model, with the state of its rotation. `last` is the name picked before."""
 
-    __slots__ = ("last", "last_owners", "mean_uncached", "model", "policy", "roster", "rotation")
+    __slots__ = ("bytes_per_token", "last", "last_owners", "mean_uncached", "model", "policy", "roster", "rotation")
 
     def __init__(self, model: str, policy: str, seed: int) -> None:
         self.model = model
         self.policy = policy
+        self.bytes_per_token = Ewma(_BYTES_PER_TOKEN, 0.05, 1.0, 8.0)
+        """Bytes of rendering per prompt token, as engines count them (scheduling §1)."""
         self.mean_uncached = _MEAN_UNCACHED
         """Tokens that a request of this pool has to prefill, on average."""
         self.last_owners: LruMap[int, int] | None = None
@@ -82,6 +86,11 @@ class Pool:
     def scheduled(self, uncached: float) -> None:
         """Count what one more request has to prefill."""
         self.mean_uncached += _MEAN_WEIGHT * (uncached - self.mean_uncached)
+
+    def measured(self, prompt_bytes: int, tokens: int) -> None:
+        """An engine told how many tokens a prompt of so many bytes has."""
+        if prompt_bytes > 0 and tokens > 0:
+            self.bytes_per_token.add(prompt_bytes / tokens)
 
     def owners(self) -> LruMap[int, int]:
         """Return the last owner of each block, remembered from the first call on."""
@@ -120,6 +129,7 @@ class Fleet:
         self.ghosts = Ghosts(prefix.max_blocks if prefix.max_blocks is not None else _OWNERS_MAX)
         self.load_max_age_s = (load or options.Load()).max_age_s
         self.endpoints: dict[str, EndpointState] = {}
+        self._declared: dict[str, options.Endpoint] = {}
         self._breaker = breaker
         self._probe_failures = probe_failures
         self._policies = {model.id: model.policy for model in models if model.policy is not None}
@@ -151,6 +161,7 @@ class Fleet:
             self.scheduling.prior_prefill_tokens_per_s,
         )
         self.endpoints[state.name] = state
+        self._declared[state.name] = endpoint
         if state.bit:
             self.predicted.adopt(state.bit)
         for model in sorted(state.models):
@@ -161,6 +172,14 @@ class Fleet:
             if any(member.attempts_total for member in pool.members):
                 state.breaker.start_slowly(now)
             pool.join(state)
+        return state
+
+    def restarted(self, endpoint: EndpointState, now: float) -> EndpointState | None:
+        """The engine behind an endpoint began a new life: a new incarnation, of which only its context is known."""
+        if self.endpoints.get(endpoint.name) is not endpoint:
+            return None
+        state = self.add(self._declared[endpoint.name], now)
+        state.context_max = endpoint.context_max
         return state
 
     def remove(self, name: str) -> EndpointState | None:

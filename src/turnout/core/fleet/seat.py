@@ -15,6 +15,7 @@ from turnout.core.prefix.residency import Residency
 
 _SHORT_QUEUE = 0.25  # a first byte measures the prefill when the queue was at most this share of the own work
 _SHORT_QUEUE_S = 0.02
+_TTFT_WEIGHT = 0.1
 _SETTLE_EVERY = 8
 
 
@@ -79,6 +80,8 @@ class Seat:
         prefill.opened(work_s, now)
         endpoint.opened(tokens, uncached)
         pool.scheduled(uncached)
+        endpoint.tokens_total += tokens
+        endpoint.tokens_cached_total += tokens - uncached
         self._placement: Placement | None = None
         self._active_blocks = endpoint.active_blocks
         if self._active_blocks is not None:
@@ -94,6 +97,9 @@ class Seat:
             return
         self.first_byte_s = now
         endpoint, uncached = self.endpoint, self.uncached
+        waited = now - self.opened_s
+        before = endpoint.ttft_s
+        endpoint.ttft_s = waited if before is None else before + _TTFT_WEIGHT * (waited - before)
         endpoint.first_byte(uncached)
         prefill = endpoint.prefill
         prefill.closed(self._work_s, now)

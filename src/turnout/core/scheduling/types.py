@@ -85,6 +85,7 @@ class Ask(msgspec.Struct, gc=False):
     arrived_s: float = 0.0
     deadline_s: float = float("inf")
     chains: dict[int, list[int]] = {}
+    prompt_bytes: int = 0
 
 
 class Decision(msgspec.Struct, gc=False):
