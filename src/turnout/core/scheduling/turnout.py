@@ -134,8 +134,8 @@ def _gated(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     """The cold gate: a new session waits while its blocks would only be thrown away again."""
     scheduling = fleet.scheduling
     now = decision.now
-    waited = now - ask.arrived_s
-    if not decision.blocks or waited >= scheduling.gate_wait_s or now + _GATE_LOOK_S >= ask.deadline_s:
+    until = ask.arrived_s + scheduling.gate_wait_s  # compared as it is returned: rounding must not ask again at `now`
+    if not decision.blocks or now >= until or now + _GATE_LOOK_S >= ask.deadline_s:
         return False
     if max(decision.depths) >= _COLD * decision.blocks:
         return False
@@ -151,7 +151,7 @@ def _gated(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
         return False
     decision.regret = regret
     decision.held = "cold_gate"
-    decision.retry_at = min(now + _GATE_LOOK_S, ask.arrived_s + scheduling.gate_wait_s)
+    decision.retry_at = min(now + _GATE_LOOK_S, until)
     return True
 
 
