@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from turnout import __version__
 from turnout.config.schema import Config
 from turnout.core.fleet.registry import Fleet
+from turnout.core.fleet.view import view
 from turnout.core.scheduling.explain import explain
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.principals import Principals
@@ -29,6 +30,7 @@ from turnout.gateway.service import Gateway, Sources
 from turnout.gateway.upstream import Upstream
 from turnout.http.listener import Listener
 from turnout.ledger.writer import Ledger
+from turnout.observation.observer import Observer
 from turnout.telemetry.logs import LogSink
 from turnout.telemetry.meter import EndpointRow, Meter
 
@@ -88,6 +90,8 @@ class App:
         self.port = await self.listener.start(host.strip("[]"), int(port))
         self.gateway.start()
         self._prober.start()
+        self._observer = self._new_observer()
+        self._observer.start()
         if self.ledger is not None:
             self.ledger.start()
         if config.coordinator.enabled:
@@ -116,6 +120,7 @@ class App:
         if self._coordinator is not None:
             await self._coordinator.stop(max(0.0, deadline - time.monotonic()))
         await self._prober.stop()
+        await self._observer.stop()
         await self.listener.stop()
         gateway.stop()
         if self._admin is not None:
@@ -141,6 +146,17 @@ class App:
 
         return Ledger(self._config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=report)
 
+    def _new_observer(self) -> Observer:
+        config, gateway = self._config, self.gateway
+        return Observer(
+            gateway.fleet,
+            config.endpoint,
+            config.load,
+            config.kv_events,
+            clock=time.monotonic,
+            weight_version=lambda model: gateway.catalogue.entry(model).weight_version,
+        )
+
     def _new_gateway(self) -> Gateway:
         config = self._config
         now = time.monotonic()
@@ -150,6 +166,7 @@ class App:
             config.breaker,
             probe_failures=config.probe.failures,
             models=tuple(config.model),
+            load=config.load,
         )
         for endpoint in config.endpoint:
             fleet.add(endpoint, now)
@@ -249,25 +266,7 @@ class Facts:
     def endpoints(self) -> list[dict[str, Any]]:
         """Return every endpoint with state and load."""
         now = time.monotonic()
-        return [
-            {
-                "endpoint": e.name,
-                "url": e.url,
-                "models": sorted(e.models),
-                "role": e.role,
-                "standby": e.standby,
-                "in_flight": e.in_flight,
-                "attempts": e.attempts_total,
-                "pending_prefill_tokens": e.pending_prefill_tokens,
-                "context_max": e.context_max,
-                "unreachable": e.unreachable,
-                "probe_failing": e.probe_failing,
-                "draining": e.draining,
-                "breaker": str(e.breaker.state),
-                "cooldown_s": max(0.0, e.cooldown_until - now),
-            }
-            for e in self._gateway.fleet.endpoints.values()
-        ]
+        return [view(endpoint, now) for endpoint in self._gateway.fleet.endpoints.values()]
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Tell whether the router takes requests."""

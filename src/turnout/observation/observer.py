@@ -1,0 +1,57 @@
+"""All that is observed of the engines, started and stopped as one; ZeroMQ is loaded only where events are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from turnout.core import options
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.registry import Fleet
+from turnout.observation.scraper import Scraper
+
+if TYPE_CHECKING:
+    from turnout.observation.kv_events import KvEvents
+
+
+class Observer:
+    """Scrapes, KV events, and what follows from them: an engine that began a new life is a new incarnation.
+
+    `on_change` hears of every endpoint whose load or cache was just reported: held requests may be asked again.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        endpoints: list[options.Endpoint],
+        load: options.Load,
+        kv_events: options.KvEvents,
+        *,
+        clock: Callable[[], float],
+        weight_version: Callable[[str], str] = lambda _: "",
+        on_change: Callable[[EndpointState], None] = lambda _: None,
+    ) -> None:
+        self._fleet, self._clock = fleet, clock
+        self.scraper = Scraper(fleet, endpoints, load, clock=clock, on_report=on_change, on_restart=self._on_restart)
+        self.kv: KvEvents | None = None
+        if any(endpoint.kv_events for endpoint in endpoints):
+            from turnout.observation.kv_events import KvEvents  # loads ZeroMQ
+
+            self.kv = KvEvents(
+                fleet, endpoints, kv_events, clock=clock, weight_version=weight_version, on_change=on_change
+            )
+
+    def start(self) -> None:
+        """Begin to observe."""
+        self.scraper.start()
+        if self.kv is not None:
+            self.kv.start()
+
+    async def stop(self) -> None:
+        """Observe no more."""
+        await self.scraper.stop()
+        if self.kv is not None:
+            self.kv.stop()
+
+    def _on_restart(self, endpoint: EndpointState) -> None:
+        self._fleet.restarted(endpoint, self._clock())
