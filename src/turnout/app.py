@@ -19,14 +19,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
+from turnout.choosing import choose_and_replay
 from turnout.config.schema import Config
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.view import view
 from turnout.core.scheduling.explain import explain
 from turnout.gateway.catalogue import Catalogue
+from turnout.gateway.instruments import Entropy, Sources
 from turnout.gateway.principals import Principals
 from turnout.gateway.prober import Prober
-from turnout.gateway.service import Gateway, Sources
+from turnout.gateway.service import Gateway
 from turnout.gateway.upstream import Upstream
 from turnout.http.listener import Listener
 from turnout.ledger.writer import Ledger
@@ -35,6 +37,7 @@ from turnout.telemetry.logs import LogSink
 from turnout.telemetry.meter import EndpointRow, Meter
 
 if TYPE_CHECKING:
+    from turnout.bundles.watch import Watch
     from turnout.ledger.reader import Reader
 
 _FLUSH_S = 5.0
@@ -62,6 +65,7 @@ class App:
         self._stopping = asyncio.Event()
         self._signals = 0
         self._admin: Any = None
+        self._bundles: Watch | None = None
         self._coordinator: Any = None
 
     @property
@@ -75,6 +79,8 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
         await self.start()
+        if self._bundles is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._bundles.reload_now)
         on_ready()
         await self._stopping.wait()
         await self.stop()
@@ -83,6 +89,7 @@ class App:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
         self.gateway = self._new_gateway()
+        self._bundles = choose_and_replay(self.gateway, config, self.log)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
         self.listener = Listener(config.server, self.gateway, time.monotonic, config.timeout.total_s)
@@ -92,6 +99,8 @@ class App:
         self._prober.start()
         self._observer = self._new_observer()
         self._observer.start()
+        if self._bundles is not None:
+            self._bundles.start()
         if self.ledger is not None:
             self.ledger.start()
         if config.coordinator.enabled:
@@ -121,6 +130,8 @@ class App:
             await self._coordinator.stop(max(0.0, deadline - time.monotonic()))
         await self._prober.stop()
         await self._observer.stop()
+        if self._bundles is not None:
+            await self._bundles.stop()
         await self.listener.stop()
         gateway.stop()
         if self._admin is not None:
@@ -260,7 +271,9 @@ class Facts:
         """Return the explanation of a recent decision."""
         for known, decision in reversed(self._gateway.decisions):
             if known == id:
-                return explain(decision, id)
+                document = explain(decision, id)
+                selected = self._gateway.selecting.explained(id) if self._gateway.selecting is not None else None
+                return document if selected is None else document | {"selection": selected}
         return None
 
     def endpoints(self) -> list[dict[str, Any]]:
@@ -348,24 +361,6 @@ class Facts:
                 if key.startswith("write_errors_")
             },
         }
-
-
-class Entropy:
-    """80 random bits at a time from the system, fetched in blocks: a call per request would cost a microsecond."""
-
-    _BLOCK_BYTES, _ID_BYTES = 4000, 10
-
-    def __init__(self) -> None:
-        self._block = b""
-        self._at = 0
-
-    def __call__(self) -> int:
-        """Return the next 80 bits."""
-        if self._at >= len(self._block):
-            self._block, self._at = os.urandom(self._BLOCK_BYTES), 0
-        at = self._at
-        self._at = at + self._ID_BYTES
-        return int.from_bytes(self._block[at : self._at])
 
 
 def _door_models(config: Config) -> list[str]:

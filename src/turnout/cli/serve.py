@@ -15,7 +15,7 @@ from turnout.config.load import load
 def serve(config: Path) -> None:
     """Run the router with this configuration until SIGTERM or SIGINT.
 
-    Exits with 2 on a configuration that is wrong, with 1 on an address that cannot be listened on.
+    Exits with 2 on a configuration or a bundle that is wrong, with 1 on an address that cannot be listened on.
     """
     try:
         loaded = load(config, os.environ)
@@ -36,8 +36,13 @@ def serve(config: Path) -> None:
             on_ready=lambda: print(f"turnout: listening on http://{app.address}", file=sys.stderr, flush=True)
         )
 
+    from turnout.bundles.fault import BundleError
+
     try:
         uvloop.run(main())
+    except BundleError as error:
+        print(f"turnout: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except OSError as error:
         print(f"turnout: cannot listen on {loaded.config.server.listen}: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None

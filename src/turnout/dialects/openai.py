@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from turnout.core.selection import controls
 from turnout.core.types import Prompt, Refusal, Request
 from turnout.dialects import openai_prompt as prompts
 from turnout.dialects.openai_shapes import INT_MAX, MESSAGES, USUAL
@@ -47,6 +48,7 @@ _FORBIDDEN = frozenset(
 # Everything that is checked here; a body made of other members than these and messages needs no second look.
 _STRINGS = ("user", "prompt_cache_key", "session_id")
 _NUMBERS = ("temperature", "top_p")
+_MEMBERS_READ = frozenset(("bundle_version", "cache_match", "cache_threshold"))
 
 
 class InvalidField(ValueError):
@@ -222,15 +224,25 @@ def _check_rarely_used(found: _Members) -> None:
 
 
 def _check_controls(raw: bytes) -> None:
-    """Accept only an empty object: each control is refused by name until something honours it (J10)."""
+    """Accept the controls that are honoured as members, each by its own type; the others are refused by name (J10)."""
     if raw == b"null":
         return
     try:
-        controls = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     except msgspec.DecodeError:
         raise InvalidField("turnout", raw, "an object of controls") from None
-    for name in controls:
-        raise InvalidField(f"turnout.{name}", name, "a known control")
+    try:
+        refuse_duplicates(raw)
+    except DuplicateMember as error:
+        raise DuplicateMember(f"turnout.{error.key}") from None
+    for name, value in members.items():
+        if name in controls.KNOBS:
+            try:
+                controls.from_member(name, _typed(members, name, object, "a value in range"))
+            except controls.InvalidControl as error:
+                raise InvalidField(error.param, bytes(value), error.expected, "invalid_routing_knobs") from None
+        elif name not in _MEMBERS_READ:
+            raise InvalidField(f"turnout.{name}", name, "a known control")
 
 
 def _boolean(found: _Members, name: str, prefix: str = "") -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from turnout.core.errors import ENDINGS
 from turnout.core.facts import AttemptFact, CallFact
+from turnout.gateway.extra import facts as extra_facts
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
@@ -28,7 +31,7 @@ def call_fact(run: Run, now: float) -> CallFact:
     decision = exchange.decision if exchange is not None else None
     first_output_s = response.first_output_s if response is not None and request.stream else None
     started_s = run.started_s
-    return CallFact(
+    fact = CallFact(
         run.call_id,
         run.request_id.decode(),
         run.started_ms,
@@ -65,6 +68,7 @@ def call_fact(run: Run, now: float) -> CallFact:
         tools_requested=request.tools_requested,
         tools_emitted=final.tools_emitted if final is not None else False,
     )
+    return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(run))
 
 
 def _attempt_fact(run: Run, attempt: Attempt, is_last: bool) -> AttemptFact:  # noqa: FBT001 - a fact about it

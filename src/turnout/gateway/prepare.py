@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
+from turnout.core.scheduling.policies import POLICIES
 from turnout.core.types import Refusal
+from turnout.gateway import controls
 from turnout.gateway.principals import Principal, Principals, carriers
 from turnout.http.head import Head
 
@@ -49,6 +51,13 @@ _OURS = frozenset(
     for name in (
         b"decision",
         b"model",
+        b"reason",
+        b"reason-detail",
+        b"bundle",
+        b"knobs",
+        b"pin",
+        b"cache-age-s",
+        b"cache-similarity",
         b"endpoint",
         b"attempts",
         b"fallback-from",
@@ -76,12 +85,15 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TIMEOUT_MS = re.compile(rb"[0-9]{1,9}")
 _TIMEOUT_MAX_MS = 600_000
 _SESSION_MAX_BYTES = 512
+_POLICY = b"x-turnout-policy"
 # A control is accepted only with a value that is honoured (J10): the others are refused by name and value.
 _CHOICES = {
     b"x-turnout-stream-safety": (b"fast",),
     b"x-turnout-priority": (b"high", b"normal", b"low"),
     b"x-turnout-fallback": (b"on", b"off"),
     b"x-turnout-hedge": (b"off",),
+    _POLICY: tuple(name.encode() for name in POLICIES),
+    b"x-turnout-dialect": (b"openai",),
 }
 
 
@@ -89,10 +101,14 @@ class Prepared:
     """What a head means to the gateway. `identity` remembers the answer of one key snapshot."""
 
     __slots__ = (
+        "agent",
+        "cache_control",
         "carriers",
         "client_id",
+        "controls",
         "forward",
         "identity",
+        "policy",
         "refusal",
         "session",
         "session_fallback",
@@ -109,8 +125,12 @@ class Prepared:
         self.session = _text(headers.get(_SESSION_FIRST))
         later = next((headers[name] for name in _SESSION_LATER if headers.get(name)), None)
         self.session_fallback = _text(later)
+        self.agent = _text(headers.get(b"x-claude-code-agent-id")) or ""
+        self.controls = tuple([(name, value) for name, value in headers.items() if name in controls.HEADERS])
+        self.cache_control = _text(headers.get(b"cache-control")) or ""
         timeout = headers.get(b"x-turnout-timeout-ms")
         self.timeout_s = int(timeout) / 1000 if timeout is not None and self.refusal is None else None
+        self.policy = _text(headers.get(_POLICY)) or ""
         self.user_agent = headers.get(b"user-agent", b"")
         self.forward = b"".join(
             b"%b: %b\r\n" % (name, value) for name, value in headers.items() if _travels(name, headers)
@@ -152,6 +172,8 @@ def _refusal(headers: dict[bytes, bytes]) -> Refusal | None:
 def _control(name: bytes, value: bytes) -> Refusal | None:
     if name in _OURS:
         return None
+    if name in controls.HEADERS:
+        return controls.header_refusal(name, value)
     if name == b"x-turnout-timeout-ms":
         good = _TIMEOUT_MS.fullmatch(value) is not None and 1 <= int(value) <= _TIMEOUT_MAX_MS
         expected = f"an integer 1…{_TIMEOUT_MAX_MS}"

@@ -22,6 +22,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     tenant: str
     key_id: str
     models: tuple[str, ...] = ("*",)
+    permissions: tuple[str, ...] = ()
 
     def may_use(self, model: str) -> bool:
         """Match the concrete id against exact ids, `prefix*` and `*` (K7)."""
@@ -53,7 +54,12 @@ class Principals:
             digest = key.digest.removeprefix("sha256:")
             expires = datetime.fromisoformat(key.expires_at).timestamp() if key.expires_at else float("inf")
             self.expiring = self.expiring or key.expires_at is not None
-            self._by_digest[digest] = (digest, key, Principal(key.tenant, key.name, tuple(key.models)), expires)
+            self._by_digest[digest] = (
+                digest,
+                key,
+                Principal(key.tenant, key.name, tuple(key.models), tuple(key.permissions)),
+                expires,
+            )
 
     def identify(self, carriers: tuple[bytes, ...]) -> Principal | Refusal:
         """Return who presents these keys.

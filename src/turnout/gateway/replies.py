@@ -15,8 +15,22 @@ if TYPE_CHECKING:
 
 _OWN = (
     b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n"
-    b"x-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n"
+    b"x-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n%b"
 )
+
+MESSAGES: dict[Outcome, str] = {
+    Outcome.NO_ENDPOINT: "No endpoint can serve this model now.",
+    Outcome.SHED: "Every endpoint of this model is full.",
+    Outcome.UPSTREAM_ANSWERED: "The engine refused the request.",
+    Outcome.UPSTREAM_UNREACHABLE: "No engine could be reached.",
+    Outcome.UPSTREAM_INVALID: "The engine's answer is not valid.",
+    Outcome.UPSTREAM_CREDENTIAL: "The engine refused the router's own credential.",
+    Outcome.UPSTREAM_TIMEOUT: "The engine did not answer in time.",
+    Outcome.STREAM_INTERRUPTED: "The stream was interrupted before it was complete.",
+    Outcome.DEADLINE_EXCEEDED: "The deadline of this request has passed.",
+    Outcome.SHUTDOWN: "The router is shutting down.",
+    Outcome.INTERNAL_ERROR: "The router has made a mistake.",
+}
 
 
 def stream_head(run: Run, response: AttemptResponse) -> bytes:
@@ -38,13 +52,14 @@ def stream_head(run: Run, response: AttemptResponse) -> bytes:
 
 def early_head(run: Run) -> bytes:
     """Return the head of a stream that has nothing to show yet: it names no endpoint and counts no attempts (W2)."""
-    return b"%b%b%bx-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n\r\n" % (
+    return b"%b%b%bx-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n%b\r\n" % (
         answers.STATUS_LINES[200],
         answers.STREAM_HEADERS,
         _framing(run),
         run.request_id,
         run.call_id.encode(),
         run.model.encode(),
+        run.gateway.told if run.extra is None else run.extra.told,
     )
 
 
@@ -106,8 +121,9 @@ def own_error(
 def own_headers(run: Run, response: AttemptResponse | None) -> bytes:
     """Return the headers that tell which decision, model and endpoint served."""
     attempts = run.exchange.attempts if run.exchange is not None else ()
+    told = run.gateway.told if run.extra is None else run.extra.told
     if not attempts:
-        return b"x-request-id: %b\r\nx-turnout-decision: %b\r\n" % (run.request_id, run.call_id.encode())
+        return b"x-request-id: %b\r\nx-turnout-decision: %b\r\n%b" % (run.request_id, run.call_id.encode(), told)
     overhead_s = run.decide_s
     if response is not None and response.head_at_s:
         overhead_s += run.clock() - (response.first_output_s or response.head_at_s)
@@ -119,6 +135,7 @@ def own_headers(run: Run, response: AttemptResponse | None) -> bytes:
         attempts[-1].endpoint.name.encode(),
         len(attempts),
         overhead_s * 1000,
+        told,
     )
 
 

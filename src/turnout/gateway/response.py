@@ -16,6 +16,7 @@ from turnout.core.types import Usage
 from turnout.dialects.openai_answer import classify, estimated_tokens, retry_after_s
 from turnout.dialects.openai_stream import Event, StreamTap, answer_usage, is_plain
 from turnout.gateway import answers
+from turnout.gateway.patience import first_answer_limit_s
 from turnout.http.client import EngineConnection
 from turnout.http.response_head import ResponseHead
 
@@ -175,7 +176,7 @@ class AttemptResponse:
             return None, now + timeouts.stall_s
         if not self.committed:
             kind = ErrorKind.TIMEOUT_FIRST_TOKEN if run.request.stream else ErrorKind.TIMEOUT_RESPONSE
-            limit = run.first_answer_limit_s(self)
+            limit = first_answer_limit_s(run, self.attempt)
             due = self.attempt.started_s + limit
             return (kind if now >= due else None), due
         due = min(self._last_event_s + timeouts.stall_s, self._last_output_s + timeouts.content_stall_s)

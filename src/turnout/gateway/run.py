@@ -13,11 +13,13 @@ from turnout.core.admission.precheck import context_exceeded, estimate_floor
 from turnout.core.attempt import Attempt
 from turnout.core.errors import ENDINGS, ErrorKind, Outcome
 from turnout.core.exchange import Exchange, GiveUp, Next, Open, State
+from turnout.core.fleet.registry import Pool
 from turnout.core.types import Request
 from turnout.dialects.envelope import in_band_error, of_outcome
 from turnout.dialects.splice import upstream_body
 from turnout.gateway import answers, replies
 from turnout.gateway.advice import advice
+from turnout.gateway.extra import Extra, choose, ended, looked_up
 from turnout.gateway.facts import call_fact
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
 _NEVER = float("inf")
-_RESPONSE_BASE_S, _RESPONSE_TOKENS_PER_S, _RESPONSE_MIN_S, _RESPONSE_MAX_S = 10.0, 30.0, 60.0, 300.0
-_RESPONSE_UNKNOWN_S = 90.0
 
 
 class Run:
@@ -46,6 +46,7 @@ class Run:
         "clock",
         "decide_s",
         "exchange",
+        "extra",
         "floor",
         "gateway",
         "head_sent",
@@ -78,6 +79,7 @@ class Run:
         self.request_id = self.prepared.client_id or self.call_id.encode()
         self.model = ""
         self.exchange: Exchange | None = None
+        self.extra: Extra | None = None
         self.response: AttemptResponse | None = None
         self.outcome: Outcome | None = None
         self.status = 0
@@ -95,14 +97,15 @@ class Run:
         gateway, request = self.gateway, self.request
         model = self.model = gateway.catalogue.resolve(request.model)
         if not model:
-            self._refuse(Outcome.MODEL_NOT_FOUND, f"The model {request.model[:64]!r} does not exist.")
-            return
+            model = self.model = choose(self)
+            if not model:
+                return
         if not self.principal.may_use(model):
-            self._refuse(Outcome.MODEL_FORBIDDEN, f"This key may not use the model {model!r}.")
+            self.refuse(Outcome.MODEL_FORBIDDEN, f"This key may not use the model {model!r}.")
             return
         pool = gateway.fleet.pool(model)
         if pool is None:
-            self._refuse(Outcome.NO_ENDPOINT, _MESSAGES[Outcome.NO_ENDPOINT])
+            self.refuse(Outcome.NO_ENDPOINT, replies.MESSAGES[Outcome.NO_ENDPOINT])
             return
         prompt = request.prompt
         entry = gateway.catalogue.entry(model)
@@ -115,16 +118,29 @@ class Run:
         if context_max is not None:
             self._refuse_context(context_max)
             return
+        if self.extra is None or not looked_up(self):
+            self._start(pool)
+
+    def begin_again(self) -> None:
+        """Go on alone after waiting for an equal request."""
+        pool = self.gateway.fleet.pool(self.model)
+        if pool is None:
+            self.refuse(Outcome.NO_ENDPOINT, replies.MESSAGES[Outcome.NO_ENDPOINT])
+        else:
+            self._start(pool)
+
+    def _start(self, pool: Pool) -> None:
+        gateway = self.gateway
         ask = gateway.ask(self, pool)
         exchange = self.exchange = Exchange(
             ask,
             pool,
             gateway.fleet,
             gateway.retry_options,
-            gateway.budget(model),
+            gateway.budget(self.model),
             gateway.rng,
             self.started_s,
-            self._total_s(),
+            self.total_s(),
         )
         gateway.runs.add(self)
         self.client.attach(self)
@@ -196,7 +212,7 @@ class Run:
             attempts = self._exchange.attempts
             tried = "; ".join(f"{a.endpoint.name}={a.error_kind}({a.http_status or '-'})" for a in attempts)
             self._close_exchange(outcome)
-            self._refuse(outcome, f"{_MESSAGES[outcome]} {tried}".rstrip())
+            self.refuse(outcome, f"{replies.MESSAGES[outcome]} {tried}".rstrip())
 
     # -- what the client and the clock do -----------------------------------------------------------------------------
 
@@ -245,7 +261,7 @@ class Run:
             self._end_in_band(outcome, kind)
         else:
             self._close_exchange(outcome, kind)
-            self._refuse(outcome, _MESSAGES[outcome])
+            self.refuse(outcome, replies.MESSAGES[outcome])
 
     # -- what the response of an attempt uses -------------------------------------------------------------------------
 
@@ -253,19 +269,6 @@ class Run:
         """Return the endpoint's own name of the model; the client's spelling when it has none (U1)."""
         name = attempt.endpoint.served_as.get(self.model)
         return name or self.model
-
-    def first_answer_limit_s(self, response: AttemptResponse) -> float:
-        """Return how long this attempt may stay without its first output (D2, D2a, D3)."""
-        timeouts = self.gateway.timeout_options
-        elsewhere = self._could_go_elsewhere(response.attempt)
-        if self.request.stream:
-            return timeouts.first_token_failover_s if elsewhere else timeouts.first_token_s
-        if not elsewhere:
-            return _NEVER
-        if self.request.max_tokens is None:
-            return _RESPONSE_UNKNOWN_S
-        tokens_s = _RESPONSE_BASE_S + self.request.max_tokens / _RESPONSE_TOKENS_PER_S
-        return min(max(tokens_s, _RESPONSE_MIN_S), _RESPONSE_MAX_S)
 
     def commit(self, response: AttemptResponse, held: bytes) -> None:
         """Send head and held events in one write: the commit point (G2)."""
@@ -290,12 +293,21 @@ class Run:
     def deliver(self, response: AttemptResponse, body: bytes) -> None:
         """Send a whole answer."""
         self._exchange.committed()
+        if self.extra is not None and self.gateway.response_cache is not None:
+            self.gateway.response_cache.keep(self, response, body)
         if self.head_sent:
             event = b"data: " + body + b"\n\n"
             self.client.write(answers.chunk(event) if self.chunked else event)
             self.end_of_body()
             return
         self.client.write(replies.whole_answer(self, response, body))
+
+    def replay(self, answer: bytes) -> None:
+        """End with a stored answer."""
+        self.status = 200
+        self.client.write(answer)
+        self._end(Outcome.CACHED, self.clock())
+        self.client.finish()
 
     def remember_answer(self, head: ResponseHead, body: bytes | None) -> None:
         """Keep the latest answer of an engine that refused; body None: too large to relay."""
@@ -307,18 +319,6 @@ class Run:
     def _exchange(self) -> Exchange:
         assert self.exchange is not None  # every caller runs after begin() opened it
         return self.exchange
-
-    def _could_go_elsewhere(self, attempt: Attempt) -> bool:
-        exchange = self._exchange
-        options = self.gateway.retry_options
-        if len(exchange.attempts) >= min(options.attempts, options.attempts_per_model):
-            return False
-        pool = self.gateway.fleet.pool(self.model)
-        tried = exchange.ask.tried
-        return pool is not None and any(
-            member is not attempt.endpoint and member.name not in tried and not member.unreachable
-            for member in pool.members
-        )
 
     def _relay_answer(self, head: ResponseHead, body: bytes | None) -> None:
         self.status = head.status
@@ -335,13 +335,14 @@ class Run:
         )
         text = advice(self.prepared.user_agent, context_max)
         header = b"x-turnout-advice: %b\r\n" % text if text else b""
-        self._refuse(
+        self.refuse(
             Outcome.CONTEXT_EXCEEDED, message, header, (("max", context_max), ("estimated_prompt_tokens", self.floor))
         )
 
-    def _refuse(
+    def refuse(
         self, outcome: Outcome, message: str, header: bytes = b"", extra: tuple[tuple[str, object], ...] = ()
     ) -> None:
+        """End with an error of ours; `extra` members stand inside the error object."""
         self.status = ENDINGS[outcome].status
         self.client.write(replies.own_error(self, outcome, message, header, extra))
         self._end(outcome, self.clock())
@@ -350,7 +351,7 @@ class Run:
     def _end_in_band(self, outcome: Outcome, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
         """W3: the head is out, so the stream itself must say that it failed, and must not end as if it were whole."""
         shown = outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED
-        event = in_band_error(of_outcome(shown, _MESSAGES[outcome]))
+        event = in_band_error(of_outcome(shown, replies.MESSAGES[outcome]))
         self.status = 200
         self._close_exchange(outcome, kind)
         self.client.write(answers.chunk(event) if self.chunked else event)
@@ -377,25 +378,13 @@ class Run:
         gateway = self.gateway
         gateway.runs.discard(self)
         gateway.record(call_fact(self, now))
+        if self.extra is not None:
+            ended(self, outcome)
         if self.response is not None:
             # Run and response name each other: without this, bodies wait for the collector.
             self.response.release()
             self.response = None
 
-    def _total_s(self) -> float:
+    def total_s(self) -> float:
+        """Return how long this request may take."""
         return min(self.prepared.timeout_s or _NEVER, self.gateway.timeout_options.total_s)
-
-
-_MESSAGES: dict[Outcome, str] = {
-    Outcome.NO_ENDPOINT: "No endpoint can serve this model now.",
-    Outcome.SHED: "Every endpoint of this model is full.",
-    Outcome.UPSTREAM_ANSWERED: "The engine refused the request.",
-    Outcome.UPSTREAM_UNREACHABLE: "No engine could be reached.",
-    Outcome.UPSTREAM_INVALID: "The engine's answer is not valid.",
-    Outcome.UPSTREAM_CREDENTIAL: "The engine refused the router's own credential.",
-    Outcome.UPSTREAM_TIMEOUT: "The engine did not answer in time.",
-    Outcome.STREAM_INTERRUPTED: "The stream was interrupted before it was complete.",
-    Outcome.DEADLINE_EXCEEDED: "The deadline of this request has passed.",
-    Outcome.SHUTDOWN: "The router is shutting down.",
-    Outcome.INTERNAL_ERROR: "The router has made a mistake.",
-}

@@ -5,88 +5,45 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
-import xxhash
 
 from turnout.core import options
 from turnout.core.errors import ErrorKind, Outcome
 from turnout.core.facts import CallFact, RouteKey
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.fleet.registry import Fleet, Pool
-from turnout.core.kit.rng import Rng
+from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.ulid import UlidSource
-from turnout.core.prefix.keys import TextChains, root_key, token_keys
 from turnout.core.retry_budget import RetryBudget
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
 from turnout.dialects.openai import CHAT, COMPLETIONS, EMBEDDINGS, decode
 from turnout.gateway import answers
+from turnout.gateway.asking import Asker
 from turnout.gateway.catalogue import Catalogue
+from turnout.gateway.controls import resolve
 from turnout.gateway.counts import RelayCounts
+from turnout.gateway.extra import Extra
+from turnout.gateway.instruments import Instruments, Sources
+from turnout.gateway.listing import MODEL, MODELS, models_document
 from turnout.gateway.prepare import Prepared, client_id
-from turnout.gateway.principals import ANONYMOUS, Principal, Principals
+from turnout.gateway.principals import Principals
+from turnout.gateway.route import route
 from turnout.gateway.run import Run
 from turnout.gateway.upstream import Reach
 from turnout.http.head import Head
 from turnout.http.server import Connection
 
+if TYPE_CHECKING:
+    from turnout.gateway.response_cache import Replaying
+    from turnout.gateway.selecting import Selecting
+
 _TICK_S = 0.1
-_MODELS = b"/v1/models"
-_MODEL = b"/v1/models/"
 _GENERATE = frozenset((CHAT, COMPLETIONS, EMBEDDINGS))
+_ROUTE = frozenset((b"/v1/route", b"/v1/route/preview"))
 _PUBLIC = frozenset((b"/", b"/health", b"/ready"))
-_TOKEN_BLOCK = 64
-_ROOTS_MAX = 4096
 _DRAIN_RETRY_S = 15
-
-
-class Counts(Protocol):
-    """Something that counts values."""
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-
-
-class Instruments(Protocol):
-    """What the gateway counts; the telemetry shell provides it."""
-
-    @property
-    def itl(self) -> Counts:
-        """Seconds between output events."""
-
-    @property
-    def schedule(self) -> Counts:
-        """Seconds from a complete request to its decision."""
-
-    @property
-    def overhead(self) -> Counts:
-        """Seconds of our own up to the response head."""
-
-    def closed(self, fact: CallFact) -> None:
-        """Count one closed exchange."""
-
-    def refused(self, code: str) -> None:
-        """Count one refusal before the exchange."""
-
-    def prefix(self, result: str, blocks: int, matched: int) -> None:
-        """Count one prefix look-up."""
-
-    def picked(self, endpoint: str) -> None:
-        """Count one pick."""
-
-    def dropped(self, reason: str) -> None:
-        """Count one dropped candidate."""
-
-
-class Sources(msgspec.Struct, frozen=True):
-    """Time and chance, as arguments: monotonic seconds, UTC milliseconds, 80 random bits, a seeded generator."""
-
-    clock: Callable[[], float]
-    now_ms: Callable[[], int]
-    entropy: Callable[[], int]
-    rng: Rng
 
 
 class Gateway:
@@ -130,14 +87,17 @@ class Gateway:
         self.draining = False
         self.decisions: deque[tuple[str, Decision]] = deque(maxlen=decisions_max)
         self.on_unreachable: Callable[[EndpointState], None] = lambda _: None
+        # Set by the composition root where they are configured; what is not is never imported.
+        self.selecting: Selecting | None = None
+        self.response_cache: Replaying | None = None
+        self.told = b""
         self._server, self._prefix = server, prefix
         self._principals = principals
         self._record = record
         self._ids = UlidSource()
         self._entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
-        self._roots: dict[tuple[str, ...], int] = {}
-        self._chains = TextChains(prefix.block_bytes)
+        self.ask = Asker(prefix, fleet, catalogue).ask
         self._routes: dict[tuple[str, str], RouteKey] = {}
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -148,14 +108,14 @@ class Gateway:
         path, method = head.path, head.method
         if path in _PUBLIC:
             return None if method in (b"GET", b"HEAD") else _not_allowed(method, "GET, HEAD")
-        if self.draining and (path in _GENERATE or path == _MODELS or path.startswith(_MODEL)):
+        if self.draining and (path in _GENERATE or path == MODELS or path.startswith(MODEL)):
             return Refusal(
                 503, "draining", "The router is shutting down.", None, "overloaded", _DRAIN_RETRY_S, close=True
             )
-        if path in _GENERATE:
+        if path in _GENERATE or (path in _ROUTE and self.selecting is not None):
             if method != b"POST":
                 return _not_allowed(method, "POST")
-        elif path == _MODELS or path.startswith(_MODEL):
+        elif path == MODELS or path.startswith(MODEL):
             if method != b"GET":
                 return _not_allowed(method, "GET")
         else:
@@ -171,6 +131,8 @@ class Gateway:
         if type(identity) is Refusal:
             return identity
         refusal: Refusal | None = prepared.refusal
+        if prepared.policy and refusal is None and _POLICY_PERMISSION not in identity.permissions:
+            return _POLICY_FORBIDDEN
         return refusal
 
     def on_request(self, connection: Connection, head: Head, body: bytes) -> None:
@@ -182,14 +144,35 @@ class Gateway:
                 self._answer(connection, self.refusal(path, request, head))
                 return
             run = Run(self, connection, head, request, head.prepared.identity)  # type: ignore[arg-type]
+            if request.has_controls or head.prepared.controls:  # type: ignore[union-attr]  # no Refusal
+                extra = self._controlled(run)
+                if isinstance(extra, Refusal):
+                    self._answer(connection, self.refusal(path, extra, head))
+                    return
+                run.extra = extra
             try:
                 run.begin()
             except Exception as error:  # noqa: BLE001 - as the next one
                 self._broken(run, error)
         elif path in _PUBLIC:
             self._public(connection, head)
+        elif path in _ROUTE:
+            answer = route(self, head, body, self._server.json_depth_max)
+            if isinstance(answer, Refusal):
+                self._answer(connection, self.refusal(path, answer, head))
+            else:
+                self._answer(connection, answers.whole(200, self._headers(head), answer))
         else:
             self._models(connection, head)
+
+    def _controlled(self, run: Run) -> Extra | Refusal:
+        request, prepared = run.request, run.prepared
+        controls = resolve(prepared.controls, request.body if request.has_controls else None, run.principal)
+        if isinstance(controls, Refusal):
+            return controls
+        cache = self.response_cache
+        refused = cache.refused(run.principal, controls) if cache is not None else None
+        return refused or Extra(controls)
 
     def refusal(self, path: bytes, refusal: Refusal, head: Head | None) -> bytes:
         """Word a refusal and count it."""
@@ -209,27 +192,6 @@ class Gateway:
         if budget is None:
             budget = self.budgets[model] = RetryBudget(self.retry_options)
         return budget
-
-    def ask(self, run: Run, pool: Pool) -> Ask:
-        """Return what scheduling needs to know about a run."""
-        request, prompt = run.request, run.request.prompt
-        session = run.prepared.session or request.session or run.prepared.session_fallback
-        session_key = xxhash.xxh3_64_intdigest(f"{run.principal.tenant}\0{session}".encode()) if session else 0
-        keys: list[int] = []
-        tokens = len(prompt.tokens)
-        prefix = self._prefix
-        if prefix.max_blocks != 0:
-            if prompt.rendered:
-                if len(prompt.rendered) >= prefix.block_bytes:
-                    root = self._root(run, "text")
-                    keys = self._chains.keys(prompt.rendered, root, prefix.max_blocks_per_request)
-            elif tokens >= _TOKEN_BLOCK:
-                keys = token_keys(prompt.tokens, self._root(run, "tok"), _TOKEN_BLOCK, prefix.max_blocks_per_request)
-        if not tokens:
-            tokens = -(-len(prompt.rendered) // 4) or run.floor
-        return Ask(
-            model=pool.model, keys=keys, tokens=tokens, estimate_floor=run.floor, session=session_key, relax=True
-        )
 
     def decided(self, run: Run) -> None:
         """Count and keep a first decision, so that it can be explained afterwards."""
@@ -305,26 +267,6 @@ class Gateway:
         except Exception:  # noqa: BLE001 - nothing more can be said to this client
             run.client.abort()
 
-    def _root(self, run: Run, space: str) -> int:
-        request = run.request
-        tenant = run.principal.tenant if self._prefix.tenant_salt else ""
-        entry = self.catalogue.entry(run.model)
-        key = (space, entry.id, entry.weight_version, request.cache_salt, tenant, request.render_salt)
-        root = self._roots.get(key)
-        if root is None:
-            if len(self._roots) >= _ROOTS_MAX:
-                self._roots.clear()
-            root = self._roots[key] = root_key(
-                entry.id,
-                space=space,
-                block=self._prefix.block_bytes if space == "text" else _TOKEN_BLOCK,
-                weight_version=entry.weight_version,
-                cache_salt=request.cache_salt,
-                tenant=tenant,
-                render_salt=request.render_salt if space == "text" else "",
-            )
-        return root
-
     # -- small answers ------------------------------------------------------------------------------------------------
 
     def _public(self, connection: Connection, head: Head) -> None:
@@ -340,28 +282,11 @@ class Gateway:
         self._answer(connection, answers.whole(status, self._headers(head), body), head=head)
 
     def _models(self, connection: Connection, head: Head) -> None:
-        identity = head.prepared.identity
-        principal = identity if isinstance(identity, Principal) else ANONYMOUS
-        allowed = [model for model in self.catalogue.ids() if principal.may_use(model)]
-        if head.path == _MODELS:
-            document: object = {"object": "list", "data": [self._model(model) for model in allowed]}
+        document = models_document(self, head)
+        if type(document) is Refusal:
+            self._answer(connection, self.refusal(head.path, document, head))
         else:
-            name = self.catalogue.resolve(head.path[len(_MODEL) :].decode("latin-1"))
-            if name not in allowed:
-                shown = head.path[len(_MODEL) :][:64].decode("latin-1")
-                refused = Refusal(404, "model_not_found", f"The model {shown!r} does not exist.", "model")
-                self._answer(connection, self.refusal(head.path, refused, head))
-                return
-            document = self._model(name)
-        self._answer(connection, answers.whole(200, self._headers(head), msgspec.json.encode(document)))
-
-    def _model(self, model: str) -> dict[str, object]:
-        pool = self.fleet.pool(model)
-        contexts = [member.context_max for member in pool.members if member.context_max] if pool is not None else []
-        entry: dict[str, object] = {"id": model, "object": "model", "created": 0, "owned_by": "turnout"}
-        if contexts:
-            entry["max_model_len"] = max(contexts)
-        return entry
+            self._answer(connection, answers.whole(200, self._headers(head), msgspec.json.encode(document)))
 
     def _headers(self, head: Head) -> bytes:
         return b"%bx-request-id: %b\r\n" % (answers.JSON_TYPE, self._request_id(head))
@@ -378,6 +303,14 @@ class Gateway:
         connection.finish()
 
 
+_POLICY_PERMISSION = "policy"
+_POLICY_FORBIDDEN = Refusal(
+    403,
+    "permission_denied",
+    "This key may not choose the scheduling policy: its permissions lack 'policy'.",
+    "x-turnout-policy",
+    "permission_error",
+)
 _UNREACHABLE = frozenset((ErrorKind.CONNECT_ERROR.value, ErrorKind.TIMEOUT_CONNECT.value))
 
 

@@ -1,4 +1,4 @@
-from turnout.app import Entropy
+from turnout.gateway.instruments import Entropy
 
 
 def test_every_draw_is_eighty_bits_of_its_own() -> None:

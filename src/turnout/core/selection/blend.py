@@ -202,6 +202,17 @@ class Blend:
         )
 
 
+def centroid_shares(blend: Blend, weighted: Weighted) -> dict[str, float]:
+    """Return the share of each model among the first choices for prompts that lie exactly on a centroid."""
+    bundle = blend.bundle
+    counts = dict.fromkeys(bundle.models, 0)
+    for cluster in range(bundle.clusters):
+        one = np.array([cluster])
+        scores = blend.score(weighted, Nearest(one, one, np.ones(1)))
+        counts[bundle.models[int(scores.order[0])]] += 1
+    return {model: count / bundle.clusters for model, count in counts.items()}
+
+
 def cost_norm(axes: Axes, chosen: Knobs) -> Floats:
     """Return cost in [0, 1] over deployed models. Unknown is the dearest when anything is known; an explicit 0 is free.
 

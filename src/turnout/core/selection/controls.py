@@ -104,10 +104,15 @@ def from_header(name: bytes, text: bytes) -> float | int | bool | None:
         elif knob == TOKENS:
             value = int(text) if _INTEGER.fullmatch(text) else None
         else:
-            value = float(text) if _NUMBER.fullmatch(text) else None
+            value = decimal(text)
     if value is None or not _in_range(knob, value):
         raise InvalidControl(name.decode(), text, expected(knob))
     return value
+
+
+def decimal(text: bytes) -> float | None:
+    """Return the value of decimal text inside the grammar; None outside it."""
+    return float(text) if len(text) <= _TEXT_MAX_BYTES and _NUMBER.fullmatch(text) else None
 
 
 def from_member(knob: str, value: object, prefix: str = "turnout.") -> float | int | bool | None:

@@ -57,6 +57,8 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     agentic_weak: bool = False
     image_input: bool = True
     success_rate: float | None = None
+    estimate_floor: int | None = None
+    """Where this model counts characters per token in its own way."""
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +88,11 @@ _Test = Callable[[Candidate, Asked], bool]
 def context_too_small(candidate: Candidate, asked: Asked) -> bool:
     """Tell whether no member of the pool can hold the request for certain (C1): equal passes, one unknown passes."""
     known = [context for context in candidate.contexts if context is not None]
-    return bool(known) and len(known) == len(candidate.contexts) and max(known) < asked.estimate_floor
+    return (
+        bool(known)
+        and len(known) == len(candidate.contexts)
+        and max(known) < (candidate.estimate_floor or asked.estimate_floor)
+    )
 
 
 def _too_dear(candidate: Candidate, asked: Asked) -> bool:

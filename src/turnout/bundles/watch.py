@@ -1,0 +1,96 @@
+"""Keeps loaded bundles current: looks at the directory every so often, and at once when it is asked to.
+
+Loading and checking happen in a thread; the loop only swaps one reference. Whatever fails leaves the old state in force
+and is reported once per distinct complaint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from turnout.bundles.directory import BundleDirectory
+from turnout.bundles.fault import BundleError
+from turnout.bundles.library import Library
+from turnout.bundles.reading import Settings
+from turnout.core.selection.embedder import Embedder
+from turnout.core.selection.knobs import Preset
+from turnout.core.selection.loaded import BundleSet
+from turnout.core.selection_options import Selection
+
+POLL_S = 30.0
+
+
+def open_library(options: Selection, embedder: Embedder, routable: frozenset[str]) -> Library:
+    """Load what the options name.
+
+    Raises:
+        BundleError: the version in force cannot be used; the start is refused.
+
+    """
+    presets = {
+        name: Preset(preset.alpha, preset.speed_weight, preset.output_cost_ratio)
+        for name, preset in options.presets.items()
+    }
+    library = Library(
+        BundleDirectory(Path(options.bundle_dir)),
+        version=options.version,
+        build_versions="all" if "all" in options.build_versions else options.build_versions,
+        settings=Settings(routable, options.top_p, presets, embedder),
+    )
+    library.load()
+    return library
+
+
+class Watch:
+    """One task that reloads a library."""
+
+    def __init__(
+        self,
+        library: Library,
+        *,
+        changed: Callable[[BundleSet], None],
+        complain: Callable[[str], None],
+        poll_s: float = POLL_S,
+    ) -> None:
+        self._library, self._changed, self._complain, self._poll_s = library, changed, complain, poll_s
+        self._asked = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._complaint = ""
+
+    def start(self) -> None:
+        """Begin to watch; what could not be loaded at the start is told."""
+        if self._library.current is not None:
+            for problem in self._library.current.problems:
+                self._complain(problem)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def reload_now(self) -> None:
+        """Look at the directory without waiting for the next time."""
+        self._asked.set()
+
+    async def stop(self) -> None:
+        """End the task."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._asked.wait()
+            self._asked.clear()
+            try:
+                result = await asyncio.to_thread(self._library.reload)
+            except BundleError as error:
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    self._complain(self._complaint)
+                continue
+            self._complaint = ""
+            if result == "loaded" and self._library.current is not None:
+                self._changed(self._library.current)

@@ -1,0 +1,89 @@
+"""What a run carries beyond the usual: controls, a selection, a place in the response cache. Most runs carry nothing.
+
+A request for a named model without controls has no `Extra` and pays one test of an attribute for each place where one
+might matter. Nothing here imports the libraries that selection needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turnout.core.errors import Outcome
+from turnout.gateway.controls import NO_CONTROLS, Controls
+
+if TYPE_CHECKING:
+    from turnout.gateway.response_cache import Ticket
+    from turnout.gateway.run import Run
+    from turnout.gateway.selecting import Chosen
+
+
+class Refused(Exception):
+    """A choice that ends the request: outcome, message, and what the error object holds beside the table's."""
+
+    def __init__(self, outcome: Outcome, message: str, **extra: object) -> None:
+        super().__init__(message)
+        self.outcome, self.message, self.extra = outcome, message, tuple(extra.items())
+
+
+class Extra:
+    """Mutable companion of one run. `told` are the response headers that tell of it."""
+
+    __slots__ = ("chosen", "controls", "replayed", "ticket", "told")
+
+    def __init__(self, controls: Controls = NO_CONTROLS) -> None:
+        self.controls = controls
+        self.chosen: Chosen | None = None
+        self.ticket: Ticket | None = None
+        self.replayed: dict[str, Any] | None = None
+        self.told = b""
+
+
+def choose(run: Run) -> str:
+    """Return the model of a run whose name is none of the catalogue's; "" when the run has been refused."""
+    selecting, name = run.gateway.selecting, run.request.model
+    if selecting is None or not selecting.wants(name):
+        run.refuse(Outcome.MODEL_NOT_FOUND, f"The model {name[:64]!r} does not exist.")
+        return ""
+    extra = run.extra = run.extra or Extra()
+    try:
+        chosen = extra.chosen = selecting.choose(run)
+    except Refused as refused:
+        run.refuse(refused.outcome, refused.message, extra=refused.extra)
+        return ""
+    selection = chosen.selection
+    extra.told += b"".join([f"{name}: {value}\r\n".encode() for name, value in selection.headers])
+    return selection.models[0]
+
+
+def looked_up(run: Run) -> bool:
+    """Tell whether the response cache has answered a run, or holds it until an equal one is answered."""
+    cache = run.gateway.response_cache
+    return cache is not None and cache.look(run)
+
+
+def ended(run: Run, outcome: Outcome) -> None:
+    """Tell selection and response cache how a run ended."""
+    gateway, extra = run.gateway, run.extra
+    assert extra is not None  # only runs with an Extra come here
+    if gateway.selecting is not None and extra.chosen is not None:
+        gateway.selecting.ended(run, outcome)
+    if gateway.response_cache is not None and extra.ticket is not None:
+        gateway.response_cache.ended(run, outcome)
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Return the ledger's fields of selection and replay."""
+    extra = run.extra
+    assert extra is not None  # only runs with an Extra come here
+    found: dict[str, Any] = dict(extra.replayed or {})
+    if extra.chosen is not None:
+        selection = extra.chosen.selection
+        scored = next((row for row in selection.ranked if row.model == run.model), None)
+        found |= {
+            "reason": str(selection.reason),
+            "bundle_version": selection.bundle_version,
+            "knobs_hash": f"{selection.knobs_hash:016x}",
+            "clusters": ",".join(map(str, selection.clusters)),
+            "score_e9": None if scored is None else round(scored.score * 1e9),
+        }
+    return found

@@ -1,0 +1,349 @@
+"""The response cache at the gateway: looks up before an attempt, replays, stores what ended well, joins equal requests.
+
+It fails open: whatever it does not understand is a miss with a counter, and never an error. A run that waits for an
+equal one holds nothing but its connection; it goes on alone when its leader ends otherwise or its wait is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from turnout.core.errors import Outcome
+from turnout.core.response_cache.eligibility import (
+    MODES,
+    Asked,
+    Bypass,
+    Consent,
+    Ended,
+    Mode,
+    NotAllowed,
+    bypass,
+    consent,
+    may_store,
+    semantic_bypass,
+)
+from turnout.core.response_cache.guard import features
+from turnout.core.response_cache.key import CacheKey, Shape, shape
+from turnout.core.response_cache.single_flight import Flights, Role
+from turnout.core.response_cache.store import Answer, Bounds, Match, Place, ResponseStore
+from turnout.core.response_cache.thresholds import threshold_of
+from turnout.core.selection.bundle import CacheThresholds
+from turnout.core.selection.embedder import HASHGRAM_ID, Embedder, NoText, tail
+from turnout.core.selection_options import ResponseCache as Options
+from turnout.core.types import Refusal
+from turnout.gateway import answers
+from turnout.gateway.controls import Controls, not_allowed
+from turnout.gateway.principals import Principal
+
+if TYPE_CHECKING:
+    from turnout.gateway.response import AttemptResponse
+    from turnout.gateway.run import Run
+    from turnout.gateway.service import Gateway
+
+_PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))
+_PERMISSION = "response_cache="
+_STORED_HEADERS = (b"content-type:", b"openai-version:", b"anthropic-")
+_NO_BUNDLE_CLUSTER = -1
+_BODY = msgspec.json.Decoder(dict[str, Any])
+
+
+class Ticket:
+    """A run's place in the cache: under which key it looked, and what it will store."""
+
+    __slots__ = ("body", "consent", "follows", "head", "key", "leads", "place", "timer")
+
+    def __init__(self, key: CacheKey, place: Place | None, given: Consent) -> None:
+        self.key, self.place, self.consent = key, place, given
+        self.leads = self.follows = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.head: tuple[tuple[bytes, bytes], ...] = ()
+        self.body: bytes | None = None
+
+
+class Replaying:
+    """Looks up, replays and stores whole answers."""
+
+    def __init__(self, options: Options, gateway: Gateway, embedder: Embedder, max_prompt_bytes: int) -> None:
+        self._options, self._embedder, self._max_prompt_bytes = options, embedder, max_prompt_bytes
+        selecting = gateway.selecting
+        self._thresholds: Callable[[str], CacheThresholds] = lambda _: CacheThresholds()
+        if selecting is not None:
+            self._thresholds = selecting.thresholds
+            selecting.on_change.append(lambda loaded: self.keep_versions(loaded.blends))
+        self._strict = options.guard == "strict" or (options.guard == "auto" and embedder.id == HASHGRAM_ID)
+        self.store = ResponseStore(
+            Bounds(
+                tenants=options.tenants_max,
+                buckets_per_tenant=options.buckets_max,
+                entries_per_bucket=options.entries_max,
+                tenant_bytes=options.tenant_bytes,
+                total_bytes=options.total_bytes,
+                body_bytes=options.body_max_bytes,
+                ttl_s=options.ttl_s,
+            )
+        )
+        self._flights: Flights[Run] = Flights(options.single_flight_max)
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def refused(self, principal: Principal, controls: Controls) -> Refusal | None:
+        """Return the 403 of a request that asks for more than its key allows, or for a looser threshold."""
+        try:
+            self._consent(principal, controls, "")
+        except NotAllowed as error:
+            return not_allowed(error.param, str(error))
+        return None
+
+    def look(self, run: Run) -> bool:
+        """Look up before scheduling; True: the run was answered, or waits for an equal one."""
+        extra = run.extra
+        assert extra is not None  # only runs with an Extra come here
+        if extra.ticket is not None:
+            return False  # it has looked and waited: no one waits twice
+        given = self._consent(run.principal, extra.controls, run.prepared.cache_control)
+        reason, ticket = self._ticket(run, given)
+        if ticket is None:
+            self.counts["bypass", str(reason)] += 1
+            self._told(run, b"bypass")
+            return False
+        match = self._match(run, ticket) if given.looks else None
+        if match is not None:
+            self._replay(run, match)
+            return True
+        self.counts["lookup", "miss"] += 1
+        extra.ticket = ticket
+        self._told(run, b"miss")
+        return given.looks and self._joins(run, ticket)
+
+    def keep(self, run: Run, response: AttemptResponse, body: bytes) -> None:
+        """Remember the answer that a run delivers, until its end says whether it may be stored."""
+        ticket = run.extra.ticket if run.extra is not None else None
+        if ticket is None or not ticket.consent.stores:
+            return
+        lines = response.head.prepared[0].split(b"\r\n") if response.head is not None else []
+        kept = [line.partition(b": ") for line in lines if line.startswith(_STORED_HEADERS)]
+        ticket.head = tuple([(name, value) for name, _, value in kept])
+        ticket.body = body
+
+    def ended(self, run: Run, outcome: Outcome) -> None:
+        """Store what ended well, and let go on whoever waited for it."""
+        extra = run.extra
+        ticket = extra.ticket if extra is not None else None
+        if ticket is None:
+            return
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        if ticket.follows:
+            self._flights.leave(ticket.key, run)
+        if ticket.body is not None:
+            self._store(run, ticket, outcome)
+        if ticket.leads:
+            for follower in self._flights.land(ticket.key):
+                run.gateway.loop.call_soon(self._released, follower)
+
+    def keep_versions(self, versions: Mapping[str, object]) -> None:
+        """Drop the answers of bundle versions that are no longer loaded."""
+        self.store.drop(lambda key: not key.bundle_version or key.bundle_version in versions, "version")
+
+    # -- look-up ------------------------------------------------------------------------------------------------------
+
+    def _consent(self, principal: Principal, controls: Controls, cache_control: str) -> Consent:
+        permission = max(
+            (p.removeprefix(_PERMISSION) for p in principal.permissions if p.startswith(_PERMISSION)),
+            key=lambda name: MODES.get(name, Mode.OFF),
+            default="off",
+        )
+        return consent(
+            permission, controls.cache_match, controls.cache_threshold, self._options.threshold, cache_control
+        )
+
+    def _ticket(self, run: Run, given: Consent) -> tuple[Bypass | None, Ticket | None]:
+        request, extra = run.request, run.extra
+        assert extra is not None  # only runs with an Extra come here
+        selection = extra.chosen.selection if extra.chosen is not None else None
+        asked = Asked(
+            tenant_known=bool(run.principal.key_id),
+            path_allowed=request.path in _PATHS,
+            stream=request.stream,
+            choices=request.n,
+            reason="named" if selection is None else str(selection.reason),
+            embedded=True,
+        )
+        found = _shape(request.body) if given.mode is not Mode.OFF else None
+        reason = bypass(given.mode, asked, found)
+        if reason is not None or found is None:
+            return reason, None
+        if not (given.looks or given.stores):
+            return Bypass.NO_STORE, None
+        entry = run.gateway.catalogue.entry(run.model)
+        key = CacheKey(
+            tenant=run.principal.tenant,
+            dialect=request.dialect,
+            path=request.path,
+            kind="json",
+            model=run.model,
+            weight_version=entry.weight_version,
+            bundle_version="" if selection is None else selection.bundle_version,
+            knobs_hash=0 if selection is None else selection.knobs_hash,
+            **{name: getattr(found.digests, name) for name in found.digests.__struct_fields__},
+        )
+        place = None
+        if given.mode is Mode.SEMANTIC and semantic_bypass(asked, found) is None:
+            place = self._place(run, found)
+        return None, Ticket(key, place, given)
+
+    def _place(self, run: Run, found: Shape) -> Place | None:
+        chosen = run.extra.chosen if run.extra is not None else None
+        text = features(found.text)
+        if chosen is not None and chosen.vector is not None and chosen.text == found.text:
+            return Place(chosen.selection.clusters, chosen.embedder, chosen.vector, text)
+        try:
+            vector = self._embedder.embed(tail(found.text, self._max_prompt_bytes))
+        except NoText:
+            return None
+        return Place((_NO_BUNDLE_CLUSTER,), self._embedder.id, vector, text)
+
+    def _match(self, run: Run, ticket: Ticket) -> Match | None:
+        now = run.clock()
+        match = self.store.exact(ticket.key, now)
+        if match is None and ticket.place is not None:
+            own = self._thresholds(ticket.key.bundle_version)
+            least = threshold_of(self._options.threshold, own.default, own.per_cluster, ticket.consent.threshold)
+            match = self.store.semantic(ticket.key, ticket.place, least, now, strict=self._strict)
+        return match
+
+    # -- replay -------------------------------------------------------------------------------------------------------
+
+    def _replay(self, run: Run, match: Match) -> None:
+        answer, extra = match.answer, run.extra
+        assert extra is not None  # only runs with an Extra come here
+        self.counts["lookup", match.kind] += 1
+        saved = answer.cost_nusd
+        self.store.matched(run.principal.tenant, saved or 0)
+        extra.replayed = {
+            "cache_match": match.kind,
+            "cache_similarity_e3": round(match.similarity * 1000) if match.kind == "semantic" else None,
+            "cache_source": answer.source,
+            "saved_nusd": saved,
+            "cost_nusd": 0,
+            "cost_basis": "cache",
+            "tokens_in": answer.tokens_in,
+            "tokens_out": answer.tokens_out,
+            "tokens_cached": answer.tokens_cached,
+        }
+        told = b"x-turnout-cache: %b\r\nx-turnout-cache-age-s: %d\r\n" % (match.kind.encode(), int(match.age_s))
+        if match.kind == "semantic":
+            told += b"x-turnout-cache-similarity: %.3f\r\n" % match.similarity
+        head = b"".join([b"%b: %b\r\n" % pair for pair in answer.head])
+        own = b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n" % (
+            run.request_id,
+            run.call_id.encode(),
+            run.model.encode(),
+        )
+        run.replay(answers.whole(answer.status, head + own + extra.told + told, answer.body))
+
+    def _told(self, run: Run, result: bytes) -> None:
+        assert run.extra is not None  # only runs with an Extra come here
+        run.extra.told += b"x-turnout-cache: %b\r\n" % result
+
+    # -- single flight ------------------------------------------------------------------------------------------------
+
+    def _joins(self, run: Run, ticket: Ticket) -> bool:
+        role = self._flights.join(ticket.key, run)
+        ticket.leads, ticket.follows = role is Role.LEAD, role is Role.FOLLOW
+        if role is not Role.FOLLOW:
+            return False
+        gateway = run.gateway
+        gateway.runs.add(run)
+        run.client.attach(run)
+        wait_s = min(self._options.single_flight_wait_ms / 1000, run.total_s())
+        ticket.timer = gateway.loop.call_later(wait_s, self._tired, run)
+        return True
+
+    def _tired(self, run: Run) -> None:
+        """End a wait that took too long: the run goes on alone."""
+        assert run.extra is not None  # only runs with a ticket wait
+        ticket = run.extra.ticket
+        assert ticket is not None  # as above
+        if run.outcome is None and ticket.follows:
+            self._flights.leave(ticket.key, run)
+            self._alone(run, ticket, "tired")
+
+    def _released(self, run: Run) -> None:
+        """Go on after the leader has ended: with its answer, or alone."""
+        assert run.extra is not None  # only runs with a ticket wait
+        ticket = run.extra.ticket
+        assert ticket is not None  # as above
+        if run.outcome is not None or not ticket.follows:
+            return
+        match = self.store.exact(ticket.key, run.clock())
+        if match is None:
+            self._alone(run, ticket, "alone")
+            return
+        ticket.follows = False
+        self.counts["follower", "replayed"] += 1
+        run.extra.told = run.extra.told.replace(b"x-turnout-cache: miss\r\n", b"")
+        self._replay(run, match)
+
+    def _alone(self, run: Run, ticket: Ticket, result: str) -> None:
+        ticket.follows = False
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        self.counts["follower", result] += 1
+        run.begin_again()
+
+    # -- storing ------------------------------------------------------------------------------------------------------
+
+    def _store(self, run: Run, ticket: Ticket, outcome: Outcome) -> None:
+        attempts = run.exchange.attempts if run.exchange is not None else []
+        usage = attempts[-1].usage if attempts else None
+        body = ticket.body
+        assert body is not None  # the caller looked
+        finishes, tools = _finishes(body)
+        ended = Ended(
+            completed=outcome is Outcome.COMPLETED,
+            status=run.status,
+            whole=bool(finishes),
+            usage_reported=usage is not None,
+            finish_reasons=finishes,
+            tool_calls=tools,
+        )
+        if not may_store(ended, store_tool_calls=self._options.store_tool_calls):
+            self.counts["store", "unfit"] += 1
+            return
+        answer = Answer(
+            status=run.status,
+            head=ticket.head,
+            body=bytes(body),
+            source=run.call_id,
+            tokens_in=usage.tokens_in if usage is not None else None,
+            tokens_out=usage.tokens_out if usage is not None else None,
+            tokens_cached=usage.tokens_cached if usage is not None else None,
+        )
+        stored = self.store.put(ticket.key, answer, run.clock(), ticket.place)
+        self.counts["store", "stored" if stored else "too_large"] += 1
+
+
+def _shape(body: bytes) -> Shape | None:
+    try:
+        return shape(_BODY.decode(body))
+    except (msgspec.DecodeError, RecursionError, OverflowError):  # numbers out of range: legal on the wire
+        return None
+
+
+def _finishes(body: bytes) -> tuple[tuple[str, ...], bool]:
+    """Return the finish reason of every choice (empty when one has none) and whether any calls a tool."""
+    try:
+        choices = _BODY.decode(body).get("choices")
+    except (msgspec.DecodeError, RecursionError):
+        return (), False
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        return (), False
+    reasons = tuple([str(choice.get("finish_reason") or "") for choice in choices])
+    messages = [choice.get("message") for choice in choices]
+    tools = any(isinstance(m, dict) and (m.get("tool_calls") or m.get("function_call")) for m in messages)
+    return (reasons if all(reasons) else ()), tools or "tool_calls" in reasons

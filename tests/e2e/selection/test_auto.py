@@ -1,0 +1,429 @@
+"""`model: auto` and the response cache through a real router: choice, knobs, refusals, pins, route paths, replay, ledger."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from turnout.bundles.directory import BundleDirectory
+from turnout.bundles.fitting.build import Price, bundle_files
+from turnout.bundles.fitting.fit import Fitted
+from turnout.bundles.fitting.labels import Labels
+from turnout.bundles.writing import promote, write
+from turnout.core.selection.embedder import Hashgram
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Engine, Router
+
+MATHS, POEMS = "prove the integral theorem", "write a poem with rhymes"
+PRICES = {"big": Price(10, 30), "small": Price(0.5, 1)}
+
+
+def key(name: str, tenant: str, *permissions: str) -> dict[str, object]:
+    digest = "sha256:" + hashlib.sha256(f"key-{name}".encode()).hexdigest()
+    return {"name": name, "tenant": tenant, "digest": digest, "permissions": list(permissions)}
+
+
+KEYS = [
+    key("plain", "t1"),
+    key("cached", "t1", "response_cache=semantic"),
+    key("rival", "t2", "response_cache=semantic"),
+    key("expert", "t1", "bundle_version", "preview", "response_cache=exact"),
+    {**key("narrow", "t1"), "models": ["small"]},
+]
+
+
+def bundle(root: Path, version: str, quality: list[list[float]]) -> None:
+    """Two clusters, one per topic; `big` is dear, `small` is cheap."""
+    embedder = Hashgram()
+    fitted = Fitted(np.array([embedder.embed(text) for text in (MATHS, POEMS)], dtype=np.float64), np.array(quality))
+    labels = Labels((MATHS,), ("",), ("big", "small"), np.array([[1.0, 0.0]]))
+    about = {"top_p": 1, "default_routing_knobs": {"alpha": [0.7, 0.7]}}
+    files = bundle_files(version, labels, fitted, embedder, prices=PRICES, provider="p", about=about)
+    write(BundleDirectory(root), version, files)
+
+
+class House:
+    """A router that chooses between a dear and a cheap model on one engine."""
+
+    def __init__(self, start: Callable[..., Router], engine: Engine, root: Path, **more: Any) -> None:
+        self.engine, self.root = engine, root
+        endpoint = {"name": "e1", "url": engine.url, "models": ["big", "small"], "context_max": 4000}
+        self.router = start(
+            endpoint=[endpoint], key=KEYS, selection={"bundle_dir": str(root), "build_versions": ["all"]}, **more
+        )
+
+    def ask(
+        self,
+        content: object = MATHS,
+        *lines: bytes,
+        name: str = "plain",
+        path: bytes = b"/v1/chat/completions",
+        **body: Any,
+    ) -> Any:
+        document = {"model": "auto", "messages": [{"role": "user", "content": content}], **body}
+        return self.router.ask(document, *lines, key=f"key-{name}", path=path)
+
+    def last_fact(self) -> Any:
+        self.router.records.fact(0)
+        return self.router.records.facts[-1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    bundle(tmp_path, "v1", [[0.9, 0.1], [0.5, 0.5]])
+    bundle(tmp_path, "v2", [[0.1, 0.9], [0.1, 0.9]])
+    promote(BundleDirectory(tmp_path), "v1")
+    return tmp_path
+
+
+@pytest.fixture
+def house(router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path) -> House:
+    return House(router, script_engine(), root)
+
+
+@pytest.fixture
+def caching(router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path) -> House:
+    return House(router, script_engine(), root, response_cache={"enabled": True, "guard": "standard", "threshold": 0.9})
+
+
+def test_auto_chooses_by_the_text_and_tells_the_engine_its_name(house: House) -> None:
+    seen = house.ask(MATHS)
+    assert (seen.status, seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (
+        200,
+        b"big",
+        b"selected",
+    )
+    assert (seen.header(b"x-turnout-bundle"), seen.header(b"x-turnout-pin")) == (b"v1", b"no_pin")
+    assert len(seen.header(b"x-turnout-knobs")) == 16
+    assert house.engine.requests[-1].json["model"] == "big"
+    assert house.ask(POEMS).header(b"x-turnout-model") == b"small"
+    fact = house.last_fact()
+    assert (fact.requested_model, fact.selected_model, fact.reason, fact.bundle_version) == (
+        "auto",
+        "small",
+        "selected",
+        "v1",
+    )
+    assert fact.knobs_hash == seen.header(b"x-turnout-knobs").decode()
+    assert (fact.clusters, fact.score_e9) == ("1", 300_000_000)
+
+
+def test_a_named_model_is_not_selected(house: House) -> None:
+    seen = house.ask(MATHS, model="small")
+    assert (seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (b"small", b"named")
+
+
+@pytest.mark.parametrize("alpha", [b"0.1", b" 0.10\t"])
+def test_knobs_turn_the_choice_as_header_member_or_preset(house: House, alpha: bytes) -> None:
+    assert house.ask(MATHS, b"x-turnout-routing-alpha: " + alpha).header(b"x-turnout-model") == b"small"
+    assert house.ask(MATHS, turnout={"alpha": 0.1}).header(b"x-turnout-model") == b"small"
+    assert "turnout" not in house.engine.requests[-1].json
+    assert house.ask(MATHS, model="auto:cost").header(b"x-turnout-model") == b"small"
+    assert house.ask(MATHS, model="auto:quality").header(b"x-turnout-model") == b"big"
+
+
+def test_malformed_selector_never_defaults(house: House) -> None:
+    for name in ("auto:", "auto:typo", "auto:Quality", "policy:x", "policy:"):
+        seen = house.ask(model=name)
+        assert (seen.status, seen.code, seen.param) == (400, "invalid_model_selector", "model")
+    for name in ("Auto", "auto ", "autox", "aut"):
+        assert house.ask(model=name).code == "model_not_found"
+    assert house.engine.requests == []
+
+
+KNOBS = ("alpha", "speed-weight", "output-cost-ratio", "expected-output-tokens", "per-model-verbosity")
+
+
+@pytest.mark.parametrize("model", ["auto", "small"])
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/route"])
+def test_RoutingKnobsOverride_Envelope_and_error_mapping_is_one_table(house: House, path: bytes, model: str) -> None:
+    for name in KNOBS:
+        for text in (b"nan", b"Infinity", b"-0", b"1e0", b"0x1", b"1_0", b"maybe"):
+            seen = house.ask(MATHS, f"x-turnout-routing-{name}: ".encode() + text, path=path, model=model)
+            assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", f"x-turnout-routing-{name}")
+        member = name.replace("-", "_")
+        for value in ("0.5", [], -1):
+            seen = house.ask(MATHS, path=path, model=model, turnout={member: value})
+            assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", f"turnout.{member}")
+    assert house.ask(path=path, model=model, turnout={"aplha": 1}).param == "turnout.aplha"
+    assert house.engine.requests == []
+
+
+def test_effective_knobs_and_conflicts_are_refused_by_name(house: House) -> None:
+    seen = house.ask(MATHS, b"x-turnout-routing-speed-weight: 0.5")
+    assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", "x-turnout-routing-speed-weight")
+    assert "1.2, expected at most 1" in seen.json["error"]["message"]
+    seen = house.ask(MATHS, b"x-turnout-routing-alpha: 0.5", turnout={"alpha": 0.6})
+    assert (seen.status, seen.param) == (400, "turnout.alpha")
+
+
+def test_concurrent_knobs_leave_the_defaults_as_they_are(house: House) -> None:
+    selecting = house.router.app.gateway.selecting
+    assert selecting is not None
+    before = house.ask(MATHS).header(b"x-turnout-knobs")
+
+    def ask(number: int) -> bytes:
+        hashed: bytes = house.ask(MATHS, b"x-turnout-routing-alpha: 0.%03d" % number).header(b"x-turnout-knobs")
+        return hashed
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        hashes = list(pool.map(ask, range(1, 100)))
+    assert len(set(hashes)) == 99
+    assert house.ask(MATHS).header(b"x-turnout-knobs") == before
+
+
+def test_a_version_needs_the_permission_and_must_be_loaded(house: House) -> None:
+    line = b"x-turnout-bundle-version: v2"
+    assert house.ask(MATHS, line).code == "control_not_allowed"
+    seen = house.ask(MATHS, line, name="expert")
+    assert (seen.header(b"x-turnout-bundle"), seen.header(b"x-turnout-model")) == (b"v2", b"small")
+    assert house.ask(MATHS, name="expert", turnout={"bundle_version": "v2"}).header(b"x-turnout-bundle") == b"v2"
+    seen = house.ask(MATHS, b"x-turnout-bundle-version: v3", name="expert")
+    assert (seen.status, seen.code) == (400, "invalid_model_selector")
+    assert "v1, v2" in seen.json["error"]["message"]
+
+
+def test_eligibility_stays_inside_the_key_and_the_context(house: House) -> None:
+    assert house.ask(MATHS, name="narrow").header(b"x-turnout-model") == b"small"
+    seen = house.ask("word " * 5000)
+    assert (seen.status, seen.code) == (400, "context_length_exceeded")
+    assert "maximum context length" in seen.json["error"]["message"]
+
+
+def test_no_text_is_unavailable_without_a_default_model(house: House) -> None:
+    seen = house.ask("?!")
+    assert (seen.status, seen.code, seen.header(b"retry-after")) == (503, "selector_unavailable", b"5")
+
+
+def test_no_text_falls_back_to_the_default_model(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    served = script_engine()
+    started = router(
+        endpoint=[{"name": "e1", "url": served.url, "models": ["big", "small"]}], key=KEYS,
+        selection={"bundle_dir": str(root), "default_model": "small"},
+    )  # fmt: skip
+    seen = started.ask({"model": "auto", "messages": [{"role": "user", "content": "?!"}]}, key="key-plain")
+    assert (seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (b"small", b"fallback_default")
+    assert seen.header(b"x-turnout-reason-detail") == b"no_text"
+
+
+def test_a_session_stays_with_its_model(house: House) -> None:
+    line = b"x-turnout-session: s-1"
+    assert house.ask(POEMS, line).header(b"x-turnout-model") == b"small"
+    seen = house.ask(MATHS, line)
+    assert (seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (b"small", b"session_pin")
+    assert seen.header(b"x-turnout-pin") == b"ev_negative"
+    assert house.ask(MATHS, line, turnout={"alpha": 0.71}).header(b"x-turnout-pin") == b"no_pin"
+    assert house.ask(MATHS).header(b"x-turnout-model") == b"big"
+
+
+def test_the_decision_explains_the_selection(house: House) -> None:
+    seen = house.ask(MATHS)
+    from turnout.app import Facts
+
+    gateway = house.router.app.gateway
+    facts = Facts(gateway, house.router.app.listener, house.router.app.meter, None, "")
+    document = house.router.call(lambda: facts.decision(seen.header(b"x-turnout-decision").decode()))
+    assert document is not None
+    found = document["selection"]
+    assert (found["model"], found["bundle"]["version"], found["knobs"]["alpha"]) == ("big", "v1", [0.7, 0.7])
+    row = found["ranked"][0]
+    assert sum(row["terms"].values()) == pytest.approx(row["score"])
+
+
+def test_route_decides_without_an_engine(house: House) -> None:
+    seen = house.ask(MATHS, path=b"/v1/route")
+    assert (seen.status, seen.json["model"], seen.json["reason"]) == (200, "big", "selected")
+    assert house.ask(MATHS, path=b"/v1/route", model="small").json["reason"] == "named"
+    assert house.ask(MATHS, path=b"/v1/route", model="auto:x").code == "invalid_model_selector"
+    assert house.engine.requests == []
+    assert house.router.records.facts == []
+
+
+def test_preview_shows_what_each_variant_would_do(house: House) -> None:
+    body = {
+        "request": {"model": "auto", "messages": [{"role": "user", "content": MATHS}]},
+        "variants": [{"preset": "cost"}, {"knobs": {"alpha": 1}}, {"bundle_version": "v2"}],
+    }
+    assert house.router.ask(body, key="key-plain", path=b"/v1/route/preview").code == "path_not_allowed"
+    seen = house.router.ask(body, key="key-expert", path=b"/v1/route/preview")
+    assert [variant["model"] for variant in seen.json["variants"]] == ["small", "big", "small"]
+    assert seen.json["variants"][0]["shares"] == {"big": 0.0, "small": 1.0}
+    body["variants"] = [{"knobs": {"alpha": "1"}}]
+    assert house.router.ask(body, key="key-expert", path=b"/v1/route/preview").code == "invalid_routing_knobs"
+
+
+def test_a_new_latest_is_followed_without_a_restart(house: House) -> None:
+    promote(BundleDirectory(house.root), "v2")
+    watch = house.router.app._bundles
+    assert watch is not None
+    house.router.call(watch.reload_now)
+    selecting = house.router.app.gateway.selecting
+    assert selecting is not None
+    assert house.router.eventually(lambda: selecting._library.current.default == "v2")
+    assert house.ask(MATHS).header(b"x-turnout-bundle") == b"v2"
+
+
+def test_without_a_bundle_auto_is_an_unknown_model(
+    router: Callable[..., Router], script_engine: Callable[..., Engine]
+) -> None:
+    started = router(script_engine())
+    assert started.ask({"model": "auto", "messages": [{"role": "user", "content": "hi"}]}).code == "model_not_found"
+    assert started.ask({"model": "auto"}, path=b"/v1/route").status == 404
+
+
+# -- response cache -----------------------------------------------------------------------------------------------------
+
+EXACT, SEMANTIC = b"x-turnout-cache-match: exact", b"x-turnout-cache-match: semantic"
+
+
+def numbered(house: House) -> None:
+    """Let each answer of the engine differ."""
+    start = b'{"id":"%d","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+
+    def says(_: Any) -> list[bytes]:
+        body = start % len(house.engine.requests)
+        return [
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Request-Id: up\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        ]
+
+    house.engine.says(says)  # type: ignore[arg-type]
+
+
+def test_an_exact_match_is_replayed_byte_for_byte(caching: House) -> None:
+    numbered(caching)
+    first = caching.ask(MATHS, EXACT, name="cached")
+    second = caching.ask(MATHS, EXACT, name="cached")
+    assert (first.header(b"x-turnout-cache"), second.header(b"x-turnout-cache")) == (b"miss", b"exact")
+    assert (second.body, second.header(b"content-type")) == (first.body, b"application/json")
+    assert second.header(b"x-turnout-cache-age-s") == b"0"
+    assert second.header(b"x-upstream-request-id") is None
+    assert second.header(b"x-turnout-decision") != first.header(b"x-turnout-decision")
+    assert len(caching.engine.requests) == 1
+    fact = caching.last_fact()
+    assert (fact.outcome, fact.cache_match, fact.cost_basis, fact.cost_nusd) == ("cached", "exact", "cache", 0)
+    assert fact.cache_source == first.header(b"x-turnout-decision").decode()
+    assert (fact.tokens_in, fact.attempts) == (3, ())
+
+
+def test_a_semantic_match_passes_threshold_and_guard(caching: House) -> None:
+    numbered(caching)
+    caching.ask("please prove the integral theorem", SEMANTIC, name="cached")
+    seen = caching.ask("Please prove the integral theorem!", SEMANTIC, name="cached")
+    assert (seen.header(b"x-turnout-cache"), seen.header(b"x-turnout-cache-similarity")) == (b"semantic", b"1.000")
+    assert (
+        caching.ask("please not prove the integral theorem", SEMANTIC, name="cached").header(b"x-turnout-cache")
+        == b"miss"
+    )
+    assert caching.ask("Please prove the integral theorem!", EXACT, name="cached").header(b"x-turnout-cache") == b"miss"
+
+
+def test_tenant_in_key_on_every_path(caching: House) -> None:
+    numbered(caching)
+    for path, body in ((b"/v1/chat/completions", {}), (b"/v1/completions", {"prompt": MATHS})):
+        for model in ("auto", "big"):
+            asked = {"name": "cached", "path": path, "model": model, **body}
+            assert caching.ask(MATHS, EXACT, **asked).header(b"x-turnout-cache") == b"miss"
+            assert caching.ask(MATHS, EXACT, **{**asked, "name": "rival"}).header(b"x-turnout-cache") == b"miss"
+            assert caching.ask(MATHS, SEMANTIC, **{**asked, "name": "rival"}).header(b"x-turnout-cache") == b"exact"
+
+
+def test_key_covers_what_changes_the_answer(caching: House) -> None:
+    numbered(caching)
+    base = {"name": "cached", "model": "big"}
+    caching.ask(MATHS, EXACT, **base)
+    for change in (
+        {"temperature": 0.5}, {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"model": "small"}, {"seed": 1},
+        {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": MATHS}]}, {"response_format": {"type": "json_object"}}, {"unknown": 1},
+    ):  # fmt: skip
+        assert caching.ask(MATHS, EXACT, **{**base, **change}).header(b"x-turnout-cache") == b"miss"
+    for change in ({"user": "somebody"}, {"metadata": {"a": "b"}}, {"prompt_cache_key": "k"}):
+        assert caching.ask(MATHS, EXACT, **{**base, **change}).header(b"x-turnout-cache") == b"exact"
+
+
+def test_consent_is_needed_and_can_only_narrow(caching: House) -> None:
+    assert caching.ask(MATHS).header(b"x-turnout-cache") == b"bypass"
+    for name, line in (("plain", EXACT), ("expert", SEMANTIC), ("cached", b"x-turnout-cache-threshold: 0.89")):
+        seen = caching.ask(MATHS, line, SEMANTIC if b"threshold" in line else b"x-unknown: 1", name=name)
+        assert (seen.status, seen.code) == (403, "control_not_allowed")
+    assert caching.ask(MATHS, b"x-turnout-cache-match: yes", name="cached").status == 400
+    assert caching.ask(MATHS, b"x-turnout-cache-threshold: 2", name="cached").status == 400
+
+
+def test_refresh_and_cache_control(caching: House) -> None:
+    numbered(caching)
+    first = caching.ask(MATHS, EXACT, name="cached")
+    fresh = caching.ask(MATHS, b"x-turnout-cache-match: refresh", name="cached")
+    assert fresh.body != first.body
+    assert caching.ask(MATHS, EXACT, name="cached").body == fresh.body
+    assert caching.ask(MATHS, EXACT, b"cache-control: no-cache", name="cached").header(b"x-turnout-cache") == b"miss"
+    assert caching.ask(MATHS, EXACT, b"cache-control: no-store", name="cached").header(b"x-turnout-cache") == b"bypass"
+    assert caching.ask(MATHS, EXACT, name="cached", stream=True).header(b"x-turnout-cache") in (b"bypass", None)
+    assert caching.ask(MATHS, EXACT, name="cached", n=2).header(b"x-turnout-cache") == b"bypass"
+
+
+BAD = [
+    b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}]}',
+    b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"content_filter"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}',
+    b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":null}],"usage":{"prompt_tokens":1,"completion_tokens":1}}',
+    b'{"choices":[{"index":0,"message":{"tool_calls":[{"id":"1"}]},"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}',
+]
+
+
+@pytest.mark.parametrize("body", BAD)
+def test_only_complete_answers_are_stored(caching: House, wire: Any, body: bytes) -> None:
+    caching.engine.says(wire.answer(body))
+    for _ in range(2):
+        assert caching.ask(MATHS, EXACT, name="cached").header(b"x-turnout-cache") == b"miss"
+
+
+def test_equal_requests_at_once_make_one_attempt(caching: House, wire: Any) -> None:
+    gate = wire.Gate()
+    caching.engine.says([gate, wire.answer()])
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(caching.ask, MATHS, EXACT, name="cached", model="big") for _ in range(12)]
+        assert caching.router.eventually(
+            lambda: sum(map(len, caching.router.app.gateway.response_cache._flights._waiting.values())) == 11
+        )  # type: ignore[union-attr]
+        gate.open()
+        seen = [one.result() for one in waiting]
+    assert sorted(one.header(b"x-turnout-cache") for one in seen) == [b"exact"] * 11 + [b"miss"]
+    assert len(caching.engine.requests) == 1
+
+
+def test_a_failing_leader_lets_everybody_go_on(caching: House, wire: Any) -> None:
+    gate = wire.Gate()
+    caching.engine.says([gate, wire.answer(b'{"error":{}}', 400)], [wire.answer()])
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(caching.ask, MATHS, EXACT, name="cached", model="big") for _ in range(4)]
+        assert caching.router.eventually(
+            lambda: sum(map(len, caching.router.app.gateway.response_cache._flights._waiting.values())) == 3
+        )  # type: ignore[union-attr]
+        gate.open()
+        seen = [one.result() for one in waiting]
+    assert sorted(one.status for one in seen) == [200, 200, 200, 400]
+
+
+def test_a_follower_that_leaves_frees_its_place(caching: House, wire: Any) -> None:
+    gate = wire.Gate()
+    caching.engine.says([gate, wire.answer()])
+    body = {"model": "big", "messages": [{"role": "user", "content": MATHS}]}
+    clients = [caching.router.client() for _ in range(2)]
+    for client in clients:
+        client.send(caching.router.request(body, EXACT, key="key-cached"))
+    flights = caching.router.app.gateway.response_cache._flights  # type: ignore[union-attr]
+    assert caching.router.eventually(lambda: sum(map(len, flights._waiting.values())) == 1)
+    for client in clients:
+        client.close()
+    assert caching.router.eventually(lambda: len(flights) == 0)
+    assert {caching.router.records.fact(index).outcome for index in (0, 1)} == {"client_gone"}
+    gate.open()
