@@ -20,16 +20,19 @@ class Running:
 
 
 class Arrivals:
-    """`left` requests have not arrived yet."""
+    """`left` requests have not arrived yet; `refused` never will: they are longer than the model accepts."""
 
     def __init__(self, trace: Trace, options: ReplayOptions, seed: int) -> None:
         self._options = options
         self._rng = random.Random(seed)
         # What a model cannot take is refused and changes nothing: it never arrives.
-        longest = options.context_max or 2**62
+        longest = options.context
         self._requests = [each for each in trace.requests[: options.requests_max] if _length(each) <= longest]
         self._sessions = _within(trace.sessions[: options.requests_max], longest)
+        asked = len(trace.requests[: options.requests_max])
+        asked += sum(len(session.requests) for session in trace.sessions[: options.requests_max])
         self.left = len(self._requests) or sum(len(session.requests) for session in self._sessions)
+        self.refused = asked - self.left
 
     def start(self) -> Iterator[tuple[float, TraceRequest, Running | None]]:
         """Yield what comes whatever the answers are: all requests, or the first of each session."""

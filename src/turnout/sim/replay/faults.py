@@ -21,7 +21,7 @@ def parse_fault(text: str) -> Fault:
     try:
         engine, since = int(rest[0]), float(rest[1])
         until = float(rest[2]) if rest[2] else math.inf
-        factor = float(rest[3]) if kind == "slow" else 1.0
+        factor = float(rest[3]) if kind == "slow" else 2.0
     except ValueError:
         raise ValueError(f"fault = {text!r}: expected {wanted} with numbers") from None
     if kind == "slow":

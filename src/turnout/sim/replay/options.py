@@ -13,7 +13,8 @@ from turnout.sim.timing import ROOFLINES
 
 Knowledge = Literal["exact", "approximate"]
 Reports = Literal["counts", "tokens", "none"]
-_BATCHED_TOKENS = 2048
+CONTEXT_TOKENS = {"8b": 131_072, "70b": 131_072, "moe": 163_840}
+"""What models of these sizes accept (ADR 0032)."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     sessions_per_s: float = 0.05
     """Session traces: new sessions per second, Poisson."""
     context_max: int | None = None
-    """Longest prompt and output of the model; longer requests are refused and change nothing. None: no limit."""
+    """Longest prompt and output of the model; longer requests are refused and change nothing. None: the profile's."""
     requests_max: int | None = None
     """Only the first so many requests (open) or sessions (closed)."""
     routers: int = 1
@@ -92,6 +93,11 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"faults: engine = {fault.engine}, expected 0 to {self.endpoints - 1}")
             if not 0 <= fault.from_s < fault.until_s:
                 raise ValueError(f"faults: from {fault.from_s} until {fault.until_s}, expected a time that passes")
+
+    @property
+    def context(self) -> int:
+        """Longest prompt and output in tokens that the engines accept."""
+        return self.context_max or CONTEXT_TOKENS[self.profile]
 
     @property
     def interval_s(self) -> float:

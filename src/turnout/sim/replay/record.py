@@ -82,6 +82,8 @@ class Record(msgspec.Struct):
     drops: dict[str, int]
     held: dict[str, int]
     ended_s: float
+    refused: int = 0
+    """Requests that are longer than the model accepts: not in the columns."""
 
 
 def record_of(jobs: list[Job]) -> Record:

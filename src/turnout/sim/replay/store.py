@@ -99,7 +99,7 @@ class PrefixStore:
                 continue
             if key in idle:
                 del idle[key]
-            elif self.logging:
+            elif self.logging and key >= 0:
                 self.stored.append(key)
             refs[key] = 1
 

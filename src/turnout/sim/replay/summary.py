@@ -57,6 +57,7 @@ def summary(record: Record, options: ReplayOptions, block_tokens: int) -> dict[s
     predicted, realised = sum(record.predicted_tokens), sum(record.realised_tokens)
     return {
         "requests": count,
+        "refused": record.refused,
         "failed": sum(value < 0.0 for value in record.e2e_s),
         "retried": sum(value > 1 for value in record.attempts),
         "slo_share": _round(sum(met) / count if count else None),

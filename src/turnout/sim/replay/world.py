@@ -253,6 +253,7 @@ class World:
         record.busy_s = [engine.busy_s for engine in self.engines]
         record.spread = self._spread_sum / max(1, len(self._jobs))
         record.ended_s = self.now
+        record.refused = self._arrivals.refused
         for router in self.routers:
             router.counted(record)
         return record
