@@ -19,8 +19,11 @@ _VERBS = {
     "demo": ("turnout.cli.demo", "demo"),
     "engine": ("turnout.cli.engine", "engine"),
     "replay": ("turnout.cli.replay", "replay"),
+    "route": ("turnout.cli.route", "route"),
+    "top": ("turnout.cli.top", "top"),
     "check": ("turnout.cli.check", "check"),
     "keys": ("turnout.cli.keys", "app"),
+    "ledger": ("turnout.cli.ledger", "app"),
     "bundle": ("turnout.cli.bundle", "app"),
 }
 
