@@ -386,6 +386,6 @@ class Door:
             self._out.append(Send(identity, wire.refused(None, reason)))
 
     def _probe(self, now: float) -> None:
-        self._out.extend([Send(identity, wire.PROBE) for identity in self.roster.silent(now)])
+        self._out.extend([Send(identity, wire.PROBE) for identity in self.roster.silent(now, self.options.heartbeat_s)])
         self._out.extend([Send(identity, wire.PROBE, adopts=True) for identity in self.roster.callable(now)])
         self.clients.probe(now)

@@ -29,7 +29,7 @@ _TICK_S = 0.05
 _FLUSH_S = 0.005
 _HIGH_WATER = 1000
 _MESSAGE_MAX_BYTES = 268_435_456
-_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
+_HEARTBEATS = 3
 _FRAMES = 2
 
 Report = Callable[[str, str, dict[str, Any]], object]
@@ -154,8 +154,9 @@ class CoordinatorListener:
         socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
         socket.setsockopt(zmq.MAXMSGSIZE, _MESSAGE_MAX_BYTES)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        heartbeat_ms = max(1, int(options.heartbeat_s * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEATS * heartbeat_ms)
         if options.curve_secret_file:
             arm(socket, options.curve_secret_file)
             if options.curve_clients:

@@ -16,7 +16,6 @@ from turnout.coordinator.control import State, takes_requests
 from turnout.coordinator.peers import Engine
 from turnout.core.kit.lru import LruMap
 
-PROBE_S = 5.0
 LOST_MAX = 1024
 LOST_S = 600.0  # an engine that has not answered for this long will register when it comes
 _INCARNATIONS_MAX = 65_536
@@ -108,11 +107,11 @@ class Roster:
             del self.departed[engine.identity]
         return over
 
-    def silent(self, now: float) -> list[bytes]:
+    def silent(self, now: float, probe_s: float) -> list[bytes]:
         """Engines that work on requests and have not been heard or probed for a while."""
         found = []
         for engine in self.live.values():
-            if engine.open and now - max(engine.heard_at, engine.probed_at) >= PROBE_S:
+            if engine.open and now - max(engine.heard_at, engine.probed_at) >= probe_s:
                 engine.probed_at = now
                 found.append(engine.identity)
         return found

@@ -65,6 +65,10 @@ class Coordinator(Section, frozen=True, kw_only=True):
     clients_max: Annotated[Count, doc("Clients known at once.")] = 4096
     outbox_max: Annotated[Count, doc("Unsent messages per peer.")] = 10_000
     outbox_max_bytes: Annotated[Bytes, doc("Unsent bytes per peer.")] = 268_435_456
+    heartbeat_s: Annotated[
+        Seconds,
+        doc("ZMTP heartbeat, three unanswered ones end a connection; also the silence after which engines are probed."),
+    ] = 5.0
     kv_handoff: Annotated[bool, doc("Serve requests that bring KV blocks of another engine.")] = False
     allow_control: Annotated[bool, doc("Clients may pause, suspend and stop engines.")] = True
     allow_shutdown: Annotated[bool, doc("Clients may close the door.")] = False

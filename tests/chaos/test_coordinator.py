@@ -1,0 +1,162 @@
+"""Engines and clients of the coordinator door as processes that are killed, frozen and restarted under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from turnout.coordinator.client import CoordinatorClient, RequestFailed
+from turnout.coordinator.listener import CoordinatorListener
+from turnout.core.coordinator_options import Affinity, Coordinator
+
+PATIENCE_S = 15.0
+
+
+def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await body()
+
+    uvloop.run(bounded())
+
+
+async def eventually(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110 - a condition of another process has no event
+            await asyncio.sleep(0.01)
+
+
+def spawned(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+
+
+class World:
+    def __init__(self, listener: CoordinatorListener) -> None:
+        self.listener = listener
+        self.door = listener.door
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.endings: Counter[str] = Counter()
+
+    async def start(self, *names: str) -> None:
+        for name in names:
+            options = ["--transport", "zmq", "--connect", self.listener.address, "--name", name, "--speed", "20"]
+            self.processes[name] = spawned("-m", "turnout", "engine", *options)
+        await eventually(lambda: {name.encode() for name in names} <= self.door.roster.live.keys())
+
+    async def ask(self, client: CoordinatorClient, words: int) -> None:
+        try:
+            answer = await client.submit("question", {"num_tokens_to_generate": words, "termination_id": -1})
+            self.endings["whole" if answer["generated_length"] == 4 * words else "short"] += 1
+        except RequestFailed as failure:
+            self.endings[failure.reason] += 1
+
+
+@contextlib.asynccontextmanager
+async def world(**options: Any) -> AsyncIterator[World]:
+    listener = CoordinatorListener(Coordinator(bind="tcp://127.0.0.1:*", **options), Affinity())
+    await listener.start()
+    there = World(listener)
+    try:
+        yield there
+        assert not there.door.requests.open
+        assert not there.door.requests.pending
+    finally:
+        for process in there.processes.values():
+            process.kill()
+            process.wait()
+        await listener.stop()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_killed_or_frozen_engine_costs_no_request(how: signal.Signals) -> None:
+    async def script() -> None:
+        async with world(heartbeat_s=0.3, late_grace_s=0.2) as there:
+            await there.start("mp-coord-0", "mp-coord-1")
+            async with CoordinatorClient(there.listener.address) as client:
+                asked = [asyncio.create_task(there.ask(client, 60)) for _ in range(30)]
+                await eventually(lambda: len(there.door.requests.open) == 30)
+                there.processes["mp-coord-0"].send_signal(how)
+                await asyncio.wait_for(asyncio.gather(*asked), 15)
+            assert there.endings == {"whole": 30}
+            assert there.door.tally.resent >= 10
+            assert set(there.door.roster.live) == {b"mp-coord-1"}
+
+    run(script)
+
+
+def test_an_engine_that_thaws_is_taken_back() -> None:
+    async def script() -> None:
+        async with world(heartbeat_s=0.3, late_grace_s=0.2) as there:
+            await there.start("mp-coord-0")
+            async with CoordinatorClient(there.listener.address) as client:
+                frozen = there.processes["mp-coord-0"]
+                asked = asyncio.create_task(there.ask(client, 200))
+                await eventually(lambda: there.door.requests.open)
+                frozen.send_signal(signal.SIGSTOP)
+                await eventually(lambda: not there.door.ready)
+                frozen.send_signal(signal.SIGCONT)
+                await asyncio.wait_for(asked, 15)
+            # Its reply may have come within the grace; the engine itself is back with the next probe.
+            await eventually(lambda: there.door.ready)
+            assert there.endings == {"whole": 1}
+            assert there.door.tally.registrations["adopted"] == 1
+
+    run(script)
+
+
+def test_engines_restarted_under_their_identities_lose_nothing() -> None:
+    async def script() -> None:
+        async with world(late_grace_s=0.2) as there:
+            names = ("mp-coord-0", "mp-coord-1")
+            await there.start(*names)
+            async with CoordinatorClient(there.listener.address) as client:
+                asked = [asyncio.create_task(there.ask(client, 40)) for _ in range(20)]
+                await eventually(lambda: len(there.door.requests.open) == 20)
+                for name in names:
+                    there.processes[name].kill()
+                    there.processes[name].wait()
+                    await there.start(name)
+                    asked += [asyncio.create_task(there.ask(client, 5)) for _ in range(5)]
+                await asyncio.wait_for(asyncio.gather(*asked), 30)
+            assert there.endings == {"whole": 30}
+
+    run(script)
+
+
+CLIENT = """
+import asyncio, sys
+from turnout.coordinator.client import CoordinatorClient
+async def main():
+    client = CoordinatorClient(sys.argv[1])
+    await client.connect()
+    await asyncio.gather(*(client.submit("x", {"num_tokens_to_generate": 5000, "termination_id": -1}) for _ in range(8)))
+asyncio.run(main())
+"""
+
+
+def test_a_killed_client_leaves_no_work_behind() -> None:
+    async def script() -> None:
+        async with world() as there:
+            await there.start("mp-coord-0")
+            victim = spawned("-c", CLIENT, there.listener.address)
+            await eventually(lambda: len(there.door.requests.open) == 8)
+            victim.kill()
+            victim.wait()
+            # Nobody answers an unmodified client's silence but the next thing that is sent to it: here, its probe.
+            for held in there.door.clients.known.values():
+                held.heard_at = held.probed_at = -1e9
+            await eventually(lambda: not there.door.requests.open)
+            async with CoordinatorClient(there.listener.address) as client:
+                await there.ask(client, 3)
+            assert there.endings == {"whole": 1}
+
+    run(script)
