@@ -89,11 +89,6 @@ class Prefix(Section, frozen=True, kw_only=True):
     tier_credit: Annotated[
         list[Ratio], Meta(min_length=4, max_length=4), doc("Worth of a block in GPU, host, external and disk memory.")
     ] = msgspec.field(default_factory=lambda: [1.0, 0.8, 0.6, 0.3])
-    tokenize: Annotated[
-        Literal["off", "auto"], doc("auto: long prompts are tokenised by an engine whose blocks are known exactly.")
-    ] = "off"
-    tokenize_min_tokens: Annotated[Count, doc("Shorter prompts are not tokenised.")] = 1024
-    tokenize_timeout_ms: Annotated[Count, doc("Longest wait for an engine's tokenise call.")] = 20
 
 
 class Load(Section, frozen=True, kw_only=True):

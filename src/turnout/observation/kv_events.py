@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import msgspec
 
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.informant import Informant
 from turnout.core.fleet.registry import Fleet
 from turnout.core.prefix.keys import root_key
+from turnout.engines.sglang import kv_source
+from turnout.observation.fetch import Fetcher
 from turnout.observation.kv_listener import Heard, KvListener, Source
 
 _TICK_S = 1.0
+_DISCOVER_S = 2.0
+_DISCOVER_TRIES = 3
+_OK, _SERVER_ERROR = 200, 500
 _SLICE_S = 0.004  # applying events gives way to requests after this long
 
 
@@ -33,6 +41,8 @@ class KvEvents:
         self.informants: dict[tuple[str, int], Informant] = {}
         self._fleet, self._events, self._clock = fleet, events, clock
         self._endpoints = {endpoint.name: endpoint for endpoint in endpoints if endpoint.kv_events}
+        self._undiscovered = [endpoint for endpoint in endpoints if endpoint.kv_discover and not endpoint.kv_events]
+        self._tasks: list[asyncio.Task[None]] = []
         self._weight_version = weight_version
         self._on_change = on_change
         self._listener: KvListener | None = None
@@ -42,20 +52,42 @@ class KvEvents:
 
     def start(self) -> None:
         """Subscribe to every endpoint that publishes; without one there is no thread."""
-        if not self._endpoints:
+        if not self._endpoints and not self._undiscovered:
             return
         self._listener = KvListener(
             self._heard, queue_max=self._events.queue_max, replay_timeout_s=self._events.replay_timeout_s
         )
         self._listener.start()
         self._look()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._discover(endpoint)) for endpoint in self._undiscovered]
 
     def stop(self) -> None:
         """Unsubscribe."""
+        for task in self._tasks:
+            task.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
         if self._listener is not None:
             self._listener.stop()
+
+    async def _discover(self, endpoint: options.Endpoint) -> None:
+        """Ask an SGLang engine where it publishes: three tries; it has no events when it refuses the question."""
+        fetcher = Fetcher(endpoint, _DISCOVER_S)
+        try:
+            for _ in range(_DISCOVER_TRIES):
+                answer = await fetcher.get("/server_info")
+                if answer is None or answer[0] >= _SERVER_ERROR:
+                    await asyncio.sleep(_DISCOVER_S)
+                    continue
+                source = kv_source(answer[1], urlsplit(endpoint.url).hostname or "") if answer[0] == _OK else None
+                if source is not None:
+                    self._endpoints[endpoint.name] = msgspec.structs.replace(
+                        endpoint, kv_events=source.endpoint, kv_topic=source.topic, kv_ranks=source.ranks
+                    )
+                return
+        finally:
+            fetcher.close()
 
     def _look(self) -> None:
         """Follow the fleet: a new incarnation is heard anew; and let informants look at the clock."""

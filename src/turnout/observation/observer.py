@@ -34,7 +34,7 @@ class Observer:
         self._fleet, self._clock = fleet, clock
         self.scraper = Scraper(fleet, endpoints, load, clock=clock, on_report=on_change, on_restart=self._on_restart)
         self.kv: KvEvents | None = None
-        if any(endpoint.kv_events for endpoint in endpoints):
+        if any(endpoint.kv_events or endpoint.kv_discover for endpoint in endpoints):
             from turnout.observation.kv_events import KvEvents  # loads ZeroMQ
 
             self.kv = KvEvents(

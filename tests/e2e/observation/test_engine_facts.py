@@ -241,6 +241,41 @@ def test_engine_that_starts_again_is_noticed() -> None:
     play(Scene(kv_events="", kv_replay=""), script)
 
 
+def test_engine_is_asked_where_it_publishes() -> None:
+    async def script(scene: Scene) -> None:
+        published, _ = scene.server.kv_addresses
+        page = msgspec.json.encode(
+            {
+                "api_key": "secret",
+                "kv_events": {
+                    "publisher": "zmq",
+                    "endpoint_host": "*",
+                    "endpoint_port_base": int(published.rpartition(":")[2]),
+                    "topic": "",
+                    "block_size": BLOCK,
+                    "dp_size": 1,
+                },
+            }
+        )
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(page) + page)
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as info:
+            port = info.sockets[0].getsockname()[1]
+            scene.endpoint = options.Endpoint(name="e", url=f"http://127.0.0.1:{port}", models=["m"], kv_discover=True)
+            scene.listen()
+            await until(lambda: bool(scene.events and scene.events.informants), "the engine told its address")
+            await asyncio.sleep(0.3)
+            await scene.complete(prompt(1, 4))
+            await until(lambda: scene.depth(prompt(1, 4)) == 4, "its events are heard")
+
+    play(Scene(), script, listen=False)
+
+
 def test_ranks_have_addresses_of_their_own() -> None:
     assert [of_rank("tcp://h:5557", rank) for rank in (0, 2)] == ["tcp://h:5557", "tcp://h:5559"]
     assert of_rank("inproc://x", 1) == "inproc://x_dp1"

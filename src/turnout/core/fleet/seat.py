@@ -144,6 +144,8 @@ class Seat:
         elif tokens_out is not None and tokens_out > 1:
             endpoint.prefill.stepped((now - first) / (tokens_out - 1))
         self._placement = None
+        if self._fleet.index.refcounted and self.keys and endpoint.bit:
+            self._fleet.index.release(self.keys, endpoint.bit)
         endpoint.ended(self.tokens + self._emitted)
         if self._active_blocks is not None:
             self._active_blocks.remove(self.keys, self._private + self._emitted / self._block_tokens)

@@ -13,7 +13,7 @@ and is walked until it is dropped. The property tests compare both ways with pla
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 
 import msgspec
 
@@ -60,7 +60,7 @@ class PrefixIndex:
         self.enabled = prefix.max_blocks != 0
         self.live = 0
         self.created = 0
-        self.evicted = {"cap": 0, "ttl": 0, "rollback": 0, "modelled": 0}
+        self.evicted = {"cap": 0, "ttl": 0, "rollback": 0, "modelled": 0, "refcount": 0}
         self.purges = 0
         self.slots_exhausted = 0
         self.truncated = 0
@@ -71,6 +71,8 @@ class PrefixIndex:
         self._per_record = prefix.max_blocks_per_request
         if per_map is not None:
             self._per_record = min(self._per_record, per_map)
+        self.refcounted = prefix.retention == "refcount"
+        self._open: dict[int, Counter[int]] = {}
         self._max_slots = prefix.max_slots
         self._next_slot = 0
         self._free: list[int] = []
@@ -131,6 +133,7 @@ class PrefixIndex:
             self.live &= ~bit
             self.purges += 1
             self._last_record.pop(bit, None)
+            self._open.pop(bit, None)
             self._retired.append((bit, self._serial))
 
     def match(self, keys: list[int], alive: int) -> dict[int, int]:
@@ -189,6 +192,8 @@ class PrefixIndex:
         if not end or not self.live & bit:
             return None
         self._recent.put(keys[0], bit)
+        if self.refcounted:
+            self._open.setdefault(bit, Counter()).update(keys[:end])
         generation = self._youngest
         start = 0 if generation.ragged else _first_without(generation.table, keys, end, bit)
         if start == end:
@@ -226,7 +231,27 @@ class PrefixIndex:
                 table[key] = generation.masks.setdefault(rest, rest)
         self.evicted["rollback"] += cleared
 
-    def forget(self, keys: list[int], bit: int) -> None:
+    def release(self, keys: list[int], bit: int) -> None:
+        """An attempt that recorded this chain ended: with `refcount`, blocks of no open attempt are forgotten.
+
+        Deeper blocks are counted at most as often as those before them, so ends of chains go first.
+        """
+        counts = self._open.get(bit)
+        if counts is None:
+            return
+        gone: list[int] = []
+        for key in keys[: self._per_record]:
+            left = counts[key] - 1
+            if left > 0:
+                counts[key] = left
+            else:
+                del counts[key]
+                gone.append(key)
+        if not counts:
+            del self._open[bit]
+        self.forget(gone, bit, "refcount")
+
+    def forget(self, keys: list[int], bit: int, reason: str = "modelled") -> None:
         """The endpoint of `bit` has probably evicted these blocks: ends of chains, so ownership stays prefix-closed."""
         for generation in self._generations:
             table = generation.table
@@ -235,7 +260,7 @@ class PrefixIndex:
                 mask = get(key, 0)
                 if mask == bit:
                     del table[key]
-                    self.evicted["modelled"] += 1
+                    self.evicted[reason] += 1
                 elif mask & bit:
                     rest = mask & ~bit
                     table[key] = generation.masks.setdefault(rest, rest)

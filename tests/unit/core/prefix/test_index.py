@@ -214,3 +214,16 @@ def test_last_endpoint_of_a_first_block_is_remembered() -> None:
     index.record(LONG[:1], b, 0.0)
     assert index.recent(LONG[0]) == b
     assert index.recent(1) == 0
+
+
+def test_refcount_forgets_blocks_of_no_open_attempt() -> None:
+    index = PrefixIndex(options.Prefix(retention="refcount"))
+    bit = index.assign(0.0)
+    index.record([1, 2, 3], bit, 0.0)
+    index.record([1, 2, 9], bit, 0.0)
+    index.release([1, 2, 3], bit)
+    assert index.match([1, 2, 3], bit) == {bit: 2}
+    assert index.match([1, 2, 9], bit) == {bit: 3}
+    index.release([1, 2, 9], bit)
+    assert index.match([1], bit) == {}
+    assert (index.entries, index.created, index.evicted["refcount"]) == (0, 4, 4)
