@@ -70,11 +70,12 @@ def admin_app(
     hosts: Iterable[str] = (),
     token: str = "",
     report: Callable[[str, BaseException], None] | None = None,
+    pages: Iterable[Route] = (),
 ) -> Starlette:
     """The application over one source.
 
     `hosts` are admitted `Host` names besides loopback, without port. `token`, when set, is asked for as bearer token.
-    `report(path, error)` hears of every exception of the source; the client sees a bare 500.
+    `report(path, error)` hears of every exception of the source; the client sees a bare 500. `pages` come first.
     """
 
     async def metrics(_: Request) -> Response:
@@ -104,6 +105,7 @@ def admin_app(
         return Compact({"ready": good, **detail}, status_code=200 if good else 503)
 
     routes = [
+        *pages,
         Route("/metrics", metrics),
         Route("/x/decisions/{id}", decision),
         Route("/x/endpoints", endpoints),

@@ -68,14 +68,23 @@ def reading_engine(path: Path) -> sa.Engine:
         conn.execute("PRAGMA query_only = ON")
         return conn
 
-    return sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+    def on_begin(conn: sa.Connection) -> None:
+        # Several reads of one transaction must see the same rows; the driver alone would give each its own.
+        conn.exec_driver_sql("BEGIN DEFERRED")
+
+    sa.event.listen(engine, "begin", on_begin)
+    return engine
 
 
 def reading(url: str) -> sa.Engine:
     """Give an engine for queries on the database of a ledger address."""
     if url.startswith("sqlite"):
         return reading_engine(upgrade.path_of(url))
-    return postgres_engine(url, "-c default_transaction_read_only=on")
+    return postgres_engine(
+        url, r"-c default_transaction_read_only=on -c default_transaction_isolation=repeatable\ read"
+    )
 
 
 def postgres_engine(url: str, settings: str = "", *, connect_timeout_s: int = 5) -> sa.Engine:

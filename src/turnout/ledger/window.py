@@ -1,8 +1,9 @@
-"""Sums over a sliding window of attempts, equal to the raw query, at the price of the newest buckets (ADR 0010).
+"""Sums over a sliding window of attempts, equal to the raw query, at the price of what is new (ADR 0010).
 
-The window [now − window, ∞) is one raw edge (less than a bucket), closed buckets whose sums are remembered here, and
-open ones read each time. A closed bucket changes only by a late transaction, and that one leaves a mark: the sums are
-then made again from the buckets. All reads of one refresh belong to one transaction.
+The window [now − window, ∞) is a closed part, whose sums are remembered here, and open buckets, read each time. As time
+goes on buckets are added to the closed part at its end and rows taken from it at its beginning. It changes otherwise
+only by a late transaction, and that one leaves a mark: the sums are then made again. All reads of one refresh belong
+to one transaction.
 """
 
 from __future__ import annotations
@@ -59,33 +60,37 @@ class Window:
     def refresh(self, conn: sa.Connection, now_ms: int) -> Totals:
         """Give the sums of [now − window, ∞), routes without an attempt left out."""
         cutoff_ms = now_ms - self._window_ms
-        edge_ms = -(-cutoff_ms // BUCKET_MS) * BUCKET_MS
-        closed_ms = max(edge_ms, (now_ms - OPEN_MS) // BUCKET_MS * BUCKET_MS)
+        closed_ms = max(_up(cutoff_ms), _down(now_ms - OPEN_MS))
         marks = set(conn.execute(_LATE, {"since": now_ms - _LOOK_BACK_MS}).scalars())
-        if self._stale(marks, edge_ms, closed_ms, now_ms):
-            self._closed, self._from_ms, self._until_ms = {}, edge_ms, edge_ms
+        if self._stale(marks, cutoff_ms, closed_ms, now_ms):
+            self._closed, self._from_ms, self._until_ms = {}, cutoff_ms, _up(cutoff_ms)
             self._built_at_ms = now_ms
+            self._move(conn, cutoff_ms, self._until_ms, 1)
         self._marks = marks
         self._move(conn, self._until_ms, closed_ms, 1)
-        self._move(conn, self._from_ms, edge_ms, -1)
-        self._from_ms, self._until_ms = edge_ms, closed_ms
+        self._move(conn, self._from_ms, cutoff_ms, -1)
+        self._from_ms, self._until_ms = cutoff_ms, closed_ms
         totals = {route_id: list(sums) for route_id, sums in self._closed.items() if sums[0]}
         _add(totals, conn.execute(_BUCKETS, {"since": closed_ms, "until": FOREVER_MS}), 1)
-        _add(totals, conn.execute(RAW, {"since": cutoff_ms, "until": edge_ms}), 1)
         return {route_id: tuple(sums) for route_id, sums in totals.items()}
 
-    def _stale(self, marks: set[int], edge_ms: int, closed_ms: int, now_ms: int) -> bool:
+    def _stale(self, marks: set[int], cutoff_ms: int, closed_ms: int, now_ms: int) -> bool:
         built = self._built_at_ms
         return (
             built is None
             or not marks <= self._marks
-            or not self._from_ms <= edge_ms <= self._until_ms <= closed_ms
+            or not self._from_ms <= cutoff_ms <= self._until_ms <= closed_ms
             or now_ms - built >= _REBUILD_MS
         )
 
     def _move(self, conn: sa.Connection, since_ms: int, until_ms: int, sign: int) -> None:
-        if since_ms < until_ms:
-            _add(self._closed, conn.execute(_BUCKETS, {"since": since_ms, "until": until_ms}), sign)
+        """Add or take away [since, until): whole buckets where there are any, rows at both ends."""
+        first, last = _up(since_ms), _down(until_ms)
+        if first > last:
+            first = last = until_ms
+        for query, start, end in ((RAW, since_ms, first), (_BUCKETS, first, last), (RAW, last, until_ms)):
+            if start < end:
+                _add(self._closed, conn.execute(query, {"since": start, "until": end}), sign)
 
 
 def raw(conn: sa.Connection, now_ms: int, window_ms: int) -> Totals:
@@ -101,3 +106,11 @@ def _add(totals: dict[int, list[int]], found: Iterable[Any], sign: int) -> None:
             total = totals[route_id] = [0] * len(_SUMS)
         for at, value in enumerate(sums):
             total[at] += sign * int(value)
+
+
+def _down(instant_ms: int) -> int:
+    return instant_ms // BUCKET_MS * BUCKET_MS
+
+
+def _up(instant_ms: int) -> int:
+    return -(-instant_ms // BUCKET_MS) * BUCKET_MS

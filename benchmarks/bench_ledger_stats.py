@@ -1,0 +1,231 @@
+"""What derived statistics cost: `python benchmarks/bench_ledger_stats.py [--postgres] [--rows 1000000] [--routes 500]`.
+
+Fills a window of 15 minutes, refreshes the snapshot while new rows arrive, and compares with the plain query over the
+rows: time, ratio, and that the sums are equal. Also the cost of reading the snapshot, of a slot, and rows per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from turnout.core import options
+from turnout.core.facts import AttemptFact, CallFact, OpenedCall, RouteKey
+from turnout.ledger import connection, derived, window
+from turnout.ledger.slots import Slots
+from turnout.ledger.snapshot import Refresher
+
+WINDOW_MS = 900_000
+# All rows stay inside the window for this long: filling it takes real time.
+SLACK_MS = 200_000
+BATCH = 500
+ROUNDS = 25
+
+
+def main() -> None:
+    """Run every measurement and print its line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--postgres", action="store_true")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--routes", type=int, default=500)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        server = _server() if asked.postgres else None
+        try:
+            _run(Path(directory), server, asked.rows, asked.routes)
+        finally:
+            if server is not None:
+                server.remove()
+
+
+def _run(root: Path, server: Any, rows: int, routes: int) -> None:
+    store, url = _open(root, server)
+    now_ms = _now_ms()
+    keys = [RouteKey("", f"model-{n % 20}", f"replica-{n}") for n in range(routes)]
+    rng = random.Random(1)
+    started = time.perf_counter()
+    first, span_ms = now_ms - WINDOW_MS + SLACK_MS, WINDOW_MS - SLACK_MS
+    for start in range(0, rows, BATCH):
+        facts = [_fact(n, first + n * span_ms // rows, keys, rng) for n in range(start, min(rows, start + BATCH))]
+        store.write(facts)
+    spent = time.perf_counter() - started
+    _print("rows stored, calls and attempts", 2 * rows / spent, "rows/s")
+    if server is not None:
+        with connection.postgres_engine(url).connect() as conn, conn.begin():
+            conn.execute(sa.text("ANALYZE"))
+    refresher = _refreshes(store, url, rows, keys, rng)
+    store.close()
+    _reading(refresher, keys, _now_ms())
+    _slots(root, keys)
+
+
+def _refreshes(store: Any, url: str, rows: int, keys: list[RouteKey], rng: random.Random) -> Refresher:
+    refresher = Refresher(options.Ledger(url=url), clock_ms=_now_ms)
+    started = time.perf_counter()
+    refresher.refresh()
+    _print("first refresh (sums every bucket, streaks, tools)", (time.perf_counter() - started) * 1e3, "ms")
+    window_of_routes = window.Window(WINDOW_MS)
+    engine = connection.reading(url)
+    spent_route, spent_all, raw = [], [], []
+    for n in range(ROUNDS):
+        time.sleep(0.8)  # a second between refreshes, with the work below
+        at = _now_ms()
+        store.write([_fact(rows + n * BATCH + i, at - i, keys, rng) for i in range(BATCH)])
+        with engine.connect() as conn, conn.begin():
+            started = time.perf_counter()
+            sums = window_of_routes.refresh(conn, at)
+            spent_route.append((time.perf_counter() - started) * 1e3)
+            if n % 10 == 0:
+                started = time.perf_counter()
+                wanted = window.raw(conn, at, WINDOW_MS)
+                raw.append((time.perf_counter() - started) * 1e3)
+                assert sums == wanted, "the sums differ from the rows"
+        started = time.perf_counter()
+        refresher.refresh()
+        spent_all.append((time.perf_counter() - started) * 1e3)
+    spent_route.pop(0)
+    _print("plain query over the rows", statistics.median(raw), "ms")
+    _print("route statistics, refresh, median", statistics.median(spent_route), "ms")
+    _print("route statistics, refresh, p95", sorted(spent_route)[int(0.95 * len(spent_route))], "ms")
+    _print("plain query / refresh", statistics.median(raw) / statistics.median(spent_route), "times")
+    _print("whole snapshot, median", statistics.median(spent_all), "ms")
+    _print("whole snapshot, worst (with streaks and tools)", max(spent_all), "ms")
+    with engine.connect() as conn:
+        started = time.perf_counter()
+        derived.failure_streaks(conn, _now_ms())
+        _print("failure streaks", (time.perf_counter() - started) * 1e3, "ms")
+    engine.dispose()
+    return refresher
+
+
+def _reading(refresher: Refresher, keys: list[RouteKey], now_ms: int) -> None:
+    gc.disable()
+    key, reads = keys[3], 200_000
+    started = time.perf_counter()
+    for _ in range(reads):
+        refresher.fresh(now_ms).routes.get(key)
+    _print("reading the snapshot", (time.perf_counter() - started) / reads * 1e9, "ns")
+
+
+def _slots(root: Path, keys: list[RouteKey]) -> None:
+    slots, rng = Slots(root / "t.slots-1", 16_384), random.Random(1)
+    facts = [_fact(n, 1_794_000_000_000, keys, rng) for n in range(16_000)]
+    opened = [
+        OpenedCall(f.call_id, f.request_id, f.started_at_ms, f.tenant, f.key_id, None, f.dialect, f.path, f.stream, "m")
+        for f in facts
+    ]
+    # As in service: few requests are open at once, so few pages are touched.
+    claim = end = free = 0.0
+    for start in range(0, 16_000, 100):
+        t0 = time.perf_counter()
+        for one in opened[start : start + 100]:
+            slots.claim(one)
+        t1 = time.perf_counter()
+        for fact in facts[start : start + 100]:
+            slots.end(fact)
+        t2 = time.perf_counter()
+        slots.free([fact.call_id for fact in facts[start : start + 100]])
+        t3 = time.perf_counter()
+        claim, end, free = claim + t1 - t0, end + t2 - t1, free + t3 - t2
+    for name, spent in (("claim", claim), ("end", end), ("free", free)):
+        _print(f"slot: {name}", spent / 16_000 * 1e9, "ns")
+    slots.remove()
+
+
+def _open(root: Path, server: Any) -> tuple[Any, str]:
+    given: dict[str, Any] = {
+        "router_id": "bench",
+        "clock_ms": _now_ms,
+        "retention_days": 30,
+        "decisions_days": 7,
+    }
+    if server is None:
+        from turnout.ledger import sqlite, upgrade
+
+        path = root / "turnout.db"
+        upgrade.prepare(path, clock_ms=given["clock_ms"], on_event=lambda _name, /, **_fields: None)
+        return sqlite.open_store(path, **given), f"sqlite:///{path}"
+    from turnout.ledger import postgres, server_upgrade
+
+    url = server.new_database()
+    server_upgrade.run(url)
+    return postgres.open_store(url, **given), url
+
+
+def _server() -> Any:
+    path = Path(__file__).parents[1] / "tests" / "local_postgres.py"
+    spec = importlib.util.spec_from_file_location("local_postgres", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.LocalPostgres()
+    server.start()
+    return server
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _fact(n: int, at_ms: int, keys: list[RouteKey], rng: random.Random) -> CallFact:
+    key, ok = keys[n % len(keys)], rng.random() < 0.98  # noqa: PLR2004 - two in a hundred fail
+    attempt = AttemptFact(
+        attempt_no=1,
+        phase="solo",
+        route=key,
+        kind="first",
+        started_at_ms=at_ms - 90,
+        ended_at_ms=at_ms,
+        ok=ok,
+        counted=True,
+        committed=True,
+        error_kind="" if ok else "server_error",
+        http_status=200 if ok else 500,
+        e2e_ms=rng.randrange(50, 5_000),
+        ttft_ms=rng.randrange(5, 500),
+        tokens_in=200,
+        tokens_out=30,
+        usage_source="engine",
+        tools_requested=n % 5 == 0,
+        tools_emitted=n % 10 == 0,
+    )
+    return CallFact(
+        call_id=f"{at_ms:013d}{n:013d}",
+        request_id=f"req_{n:016x}",
+        started_at_ms=at_ms - 90,
+        ended_at_ms=at_ms,
+        e2e_ms=90,
+        tenant="acme",
+        key_id="batch",
+        dialect="openai",
+        path="/v1/chat/completions",
+        stream=True,
+        requested_model=key.model,
+        selected_model=key.model,
+        outcome="completed" if ok else "upstream_exhausted",
+        cls="ok",
+        http_status=200,
+        attempts=(attempt,),
+        route=key,
+        tokens_in=200,
+        tokens_out=30,
+        usage_source="engine",
+    )
+
+
+def _print(name: str, value: float, unit: str) -> None:
+    print(f"{name:<58}{value:>14,.2f} {unit}")
+
+
+if __name__ == "__main__":
+    main()
