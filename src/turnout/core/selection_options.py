@@ -35,9 +35,6 @@ class Selection(Section, frozen=True, kw_only=True):
         Literal["last_user", "conversation"], doc("The newest user message with text, or all of them.")
     ] = "last_user"
     default_model: Annotated[str, doc("Serves when there is no score; empty: 503 selector_unavailable.")] = ""
-    price_source: Annotated[Literal["price_book", "bundle"], doc("Whose prices count where both know a model.")] = (
-        "price_book"
-    )
     presets: Annotated[dict[Name, PresetOptions], doc("Own presets; the four built-in names may be redefined.")] = {}
     excluded_models: Annotated[list[Name], doc("Models that auto never chooses.")] = []
     tool_weak: Annotated[list[Name], doc("Models avoided when a request has tools.")] = []
@@ -64,7 +61,6 @@ class ResponseCache(Section, frozen=True, kw_only=True):
         Literal["auto", "standard", "strict"],
         doc("strict: equal content words, too; auto: strict with the built-in embedder."),
     ] = "auto"
-    stream: Annotated[Literal["off", "same"], doc("same: streams are stored and replayed as streams.")] = "off"
     store_tool_calls: Annotated[bool, doc("Whether answers that call tools may be stored.")] = False
     tenants_max: Annotated[Count, doc("Tenants with stored answers.")] = 1024
     buckets_max: Annotated[Count, doc("Buckets per tenant.")] = 512

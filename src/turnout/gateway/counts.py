@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.dialects.openai_stream import StreamTap
+from turnout.dialects.event_tap import EventTap
 
 
 class RelayCounts:
@@ -13,7 +13,7 @@ class RelayCounts:
     def __init__(self) -> None:
         self.inspected = self.oversized = self.dropped = self.keepalives = 0
 
-    def add(self, tap: StreamTap) -> None:
+    def add(self, tap: EventTap) -> None:
         """Count what one stream had; its tap reads nothing after that."""
         self.inspected += tap.inspected
         self.oversized += tap.oversized

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turnout.core.errors import Outcome
+from turnout.core.errors import RETRY, Outcome
 from turnout.gateway.controls import NO_CONTROLS, Controls
 
 if TYPE_CHECKING:
     from turnout.gateway.response_cache import Ticket
     from turnout.gateway.run import Run
     from turnout.gateway.selecting import Chosen
+
+
+_ANOTHER_MODEL = frozenset(
+    (
+        Outcome.NO_ENDPOINT,
+        Outcome.SHED,
+        Outcome.UPSTREAM_ANSWERED,
+        Outcome.UPSTREAM_CREDENTIAL,
+        Outcome.UPSTREAM_INVALID,
+        Outcome.UPSTREAM_TIMEOUT,
+        Outcome.UPSTREAM_UNREACHABLE,
+    )
+)
 
 
 class Refused(Exception):
@@ -28,14 +41,23 @@ class Refused(Exception):
 class Extra:
     """Mutable companion of one run. `told` are the response headers that tell of it."""
 
-    __slots__ = ("chosen", "controls", "replayed", "ticket", "told")
+    __slots__ = ("chosen", "controls", "models", "replayed", "ticket", "told")
 
     def __init__(self, controls: Controls = NO_CONTROLS) -> None:
         self.controls = controls
         self.chosen: Chosen | None = None
         self.ticket: Ticket | None = None
         self.replayed: dict[str, Any] | None = None
+        self.models: list[tuple[int, str]] = []
+        """(attempts made before it was turned to, model) of each model but the first."""
         self.told = b""
+
+    def model_of(self, attempt_no: int, current: str) -> str:
+        """Return the model that an attempt was made for."""
+        if not self.models or self.chosen is None:
+            return current
+        turned_to = [model for before, model in self.models if before < attempt_no]
+        return turned_to[-1] if turned_to else self.chosen.selection.models[0]
 
 
 def choose(run: Run) -> str:
@@ -53,6 +75,30 @@ def choose(run: Run) -> str:
     selection = chosen.selection
     extra.told += b"".join([f"{name}: {value}\r\n".encode() for name, value in selection.headers])
     return selection.models[0]
+
+
+def next_model(run: Run, outcome: Outcome) -> str:
+    """Return the model to go on with before the commit point; "" when the outcome stands.
+
+    Only what another model could do better is tried again: never the client's own fault, never against its wish, and
+    within the bounds of models, attempts and retry budget that hold for every exchange.
+    """
+    extra, exchange, options = run.extra, run.exchange, run.gateway.retry_options
+    if extra is None or extra.chosen is None or exchange is None or not run.prepared.fallback or run.head_sent:
+        return ""
+    models, done = extra.chosen.selection.models, len(extra.models) + 1
+    attempts = exchange.attempts
+    kind = attempts[-1].error_kind if attempts else None
+    helps = kind is None or RETRY[kind].other
+    if not helps or outcome not in _ANOTHER_MODEL or done >= min(options.models, len(models)):
+        return ""
+    now = run.clock()
+    if len(attempts) >= options.attempts or now >= exchange.deadline_s or not run.gateway.budget(run.model).take(now):
+        return ""
+    extra.models.append((len(attempts), models[done]))
+    if done == 1:
+        extra.told += b"x-turnout-fallback-from: %b\r\n" % models[0].encode()
+    return models[done]
 
 
 def looked_up(run: Run) -> bool:

@@ -93,7 +93,7 @@ def _attempt_fact(run: Run, attempt: Attempt, is_last: bool) -> AttemptFact:  # 
     return AttemptFact(
         attempt.no,
         "solo",
-        run.gateway.route(endpoint, run.model),
+        run.gateway.route(endpoint, run.model if run.extra is None else run.extra.model_of(attempt.no, run.model)),
         attempt.kind,
         started_ms,
         started_ms + e2e_ms,

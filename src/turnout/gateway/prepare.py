@@ -106,6 +106,7 @@ class Prepared:
         "carriers",
         "client_id",
         "controls",
+        "fallback",
         "forward",
         "identity",
         "policy",
@@ -127,6 +128,7 @@ class Prepared:
         self.session_fallback = _text(later)
         self.agent = _text(headers.get(b"x-claude-code-agent-id")) or ""
         self.controls = tuple([(name, value) for name, value in headers.items() if name in controls.HEADERS])
+        self.fallback = headers.get(b"x-turnout-fallback") != b"off"
         self.cache_control = _text(headers.get(b"cache-control")) or ""
         timeout = headers.get(b"x-turnout-timeout-ms")
         self.timeout_s = int(timeout) / 1000 if timeout is not None and self.refusal is None else None

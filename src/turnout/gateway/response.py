@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from turnout.core.errors import ErrorKind
 from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.types import Usage
+from turnout.dialects.event_tap import Event, EventTap
 from turnout.dialects.openai_answer import classify, estimated_tokens, retry_after_s
-from turnout.dialects.openai_stream import Event, StreamTap, answer_usage, is_plain
+from turnout.dialects.openai_stream import StreamTap, answer_usage
 from turnout.gateway import answers
 from turnout.gateway.patience import first_answer_limit_s
 from turnout.http.client import EngineConnection
@@ -70,7 +71,7 @@ class AttemptResponse:
         self.head: ResponseHead | None = None
         self.head_at_s = 0.0
         self.mode = Mode.NONE
-        self.tap: StreamTap | None = None
+        self.tap: EventTap | None = None
         self.usage: Usage | None = None
         self.events = 0
         self.committed = False
@@ -109,7 +110,7 @@ class AttemptResponse:
         if self.mode is Mode.STREAM:
             run = self._run
             tap = self.tap
-            if self.committed and not tap.partial and (events := is_plain(payload)):  # type: ignore[union-attr]  # set with the mode
+            if self.committed and not tap.partial and (events := tap.is_plain(payload)):  # type: ignore[union-attr]  # set with the mode
                 now = run.clock()
                 run.gateway.meter.itl.observe(now - self._last_event_s)
                 self._last_event_s = self._last_output_s = self._last_write_s = now

@@ -19,7 +19,7 @@ from turnout.dialects.envelope import in_band_error, of_outcome
 from turnout.dialects.splice import upstream_body
 from turnout.gateway import answers, replies
 from turnout.gateway.advice import advice
-from turnout.gateway.extra import Extra, choose, ended, looked_up
+from turnout.gateway.extra import Extra, choose, ended, looked_up, next_model
 from turnout.gateway.facts import call_fact
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
@@ -121,15 +121,15 @@ class Run:
         if self.extra is None or not looked_up(self):
             self._start(pool)
 
-    def begin_again(self) -> None:
-        """Go on alone after waiting for an equal request."""
+    def begin_again(self, attempts: list[Attempt] | None = None) -> None:
+        """Go on alone after waiting for an equal request, or with another model after these attempts."""
         pool = self.gateway.fleet.pool(self.model)
         if pool is None:
             self.refuse(Outcome.NO_ENDPOINT, replies.MESSAGES[Outcome.NO_ENDPOINT])
         else:
-            self._start(pool)
+            self._start(pool, attempts)
 
-    def _start(self, pool: Pool) -> None:
+    def _start(self, pool: Pool, attempts: list[Attempt] | None = None) -> None:
         gateway = self.gateway
         ask = gateway.ask(self, pool)
         exchange = self.exchange = Exchange(
@@ -142,11 +142,14 @@ class Run:
             self.started_s,
             self.total_s(),
         )
+        if attempts is not None:
+            exchange.attempts = attempts
+            exchange.deadline_s = self.started_s + self.total_s()
         gateway.runs.add(self)
         self.client.attach(self)
-        following = exchange.begin(self.started_s)
-        decided_s = self.clock()
-        self.decide_s = decided_s - self.started_s
+        following = exchange.begin(self.started_s if attempts is None else self.clock())
+        if attempts is None:
+            self.decide_s = self.clock() - self.started_s
         gateway.decided(self)
         self._follow(following)
 
@@ -204,6 +207,12 @@ class Run:
         upstream.pool.request(head + body, response)
 
     def _give_up(self, outcome: Outcome) -> None:
+        if self.extra is not None and (model := next_model(self, outcome)):
+            attempts = self._exchange.attempts
+            self._close_exchange(outcome)
+            self.model = model
+            self.begin_again(attempts)
+            return
         if outcome is Outcome.STREAM_INTERRUPTED or self.head_sent:
             self._end_in_band(outcome)
         elif outcome is Outcome.UPSTREAM_ANSWERED and self._answer is not None:

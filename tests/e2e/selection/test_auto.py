@@ -143,13 +143,14 @@ KNOBS = ("alpha", "speed-weight", "output-cost-ratio", "expected-output-tokens",
 
 @pytest.mark.parametrize("model", ["auto", "small"])
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/route"])
-def test_RoutingKnobsOverride_Envelope_and_error_mapping_is_one_table(house: House, path: bytes, model: str) -> None:
+def test_error_mapping_is_one_table(house: House, path: bytes, model: str) -> None:
     for name in KNOBS:
         for text in (b"nan", b"Infinity", b"-0", b"1e0", b"0x1", b"1_0", b"maybe"):
             seen = house.ask(MATHS, f"x-turnout-routing-{name}: ".encode() + text, path=path, model=model)
             assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", f"x-turnout-routing-{name}")
         member = name.replace("-", "_")
-        for value in ("0.5", [], -1):
+        wrong: tuple[object, ...] = ("0.5", [], -1)
+        for value in wrong:
             seen = house.ask(MATHS, path=path, model=model, turnout={member: value})
             assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", f"turnout.{member}")
     assert house.ask(path=path, model=model, turnout={"aplha": 1}).param == "turnout.aplha"
@@ -266,9 +267,15 @@ def test_a_new_latest_is_followed_without_a_restart(house: House) -> None:
     watch = house.router.app._bundles
     assert watch is not None
     house.router.call(watch.reload_now)
+
+    def default() -> str:
+        assert selecting is not None
+        current = selecting._library.current
+        return "" if current is None else current.default
+
     selecting = house.router.app.gateway.selecting
     assert selecting is not None
-    assert house.router.eventually(lambda: selecting._library.current.default == "v2")
+    assert house.router.eventually(lambda: default() == "v2")
     assert house.ask(MATHS).header(b"x-turnout-bundle") == b"v2"
 
 
@@ -278,6 +285,36 @@ def test_without_a_bundle_auto_is_an_unknown_model(
     started = router(script_engine())
     assert started.ask({"model": "auto", "messages": [{"role": "user", "content": "hi"}]}).code == "model_not_found"
     assert started.ask({"model": "auto"}, path=b"/v1/route").status == 404
+
+
+def failing(*scripts: tuple[int, bytes]) -> list[bytes]:
+    return [
+        b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+        for status, body in scripts
+    ]
+
+
+def test_failover_goes_on_to_the_next_model_of_the_list(house: House, wire: Any) -> None:
+    house.engine.says(*failing((404, b'{"error":{"message":"no model big here"}}')), wire.answer())
+    seen = house.ask(MATHS)
+    assert (seen.status, seen.header(b"x-turnout-model"), seen.header(b"x-turnout-fallback-from")) == (
+        200,
+        b"small",
+        b"big",
+    )
+    assert [request.json["model"] for request in house.engine.requests] == ["big", "small"]
+    fact = house.last_fact()
+    assert [attempt.route.model for attempt in fact.attempts] == ["big", "small"]
+    assert (fact.selected_model, [attempt.attempt_no for attempt in fact.attempts]) == ("small", [1, 2])
+
+
+def test_failover_keeps_to_the_client_s_wish_and_fault(house: House, wire: Any) -> None:
+    missing = failing((404, b'{"error":{"message":"no model big here"}}'))[0]
+    house.engine.says(missing, wire.answer())
+    assert house.ask(MATHS, b"x-turnout-fallback: off").status == 404
+    house.engine.says(failing((400, b'{"error":{"message":"bad"}}'))[0])
+    assert house.ask(MATHS).status == 400
+    assert len(house.engine.requests) == 2
 
 
 # -- response cache -----------------------------------------------------------------------------------------------------
@@ -331,7 +368,7 @@ def test_tenant_in_key_on_every_path(caching: House) -> None:
     numbered(caching)
     for path, body in ((b"/v1/chat/completions", {}), (b"/v1/completions", {"prompt": MATHS})):
         for model in ("auto", "big"):
-            asked = {"name": "cached", "path": path, "model": model, **body}
+            asked: dict[str, Any] = {"name": "cached", "path": path, "model": model, **body}
             assert caching.ask(MATHS, EXACT, **asked).header(b"x-turnout-cache") == b"miss"
             assert caching.ask(MATHS, EXACT, **{**asked, "name": "rival"}).header(b"x-turnout-cache") == b"miss"
             assert caching.ask(MATHS, SEMANTIC, **{**asked, "name": "rival"}).header(b"x-turnout-cache") == b"exact"
@@ -339,7 +376,7 @@ def test_tenant_in_key_on_every_path(caching: House) -> None:
 
 def test_key_covers_what_changes_the_answer(caching: House) -> None:
     numbered(caching)
-    base = {"name": "cached", "model": "big"}
+    base: dict[str, Any] = {"name": "cached", "model": "big"}
     caching.ask(MATHS, EXACT, **base)
     for change in (
         {"temperature": 0.5}, {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"model": "small"}, {"seed": 1},
@@ -386,14 +423,20 @@ def test_only_complete_answers_are_stored(caching: House, wire: Any, body: bytes
         assert caching.ask(MATHS, EXACT, name="cached").header(b"x-turnout-cache") == b"miss"
 
 
+def waiting_for(caching: House) -> int:
+    """How many requests wait for an equal one; -1: no flight is open."""
+    cache = caching.router.app.gateway.response_cache
+    assert cache is not None
+    waiting = list(cache._flights._waiting.values())
+    return sum(len(one) for one in waiting) if waiting else -1
+
+
 def test_equal_requests_at_once_make_one_attempt(caching: House, wire: Any) -> None:
     gate = wire.Gate()
     caching.engine.says([gate, wire.answer()])
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(caching.ask, MATHS, EXACT, name="cached", model="big") for _ in range(12)]
-        assert caching.router.eventually(
-            lambda: sum(map(len, caching.router.app.gateway.response_cache._flights._waiting.values())) == 11
-        )  # type: ignore[union-attr]
+        assert caching.router.eventually(lambda: waiting_for(caching) == 11)
         gate.open()
         seen = [one.result() for one in waiting]
     assert sorted(one.header(b"x-turnout-cache") for one in seen) == [b"exact"] * 11 + [b"miss"]
@@ -405,9 +448,7 @@ def test_a_failing_leader_lets_everybody_go_on(caching: House, wire: Any) -> Non
     caching.engine.says([gate, wire.answer(b'{"error":{}}', 400)], [wire.answer()])
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(caching.ask, MATHS, EXACT, name="cached", model="big") for _ in range(4)]
-        assert caching.router.eventually(
-            lambda: sum(map(len, caching.router.app.gateway.response_cache._flights._waiting.values())) == 3
-        )  # type: ignore[union-attr]
+        assert caching.router.eventually(lambda: waiting_for(caching) == 3)
         gate.open()
         seen = [one.result() for one in waiting]
     assert sorted(one.status for one in seen) == [200, 200, 200, 400]
@@ -420,10 +461,9 @@ def test_a_follower_that_leaves_frees_its_place(caching: House, wire: Any) -> No
     clients = [caching.router.client() for _ in range(2)]
     for client in clients:
         client.send(caching.router.request(body, EXACT, key="key-cached"))
-    flights = caching.router.app.gateway.response_cache._flights  # type: ignore[union-attr]
-    assert caching.router.eventually(lambda: sum(map(len, flights._waiting.values())) == 1)
+    assert caching.router.eventually(lambda: waiting_for(caching) == 1)
     for client in clients:
         client.close()
-    assert caching.router.eventually(lambda: len(flights) == 0)
+    assert caching.router.eventually(lambda: waiting_for(caching) == -1)
     assert {caching.router.records.fact(index).outcome for index in (0, 1)} == {"client_gone"}
     gate.open()

@@ -330,3 +330,23 @@ def test_knob_churn_keeps_a_bounded_number_of_weights() -> None:
     for number in range(600):
         blend.weigh("", turned(alpha=number / 1000))
     assert len(blend._kept) == 256
+
+
+def test_pick_ignores_insertion_order() -> None:
+    rows = bundle(0.6)
+    assert rows.axes is not None
+    assert rows.quality is not None
+    order = [2, 0, 3, 1]
+    shuffled = msgspec.structs.replace(
+        rows,
+        models=tuple(MODELS[at] for at in order),
+        quality=frozen(rows.quality[:, order]),
+        axes=Axes(*[frozen(getattr(rows.axes, name)[order]) for name in Axes.__struct_fields__]),
+    )
+    before, after = dict(table(Blend(rows), near(0, 2), G2)), dict(table(Blend(shuffled), near(0, 2), G2))
+    assert before == after
+    vector = np.array([1, 0, 0], dtype=np.float32)
+    blend = Blend(rows)
+    for names in (MODELS, tuple(reversed(MODELS))):
+        chosen, _, _ = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(names))
+        assert chosen.models[0] == "b-mid"
