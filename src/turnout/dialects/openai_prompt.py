@@ -14,6 +14,7 @@ import xxhash
 from turnout.core.admission.precheck import units
 from turnout.core.prefix.rendering import CALL, NAME, PROMPT, ROLE, TEXT, TOOLS, render_role
 from turnout.core.types import Prompt
+from turnout.dialects.fields import InvalidPrompt, Members
 from turnout.dialects.openai_shapes import (
     CALLS,
     LOOSE_MESSAGES,
@@ -27,7 +28,6 @@ from turnout.dialects.openai_shapes import (
     Part,
 )
 
-_Members = dict[str, msgspec.Raw]
 _PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
 _TOKEN_MAX = 2**31 - 1
 _SALTS = ("chat_template", "chat_template_kwargs", "reasoning_effort")
@@ -38,18 +38,10 @@ _TOOLS_MEMO_MAX = 256
 _TOOLS_MEMO_SPAN_MAX_BYTES = 65_536
 
 
-class InvalidPrompt(ValueError):
-    """A field of the prompt has the wrong shape."""
-
-    def __init__(self, field: str, seen: bytes | str, expected: str) -> None:
-        super().__init__(field)
-        self.field, self.seen, self.expected = field, seen, expected
-
-
 _ROLES = {role: render_role(role) for role in ("system", "user", "assistant", "tool", "developer")}
 
 
-def messages_of(found: _Members) -> list[Message]:
+def messages_of(found: Members) -> list[Message]:
     """Decode the messages of a chat with an error that names path, value and expectation."""
     raw = found.get("messages")
     if raw is None:
@@ -64,7 +56,7 @@ def messages_of(found: _Members) -> list[Message]:
         raise _invalid("messages", bytes(raw), str(error)) from None
 
 
-def chat(messages: list[Message], found: _Members) -> Prompt:
+def chat(messages: list[Message], found: Members) -> Prompt:
     """Render and count a chat conversation."""
     if not messages:
         raise InvalidPrompt("messages", "[]", "a non-empty array of messages")
@@ -98,7 +90,7 @@ def chat(messages: list[Message], found: _Members) -> Prompt:
     return Prompt(rendered=b"".join(records), units=total, messages=len(messages), tools_bytes=tools_bytes)
 
 
-def completion(found: _Members) -> Prompt:
+def completion(found: Members) -> Prompt:
     """Render and count the prompt of /v1/completions; of a list of prompts the largest counts and the first renders."""
     raw = found.get("prompt")
     if raw is None or bytes(raw) in (b"null", b'""', b"[]"):
@@ -124,7 +116,7 @@ def completion(found: _Members) -> Prompt:
     raise InvalidPrompt("prompt", bytes(raw), "items of one kind: strings, integers or integer arrays")
 
 
-def embedding(found: _Members) -> Prompt:
+def embedding(found: Members) -> Prompt:
     """Check and count the input of /v1/embeddings; embeddings leave no prefix behind, so nothing is rendered."""
     raw = found.get("input")
     if raw is None or bytes(raw) in (b"null", b"[]"):
@@ -138,7 +130,7 @@ def embedding(found: _Members) -> Prompt:
     return Prompt(units=max((units(item) for item in value if type(item) is str), default=0))
 
 
-def render_salt(found: _Members) -> str:
+def render_salt(found: Members) -> str:
     """Hex of xxh3_64 over the compact, key-sorted object of the fields that change the rendering; "" without any."""
     if _SALT_NAMES.isdisjoint(found):
         return ""

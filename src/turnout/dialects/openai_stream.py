@@ -6,11 +6,10 @@ decoded. A terminator inside a text cannot be mistaken for one: quotes inside JS
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from turnout.core.types import Usage
+from turnout.dialects.event_tap import TOKENS_MAX, Event, EventTap, data_of
 from turnout.dialects.openai_shapes import (
     ANSWER,
     CHUNK,
@@ -23,97 +22,39 @@ from turnout.dialects.openai_shapes import (
     ReportedUsage,
 )
 
-_END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-_TOKENS_MAX = 2**40
 _OUTPUT_MEMBERS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 
 
-def is_plain(payload: bytes) -> int:
-    """Return how many events the payload is whole of, when they hold nothing but more output; else 0."""
-    if not (payload.startswith(b"data: {") and payload.endswith(b"}\n\n")):
-        return 0
-    events = payload.count(b"\n\n")
-    if payload.count(b'"finish_reason":null') != events or payload.count(b'"finish_reason"') != events:
-        return 0  # the second count: an event with two choices must not make up for one that ends a choice
-    if b'"usage":{' in payload or b'"error"' in payload:
-        return 0
-    return events if events == 1 or payload.count(b"}\n\ndata: {") == events - 1 else 0
-
-
-class Event(msgspec.Struct, frozen=True, gc=False):
-    """What one event says. `keep` False: the client does not get it."""
-
-    raw: bytes
-    output: bool = False
-    keep: bool = True
-    done: bool = False
-    error: bytes | None = None
-    bad: bool = False
-
-
-class StreamTap:
+class StreamTap(EventTap):
     """Reads the events of one stream. `complete` once every choice has its finish reason."""
 
-    __slots__ = (
-        "_choices_n",
-        "_event_max",
-        "_finished",
-        "_oversized",
-        "_wants_usage",
-        "bad_events",
-        "dropped",
-        "inspected",
-        "oversized",
-        "partial",
-        "terminated",
-        "tools",
-        "usage",
-    )
+    __slots__ = ("_choices_n", "_finished", "_wants_usage")
 
     def __init__(self, choices_n: int, *, wants_usage: bool, event_max_bytes: int) -> None:
+        super().__init__(event_max_bytes)
         self._choices_n = choices_n
         self._wants_usage = wants_usage
-        self._event_max = event_max_bytes
         self._finished: set[int] = set()
-        self._oversized = False
-        self.partial = b""
-        self.usage: Usage | None = None
-        self.terminated = False
-        self.tools = False
-        self.bad_events = 0
-        self.inspected = self.oversized = self.dropped = 0
 
     @property
     def complete(self) -> bool:
         """Tell whether an engine ended every choice."""
         return len(self._finished) >= self._choices_n
 
-    def feed(self, payload: bytes) -> list[Event]:
-        """Take payload and return the whole events in it; the rest is kept, up to `event_max_bytes`."""
-        data = self.partial + payload if self.partial else payload
-        events: list[Event] = []
-        at = 0
-        while (end := _next_end(data, at)) is not None:
-            raw = data[at:end]
-            at = end
-            if self._oversized:  # its beginning is relayed already: it was never inspected
-                self._oversized = False
-                events.append(Event(raw))
-            elif not self.terminated:
-                events.append(self._inspect(raw))
-        rest = data[at:]
-        self.inspected += len(events)
-        if len(rest) > self._event_max:
-            self.oversized += not self._oversized
-            self._oversized = True
-            events.append(Event(rest))
-            rest = b""
-        self.partial = rest
-        return events
+    def is_plain(self, payload: bytes) -> int:
+        """Recognise events without a finish reason, usage or error by a few searches."""
+        if not (payload.startswith(b"data: {") and payload.endswith(b"}\n\n")):
+            return 0
+        events = payload.count(b"\n\n")
+        if payload.count(b'"finish_reason":null') != events or payload.count(b'"finish_reason"') != events:
+            return 0  # the second count: an event with two choices must not make up for one that ends a choice
+        if b'"usage":{' in payload or b'"error"' in payload:
+            return 0
+        return events if events == 1 or payload.count(b"}\n\ndata: {") == events - 1 else 0
 
-    def _inspect(self, raw: bytes) -> Event:
-        data = raw[6:-2] if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 else _data_of(raw)
+    def inspect(self, raw: bytes) -> Event:
+        """Return what one whole event says."""
+        data = raw[6:-2] if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 else data_of(raw)
         if data is None:
             return Event(raw)
         if data == b"[DONE]":
@@ -169,7 +110,7 @@ def to_usage(seen: ReportedUsage) -> Usage | None:
     cached = seen.prompt_tokens_details.cached_tokens if seen.prompt_tokens_details is not None else None
     thought = seen.completion_tokens_details.reasoning_tokens if seen.completion_tokens_details is not None else None
     for count in (prompt, completion, cached, thought):
-        if count is not None and not 0 <= count <= _TOKENS_MAX:
+        if count is not None and not 0 <= count <= TOKENS_MAX:
             return None
     if prompt is None and completion is None:
         return None
@@ -213,17 +154,3 @@ def _any(raw: msgspec.Raw) -> object:
         return msgspec.json.decode(raw)
     except msgspec.DecodeError:  # numbers out of range
         return None
-
-
-def _next_end(data: bytes, at: int) -> int | None:
-    end = data.find(b"\n\n", at)
-    if b"\r" in data:
-        match = _END_OF_EVENT.search(data, at)
-        return match.end() if match is not None else None
-    return end + 2 if end >= 0 else None
-
-
-def _data_of(raw: bytes) -> bytes | None:
-    """Return the joined data lines of an event; None for comments and events without data."""
-    lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(raw) if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from turnout.core.types import Usage
-from turnout.dialects.openai_stream import Event, StreamTap, answer_usage, is_plain
+from turnout.dialects.event_tap import Event
+from turnout.dialects.openai_stream import StreamTap, answer_usage
 
 
 def event(delta: object = None, finish: object = None, index: int = 0, **members: object) -> bytes:
@@ -217,7 +218,7 @@ def test_a_tool_call_is_noticed_even_when_only_its_end_is_read() -> None:
     ],
 )  # fmt: skip
 def test_plain_payload_is_recognised(payload: bytes) -> None:
-    assert is_plain(payload)
+    assert tap().is_plain(payload)
 
 
 @pytest.mark.parametrize(
@@ -230,4 +231,4 @@ def test_plain_payload_is_recognised(payload: bytes) -> None:
     ],
 )  # fmt: skip
 def test_payload_that_says_more_is_not_plain(payload: bytes) -> None:
-    assert not is_plain(payload)
+    assert not tap().is_plain(payload)
