@@ -316,7 +316,10 @@ def cardinality(arguments: argparse.Namespace) -> bool:
         )
     index = chooser.index
     evicted = sum(index.evicted.values())
-    drift = times[-1][2] / times[0][2]
+    # A line through all ten: single tenths differ by more than any drift on a machine that others use.
+    slope, start = statistics.linear_regression(range(10), [row[2] for row in times])
+    drift = (start + 9 * slope) / start
+    print(f"p99 of the last tenth against the first, as they are: {times[-1][2] / times[0][2]:.3f}")
     budget = BYTES_PER_ENTRY * 1_000_000 / MIB
     return all(
         [
@@ -326,7 +329,7 @@ def cardinality(arguments: argparse.Namespace) -> bool:
                 index.created == index.entries + evicted == 2 * (10 * tenth + warm),
                 f"created {index.created} = present {index.entries} + {dict(index.evicted)}",
             ),
-            judge("p99 drift, first to last tenth", drift <= DRIFT_MAX, f"{drift:.3f}"),
+            judge("p99 drift over the ten, fitted", drift <= DRIFT_MAX, f"{drift:.3f}"),
         ]
     )
 

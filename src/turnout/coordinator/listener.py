@@ -116,7 +116,7 @@ class CoordinatorListener:
             send = work.popleft()
             local = self._local.get(send.identity)
             if local is not None:
-                local(send.payload)
+                self._guarded(local, send.payload)
                 continue
             outbox = self._outboxes.get(send.identity)
             if outbox is not None:
@@ -190,9 +190,8 @@ class CoordinatorListener:
             outbox = self._outboxes[send.identity] = Outbox()
             self._at("flush", _FLUSH_S, self._flush)
             return self._queued(outbox, send)
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
+        except zmq.ZMQError:
+            # EHOSTUNREACH: nobody has this identity. Whatever else libzmq may say, the message is not away.
             self.unsent += 1
             return self.door.unreachable(send, self._clock())
         return self.door.reached(send.identity, self._clock()) if send.adopts else []
@@ -223,9 +222,7 @@ class CoordinatorListener:
                     outbox.sent()
             except zmq.Again:
                 pass
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH:
-                    raise
+            except zmq.ZMQError:
                 self.carry(self._dropped(identity))
                 continue
             if not outbox.waiting:
@@ -245,13 +242,25 @@ class CoordinatorListener:
         return sends
 
     def _tick(self) -> None:
-        self.carry(self.door.tick(self._clock()))
-        self.on_sweep()
+        self._at("tick", _TICK_S, self._tick)  # first: whatever happens below, time goes on
+        self._guarded(self._pass, self._clock())
         for record in self.door.records.take():
             self._report(record.level, record.event, record.fields)
+
+    def _pass(self, now: float) -> None:
+        self.carry(self.door.tick(now))
+        self.on_sweep()
         if self.door.closing and not self._is_stopping:
             self._on_shutdown()
-        self._at("tick", _TICK_S, self._tick)
+
+    def _guarded(self, callback: Callable[[Any], object], argument: Any) -> None:
+        """Call what must not end the loop: a bug there is ours, and is recorded."""
+        try:
+            callback(argument)
+        except Exception as error:  # noqa: BLE001 - see above
+            self.door.tally.internal_errors["listener"] += 1
+            reason = f"{type(error).__name__}: {error}"[:200]
+            self.door.records.add("error", "coordinator_internal_error", self._clock(), reason=reason)
 
     def _touch(self) -> None:
         if self._reader is not None:

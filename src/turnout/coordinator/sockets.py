@@ -53,5 +53,9 @@ class Reader:
                 frames = receive(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._on_frames(frames)
+            try:
+                self._on_frames(frames)
+            except BaseException:
+                self.touch()  # the loop reports it; what else has arrived must not lie there until the next edge
+                raise
         self.touch()

@@ -40,6 +40,7 @@ step = st.one_of(
     st.tuples(st.sampled_from(["vanish", "leave"]), st.integers(0, 2), st.just(0)),
     st.tuples(st.just("signal"), st.integers(0, 4), st.just(0)),
     st.tuples(st.just("signal"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("blip"), engine, st.integers(0, 3)),
     st.tuples(st.just("wait"), st.integers(1, 40), st.just(0)),
 )
 
@@ -75,6 +76,12 @@ class Play:
             there.wait(who / 10)
         elif what == "signal":
             there.say(CLIENTS[0], wire.signal(SIGNALS[who]))
+        elif what == "blip":
+            # The connection is gone while a signal is sent, and back before anybody despairs.
+            there.gone.add(name)
+            there.say(CLIENTS[0], wire.signal(SIGNALS[which]))
+            there.gone.discard(name)
+            there.wait(1.2)
         elif what in {"vanish", "leave"} and client != CLIENTS[0] and client not in self.vanished:
             self.vanished.add(client)
             if what == "vanish":

@@ -200,3 +200,20 @@ def test_failed_replies_are_answers_to_the_caller_or_to_the_router() -> None:
         assert (heard.status, json.loads(heard.bytes)["error"]["message"]) == (status, "too long")
     assert failure_of({"status": "COMPLETED"}) is None
     assert failure_of({"status": "FAILED"}) == (True, "the engine failed this request")
+
+
+def test_a_receiver_that_fails_harms_nobody_else() -> None:
+    class Broken(Heard):
+        def body(self, payload: bytes) -> None:
+            raise RuntimeError(f"receiver of {len(payload)} bytes")
+
+    stage = Stage()
+    broken = Broken()
+    body = json.dumps({"model": "m", "prompt": "hi"}).encode()
+    stage.engines.begin(stage.door.roster.live[ENGINE], TEXT, body, broken)
+    stage.finish("x")
+    assert stage.door.tally.internal_errors == {"listener": 1}
+    assert not stage.door.requests.open
+    heard, _ = stage.ask()
+    stage.finish("ok")
+    assert heard.end == "ended"
