@@ -56,7 +56,7 @@ class PostgresDatabase:
         self._router_id = router_id
         self._clock_ms = clock_ms
         self._copy = {name: _copy(schema.metadata.tables[name]) for name in _COPIED}
-        self._upsert = _positional_upsert()
+        self._upsert = _array_upsert()
 
     def connection(self) -> sa.Connection:
         """Open the connection if need be."""
@@ -140,7 +140,7 @@ class PostgresDatabase:
             return
         cursor = self._cursor()
         if table == "attempt_buckets":
-            cursor.executemany(self._upsert, new)
+            cursor.execute(self._upsert, [list(column) for column in zip(*new, strict=True)])
         elif table == "dirty_hours":
             cursor.executemany(_DIRTY, new)
         else:
@@ -159,10 +159,11 @@ def _copy(table: sa.Table) -> str:
     return f"COPY {table.name} ({', '.join(connection.inserted_columns(table))}) FROM STDIN"
 
 
-def _positional_upsert() -> str:
+def _array_upsert() -> str:
+    """Write the addition of many rows of sums as one statement over arrays, one per column."""
     table = schema.attempt_buckets
-    marks = {f"%(p_{column.name})s": "%s" for column in table.columns}
-    text = bucket_upsert(postgresql)
-    for name, mark in marks.items():
-        text = text.replace(f"{name}::BIGINT", mark).replace(name, mark)
-    return text
+    names = [column.name for column in table.columns]
+    conflict = bucket_upsert(postgresql).partition(" ON CONFLICT")[2]
+    arrays = ", ".join(["%s::bigint[]"] * len(names))
+    # Names of our own schema only.
+    return f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays}) ON CONFLICT{conflict}"  # noqa: S608

@@ -53,6 +53,7 @@ def _money_checks(table: str, *names: str) -> list[sa.CheckConstraint]:
     return [sa.CheckConstraint(f"{name} >= 0", name=f"ck_{table}_{name}") for name in names]
 
 
+# PostgreSQL does not check these two references (revision 0002): the writer takes both ids from its own transaction.
 def _route(*, nullable: bool = True) -> sa.Column[int]:
     return sa.Column("route_id", INT, sa.ForeignKey("routes.route_id"), nullable=nullable)
 

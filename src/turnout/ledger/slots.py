@@ -112,8 +112,9 @@ class Slots:
         os.close(self._fd)
 
     def _write(self, at: int, payload: bytes) -> None:
-        header = _HEADER.pack(len(payload), zlib.crc32(payload))
-        self._map[at + 1 : at + _HEADER_BYTES + len(payload)] = header[1:] + payload
+        # The header's first byte is the state: free until the caller says otherwise.
+        _HEADER.pack_into(self._map, at, len(payload), zlib.crc32(payload))
+        self._map[at + _HEADER_BYTES : at + _HEADER_BYTES + len(payload)] = payload
 
 
 def recover(database: Path, keep: Callable[[list[CallFact]], None], now_ms: int) -> tuple[int, int]:

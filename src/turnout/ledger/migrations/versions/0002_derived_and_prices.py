@@ -110,3 +110,8 @@ def upgrade() -> None:
     if bind.dialect.name == "sqlite":
         op.drop_index("ix_calls_recorded", "calls")
         op.drop_index("ix_attempts_recorded", "attempts")
+    else:
+        # Checking two references of every row is a fifth of the server's work; the ids come from the same transaction.
+        for table in ("calls", "attempts", "attempt_buckets"):
+            for column in ("route_id", "writer_id"):
+                op.drop_constraint(f"{table}_{column}_fkey", table, type_="foreignkey")
