@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
-from turnout.choosing import choose_and_replay
+from turnout.choosing import choice_stats, choose_and_replay
 from turnout.config.schema import Config
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.view import view
@@ -249,6 +249,7 @@ class App:
             prefix_stats=facts.prefix_stats,
             ledger_stats=facts.ledger_stats,
             coordinator_stats=self._coordinator_stats,
+            choice_stats=functools.partial(choice_stats, self.gateway, self._bundles),
             log_stats=self._sink.stats,
             version=__version__,
         )

@@ -5,10 +5,13 @@ numpy and all that stands on it is imported here and by nothing else that a rout
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from turnout.config.schema import Config
 from turnout.gateway.service import Gateway
+from turnout.telemetry.meter import SCHEDULE_S, Histogram
 
 if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
@@ -39,8 +42,10 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger) -> Watch | 
             embedder=embedder,
             fleet=gateway.fleet,
             catalogue=gateway.catalogue,
+            clock=gateway.clock,
             explained_max=config.scheduling.decisions_max,
             warn=lambda text: log.warning("extreme_routing_knobs", knobs=text),
+            took=(Histogram(SCHEDULE_S), Histogram(SCHEDULE_S)),
         )
         watch = Watch(
             library,
@@ -51,6 +56,32 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger) -> Watch | 
     if cache.enabled:
         from turnout.gateway.response_cache import Replaying
 
-        gateway.response_cache = Replaying(cache, gateway, embedder, selection.max_prompt_bytes)
+        gateway.response_cache = Replaying(cache, gateway, embedder, selection.max_prompt_bytes, Histogram(SCHEDULE_S))
         gateway.told += b"x-turnout-cache: bypass\r\n"
     return watch
+
+
+def choice_stats(gateway: Gateway, watch: Watch | None) -> dict[str, Any]:
+    """Return the figures of selection and response cache by the `source` keys of the metrics catalogue."""
+    found: dict[str, Any] = {}
+    selecting, cache = gateway.selecting, gateway.response_cache
+    if selecting is not None:
+        found |= _by_first(selecting.counts)
+        found["selection"], found["embed"] = ({(): histogram} for histogram in selecting.took)
+        found["bundles"] = {(name, digest[:16]): 1 for name, digest in selecting.loaded()}
+    if watch is not None:
+        found["reloads"] = dict(watch.results)
+    if cache is not None:
+        found |= _by_first(cache.counts)
+        found["rejections"] = {str(kind): count for kind, count in cache.store.rejections.items()}
+        found["evictions"] = dict(cache.store.evictions)
+        found["entries"], found["bytes"], found["looked"] = cache.store.entries, cache.store.bytes, {(): cache.took}
+    return found
+
+
+def _by_first(counts: Mapping[tuple[str, ...], int]) -> dict[str, Counter[Any]]:
+    """Split counts by the first part of their key; the other parts are label values."""
+    found: dict[str, Counter[Any]] = {}
+    for (kind, *labels), count in list(counts.items()):
+        found.setdefault(kind, Counter())[tuple(labels)] += count
+    return found

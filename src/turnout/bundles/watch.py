@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class Watch:
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._complaint = ""
+        self.results: Counter[str] = Counter()
+        """Looks at the directory, by what came of them."""
 
     def start(self) -> None:
         """Begin to watch; what could not be loaded at the start is told."""
@@ -87,10 +90,12 @@ class Watch:
             try:
                 result = await asyncio.to_thread(self._library.reload)
             except BundleError as error:
+                self.results["refused"] += 1
                 if str(error) != self._complaint:
                     self._complaint = str(error)
                     self._complain(self._complaint)
                 continue
             self._complaint = ""
+            self.results[result] += 1
             if result == "loaded" and self._library.current is not None:
                 self._changed(self._library.current)

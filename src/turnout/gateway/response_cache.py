@@ -41,6 +41,7 @@ from turnout.gateway.controls import Controls, not_allowed
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
+    from turnout.gateway.instruments import Counts
     from turnout.gateway.response import AttemptResponse
     from turnout.gateway.run import Run
     from turnout.gateway.service import Gateway
@@ -68,7 +69,11 @@ class Ticket:
 class Replaying:
     """Looks up, replays and stores whole answers."""
 
-    def __init__(self, options: Options, gateway: Gateway, embedder: Embedder, max_prompt_bytes: int) -> None:
+    def __init__(
+        self, options: Options, gateway: Gateway, embedder: Embedder, max_prompt_bytes: int, took: Counts
+    ) -> None:
+        self.took = took
+        """Seconds of look-ups."""
         self._options, self._embedder, self._max_prompt_bytes = options, embedder, max_prompt_bytes
         selecting = gateway.selecting
         self._thresholds: Callable[[str], CacheThresholds] = lambda _: CacheThresholds()
@@ -88,7 +93,7 @@ class Replaying:
             )
         )
         self._flights: Flights[Run] = Flights(options.single_flight_max)
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[tuple[str, ...]] = Counter()
 
     def refused(self, principal: Principal, controls: Controls) -> Refusal | None:
         """Return the 403 of a request that asks for more than its key allows, or for a looser threshold."""
@@ -110,7 +115,9 @@ class Replaying:
             self.counts["bypass", str(reason)] += 1
             self._told(run, b"bypass")
             return False
+        started_s = run.clock()
         match = self._match(run, ticket) if given.looks else None
+        self.took.observe(run.clock() - started_s)
         if match is not None:
             self._replay(run, match)
             return True

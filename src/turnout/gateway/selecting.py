@@ -35,6 +35,7 @@ from turnout.gateway.extra import Refused
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
+    from turnout.gateway.instruments import Counts
     from turnout.gateway.run import Run
 
 AUTO, AUTO_PRESET, POLICY = "auto", "auto:", "policy:"
@@ -58,6 +59,7 @@ class Chosen(msgspec.Struct, frozen=True):
     text: str = ""
     session: bytes = b""
     tokens: int = 0
+    embed_s: float = 0.0
 
 
 class Selecting:
@@ -71,11 +73,13 @@ class Selecting:
         embedder: Embedder,
         fleet: Fleet,
         catalogue: Catalogue,
+        clock: Callable[[], float],
         explained_max: int,
-        warn: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None],
+        took: tuple[Counts, Counts],
     ) -> None:
         self._options, self._library, self._embedder = options, library, embedder
-        self._fleet, self._catalogue, self._warn = fleet, catalogue, warn
+        self._fleet, self._catalogue, self._clock, self._warn = fleet, catalogue, clock, warn
         self._excluded = frozenset(options.excluded_models)
         self._pins = pins.Pins(options.pin_max_sessions, options.pin_ttl_s) if options.pin_enabled else None
         self._rule = pins.Rule(
@@ -84,6 +88,8 @@ class Selecting:
         )  # fmt: skip
         self._explained: LruMap[str, Selection] = LruMap(explained_max)
         self.counts: Counter[tuple[str, ...]] = Counter()
+        self.took = took
+        """Seconds of whole selections, and of their embeddings."""
         self.on_change: list[Callable[[BundleSet], None]] = []
 
     @staticmethod
@@ -101,6 +107,7 @@ class Selecting:
         prepared, request, extra = run.prepared, run.request, run.extra
         assert extra is not None  # made before
         explicit = prepared.session or (request.session if request.session != request.user else None)
+        started_s = run.clock()
         chosen = self.decide(
             request,
             run.principal,
@@ -110,7 +117,14 @@ class Selecting:
             agent=prepared.agent,
         )
         self._explained.put(run.call_id, chosen.selection)
+        self.took[0].observe(run.clock() - started_s)
+        self.took[1].observe(chosen.embed_s)
         return chosen
+
+    def loaded(self) -> list[tuple[str, str]]:
+        """Return version and digest of every loaded bundle."""
+        current = self._library.current
+        return [] if current is None else [(name, blend.bundle.digest) for name, blend in current.blends.items()]
 
     def decide(
         self,
@@ -146,7 +160,9 @@ class Selecting:
         if blend is None or weighted is None:
             return Chosen(self._fall_back(candidates, EmbedFailure.NO_BUNDLE))
         try:
+            embed_from_s = self._clock()
             vector, length = self._embed(texts.question)
+            embed_s = self._clock() - embed_from_s
             selection, _, _ = select(blend, weighted, vector, length, candidates)
         except (_NoScore, NotFinite) as error:
             failure = error.failure if isinstance(error, _NoScore) else EmbedFailure.EMBED_INVALID
@@ -154,7 +170,7 @@ class Selecting:
         if self._pins is not None:
             selection = pinned(selection, self._verdict(pin, selection, blend, tokens, now))
         self._count(selection)
-        return Chosen(selection, vector, self._embedder.id, texts.question, key, tokens)
+        return Chosen(selection, vector, self._embedder.id, texts.question, key, tokens, embed_s)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """Remember which model a session completed a turn with, or that it was refused."""

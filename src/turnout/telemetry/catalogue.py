@@ -196,13 +196,39 @@ COORDINATOR: tuple[Metric, ...] = tuple(
 )
 """Keys of the coordinator door's stats; an absent key gives no sample."""
 
+_CHOICES: tuple[tuple[str, Kind, str, tuple[str, ...], str], ...] = (
+    ("selection_total", "counter", "Selections by how they came about.", ("reason", "preset", "model"), "selected"),
+    ("selection_seconds", "histogram", "One selection, embedding included.", (), "selection"),
+    ("embed_seconds", "histogram", "One text made a vector.", (), "embed"),
+    ("embed_failures_total", "counter", "Selections without a score.", ("cause",), "embed_failure"),
+    ("selection_dropped_total", "counter", "Models dropped by a filter.", ("reason",), "dropped"),
+    ("pin_total", "counter", "Verdicts on session pins.", ("reason",), "pin"),
+    ("bundle_info", "gauge", "1 for each loaded bundle.", ("version", "digest"), "bundles"),
+    ("bundle_reloads_total", "counter", "Looks at the bundle directory.", ("result",), "reloads"),
+    ("response_cache_lookups_total", "counter", "exact, semantic or miss.", ("result",), "lookup"),
+    ("response_cache_bypass_total", "counter", "Requests kept out of the response cache.", ("reason",), "bypass"),
+    ("response_cache_guard_rejections_total", "counter", "Near answers to another question.", ("kind",), "rejections"),
+    ("response_cache_stores_total", "counter", "Answers offered: stored, unfit, too_large.", ("result",), "store"),
+    ("response_cache_evictions_total", "counter", "Stored answers dropped.", ("reason",), "evictions"),
+    ("response_cache_entries", "gauge", "Stored answers.", (), "entries"),
+    ("response_cache_bytes", "gauge", "Their counted size.", (), "bytes"),
+    ("response_cache_followers_total", "counter", "Requests that waited for an equal one.", ("result",), "follower"),
+    ("response_cache_lookup_seconds", "histogram", "One look-up.", (), "looked"),
+)
+CHOICES: tuple[Metric, ...] = tuple(
+    Metric("turnout_" + name, kind, text, labels, source=source) for name, kind, text, labels, source in _CHOICES
+)
+"""Keys of the stats of selection and response cache; absent where they are not configured."""
+
 PROCESS: tuple[Metric, ...] = (
     Metric("turnout_build_info", "gauge", "Always 1; the labels say what runs.", ("version", "python")),
     Metric("turnout_log_dropped_total", "counter", "Log records lost to a slow sink.", source="dropped"),
     Metric("turnout_log_suppressed_total", "counter", "Log records over the rate of their event.", source="suppressed"),
 )
 
-METRICS: tuple[Metric, ...] = REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + COORDINATOR + PROCESS
+METRICS: tuple[Metric, ...] = (
+    REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + COORDINATOR + CHOICES + PROCESS
+)
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
 _TITLES: tuple[tuple[str, tuple[Metric, ...]], ...] = (
@@ -213,6 +239,7 @@ _TITLES: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Prefix index", PREFIX),
     ("Ledger", LEDGER),
     ("Coordinator door", COORDINATOR),
+    ("Selection and response cache", CHOICES),
     ("Process", PROCESS),
 )
 

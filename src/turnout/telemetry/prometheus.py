@@ -44,8 +44,8 @@ def _no_rows() -> list[EndpointRow]:
 class Exposition(Collector):
     """The custom collector over a `Meter`, and the page it renders.
 
-    `ledger_stats`, `prefix_stats`, `coordinator_stats` and `log_stats` map the `source` keys of the catalogue to a
-    number, or to a mapping from label value (or tuple of them) to a number or histogram; a missing key gives no sample.
+    `ledger_stats`, `prefix_stats`, `coordinator_stats`, `choice_stats` and `log_stats` map the `source` keys of the
+    catalogue to a number, or to a mapping from label value (or tuple of them) to a number or histogram; a missing key gives no sample.
     `queue_depths` maps models.
     """
 
@@ -58,6 +58,7 @@ class Exposition(Collector):
         prefix_stats: Callable[[], Mapping[str, Any]] = _nothing,
         ledger_stats: Callable[[], Mapping[str, Any]] = _nothing,
         coordinator_stats: Callable[[], Mapping[str, Any]] = _nothing,
+        choice_stats: Callable[[], Mapping[str, Any]] = _nothing,
         log_stats: Callable[[], Mapping[str, Any]] = _nothing,
         version: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -69,6 +70,7 @@ class Exposition(Collector):
             (catalogue.PREFIX, prefix_stats),
             (catalogue.LEDGER, ledger_stats),
             (catalogue.COORDINATOR, coordinator_stats),
+            (catalogue.CHOICES, choice_stats),
             (catalogue.PROCESS[1:], log_stats),
         )
         self._version = version

@@ -467,3 +467,18 @@ def test_a_follower_that_leaves_frees_its_place(caching: House, wire: Any) -> No
     assert caching.router.eventually(lambda: waiting_for(caching) == -1)
     assert {caching.router.records.fact(index).outcome for index in (0, 1)} == {"client_gone"}
     gate.open()
+
+
+def test_what_happened_can_be_scraped(caching: House) -> None:
+    from turnout.choosing import choice_stats
+
+    caching.ask(MATHS, EXACT, name="cached")
+    caching.ask(MATHS, EXACT, name="cached")
+    caching.ask(MATHS)
+    app = caching.router.app
+    found = caching.router.call(lambda: choice_stats(app.gateway, app._bundles))
+    assert found["selected"]["selected", "", "big"] == 3
+    assert (found["lookup"]["exact",], found["lookup"]["miss",], found["store"]["stored",]) == (1, 1, 1)
+    assert (found["entries"], sorted(version for version, _ in found["bundles"])) == (1, ["v1", "v2"])
+    assert found["selection"][()].count == 3
+    assert found["looked"][()].count == 2

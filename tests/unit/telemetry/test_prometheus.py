@@ -56,6 +56,7 @@ def exposition(meter: Meter) -> Exposition:
             "duplicates": {"calls": 0},
         },
         coordinator_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.COORDINATOR},
+        choice_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.CHOICES},
         log_stats=lambda: {"dropped": 4, "suppressed": 2},
         version="1.2.3",
         clock=lambda: 0.0,
