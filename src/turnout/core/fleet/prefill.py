@@ -20,9 +20,9 @@ import msgspec
 _DONE_MIN = 0.1  # at least this share of the open work is still to do, whatever the clock says
 _KEEP = 0.97  # weight of the samples so far when one more comes: about the last 33 count
 _LEARN_TOKENS = 256  # shorter prompts measure the step, not the prefill
-_PRIOR_TOKENS = 2048.0  # the prior counts as this prompt ...
-_PRIOR_WEIGHT = 2.0  # ... seen twice
+_PRIOR_WEIGHT = 2.0  # samples that the prior is worth
 _PRIOR_B_WEIGHT = 0.05
+_PRIOR_KEEP = 0.9
 _EARLY = 8  # the first samples may move the estimate by _SPREAD each, later ones by _OUTLIER
 _OUTLIER = 2.0
 _SPREAD = 8.0  # scheduling §5.2: clamp around the pool's median
@@ -48,6 +48,7 @@ class Prefill:
     """The prefill of one endpoint incarnation: `a`, `b` in seconds per token and token², queue in seconds."""
 
     __slots__ = (
+        "_count",
         "_linear",
         "_linear_time",
         "_mixed",
@@ -91,7 +92,7 @@ class Prefill:
         """Reported waiting tokens in seconds, less what had been opened when the scrape was sent."""
         self.foreign_s = 0.0
         """Queued work of others, when only their number is known."""
-        self._linear = self._mixed = self._square = self._linear_time = self._square_time = 0.0
+        self._linear = self._mixed = self._square = self._linear_time = self._square_time = self._count = 0.0
 
     def work_of(self, tokens: float, uncached: float) -> float:
         """Seconds of prefill for `uncached` of `tokens`."""
@@ -163,6 +164,7 @@ class Prefill:
         seconds /= self.factor
         linear = uncached / seconds
         square = uncached * (tokens - 0.5 * uncached) / seconds
+        self._count = _KEEP * self._count + 1.0
         self._linear = _KEEP * self._linear + linear * linear
         self._mixed = _KEEP * self._mixed + linear * square
         self._square = _KEEP * self._square + square * square
@@ -192,19 +194,23 @@ def settle(models: list[Prefill]) -> None:
 
 
 def _solved(models: list[Prefill]) -> tuple[float, float]:
-    """Solve the two normal equations over all samples, the prior as two more; a negative `b` is taken for none."""
-    prior = models[0].prior
-    weight = _PRIOR_WEIGHT / (prior * prior)
-    s11 = weight
-    s22 = _PRIOR_B_WEIGHT * weight * _PRIOR_TOKENS * _PRIOR_TOKENS
-    t1 = _PRIOR_WEIGHT / prior
-    s12 = t2 = 0.0
+    """Solve the two normal equations over all samples; a negative `b` is taken for none.
+
+    The prior weighs as much as so many of these samples, whatever their speed, and is forgotten as they come: engines
+    much faster or slower than it are learnt all the same.
+    """
+    count = s11 = s12 = s22 = t1 = t2 = 0.0
     for model in models:
+        count += model._count
         s11 += model._linear
         s12 += model._mixed
         s22 += model._square
         t1 += model._linear_time
         t2 += model._square_time
+    weight = _PRIOR_WEIGHT * _PRIOR_KEEP**count * s11 / count
+    s11 += weight
+    t1 += weight * models[0].prior
+    s22 *= 1.0 + _PRIOR_B_WEIGHT * _PRIOR_WEIGHT / count
     det = s11 * s22 - s12 * s12
     b = (s11 * t2 - s12 * t1) / det if det > 0.0 else 0.0
     if b > 0.0:

@@ -13,12 +13,13 @@ and is walked until it is dropped. The property tests compare both ways with pla
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
+from collections import deque
 
 import msgspec
 
 from turnout.core import options
 from turnout.core.kit.lru import LruMap
+from turnout.core.prefix.open_counts import OpenCounts
 
 # Two kinds of empty answers, told apart by identity; never written to.
 MISS: dict[int, int] = {}
@@ -72,7 +73,7 @@ class PrefixIndex:
         if per_map is not None:
             self._per_record = min(self._per_record, per_map)
         self.refcounted = prefix.retention == "refcount"
-        self._open: dict[int, Counter[int]] = {}
+        self._open = OpenCounts()
         self._max_slots = prefix.max_slots
         self._next_slot = 0
         self._free: list[int] = []
@@ -133,7 +134,7 @@ class PrefixIndex:
             self.live &= ~bit
             self.purges += 1
             self._last_record.pop(bit, None)
-            self._open.pop(bit, None)
+            self._open.drop(bit)
             self._retired.append((bit, self._serial))
 
     def match(self, keys: list[int], alive: int) -> dict[int, int]:
@@ -193,7 +194,7 @@ class PrefixIndex:
             return None
         self._recent.put(keys[0], bit)
         if self.refcounted:
-            self._open.setdefault(bit, Counter()).update(keys[:end])
+            self._open.add(keys[:end], bit)
         generation = self._youngest
         start = 0 if generation.ragged else _first_without(generation.table, keys, end, bit)
         if start == end:
@@ -232,24 +233,8 @@ class PrefixIndex:
         self.evicted["rollback"] += cleared
 
     def release(self, keys: list[int], bit: int) -> None:
-        """An attempt that recorded this chain ended: with `refcount`, blocks of no open attempt are forgotten.
-
-        Deeper blocks are counted at most as often as those before them, so ends of chains go first.
-        """
-        counts = self._open.get(bit)
-        if counts is None:
-            return
-        gone: list[int] = []
-        for key in keys[: self._per_record]:
-            left = counts[key] - 1
-            if left > 0:
-                counts[key] = left
-            else:
-                del counts[key]
-                gone.append(key)
-        if not counts:
-            del self._open[bit]
-        self.forget(gone, bit, "refcount")
+        """An attempt that recorded this chain ended: with `refcount`, blocks of no open attempt are forgotten."""
+        self.forget(self._open.remove(keys[: self._per_record], bit), bit, "refcount")
 
     def forget(self, keys: list[int], bit: int, reason: str = "modelled") -> None:
         """The endpoint of `bit` has probably evicted these blocks: ends of chains, so ownership stays prefix-closed."""
