@@ -45,7 +45,8 @@ class Exposition(Collector):
     """The custom collector over a `Meter`, and the page it renders.
 
     `ledger_stats`, `prefix_stats`, `coordinator_stats`, `choice_stats` and `log_stats` map the `source` keys of the
-    catalogue to a number, or to a mapping from label value (or tuple of them) to a number or histogram; a missing key gives no sample.
+    catalogue to a number, or to a mapping from label value (or tuple of them) to a number or histogram; a missing key
+    gives no sample.
     `queue_depths` maps models.
     """
 

@@ -151,8 +151,11 @@ def scored(blend: Blend, weighted: Weighted, scores: Scores, columns: Sequence[i
 
 
 def pinned(selection: Selection, verdict: Verdict) -> Selection:
-    """Return the selection with the pin's verdict: a pinned model that stays goes first, the rest keeps its order."""
-    if not verdict.stays or verdict.pinned not in selection.models:
+    """Return the selection with the pin's verdict: a pinned model that stays goes first, the rest keeps its order.
+
+    A pin that agrees with the fresh choice changes nothing: the choice is a fresh one, and may be replayed as such.
+    """
+    if not verdict.stays or verdict.pinned not in selection.models or verdict.pinned == selection.models[0]:
         return msgspec.structs.replace(selection, pin=verdict)
     models = (verdict.pinned, *(model for model in selection.models if model != verdict.pinned))
     return msgspec.structs.replace(selection, pin=verdict, models=models, reason=Reason.SESSION_PIN)
