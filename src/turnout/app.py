@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
 from turnout.choosing import choice_stats, choose_and_replay
+from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
+from turnout.config.snapshot import snapshot_of
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.view import view
 from turnout.core.scheduling.explain import explain
+from turnout.gateway import reload
 from turnout.gateway.catalogue import Catalogue
+from turnout.gateway.fleet_changes import FleetChanges
 from turnout.gateway.instruments import Entropy, Sources
-from turnout.gateway.principals import Principals
 from turnout.gateway.prober import Prober
 from turnout.gateway.service import Gateway
 from turnout.gateway.upstream import Upstream
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 _FLUSH_S = 5.0
 _SECOND_SIGNAL_S = 5.0
 _SWITCH_S = 0.0005
+# Sections that something was opened or built with: a reload names their differences and leaves them.
+_FIXED = ("server", "breaker", "probe", "scheduling", "prefix", "drain", "ledger", "log", "auth")
 _GC_THRESHOLD = (50_000, 20, 100)
 
 
@@ -54,8 +59,10 @@ def now_ms() -> int:
 class App:
     """One router process."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
+        """`reread` reads the configuration again, for SIGHUP; it raises ConfigError when it is wrong."""
         self._config = config
+        self._reread = reread
         self.meter = Meter()
         self._sink = LogSink(config.log)
         self.log = self._sink.logger(component="router")
@@ -78,9 +85,8 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         await self.start()
-        if self._bundles is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._bundles.reload_now)
         on_ready()
         await self._stopping.wait()
         await self.stop()
@@ -92,6 +98,7 @@ class App:
         self._bundles = choose_and_replay(self.gateway, config, self.log)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
+        self.changes = FleetChanges(self.gateway, self._prober, config.endpoint, config.pool, config.timeout.connect_s)
         self.listener = Listener(config.server, self.gateway, time.monotonic, config.timeout.total_s)
         host, _, port = config.server.listen.rpartition(":")
         self.port = await self.listener.start(host.strip("[]"), int(port))
@@ -147,6 +154,22 @@ class App:
         self._signals += 1
         self._stopping.set()
 
+    def reload(self) -> bool:
+        """Read the configuration again and swap it in; False, and everything as it was, when it is wrong (X5)."""
+        if self._bundles is not None:
+            self._bundles.reload_now()
+        if self._reread is None:
+            return False
+        try:
+            config = self._reread()
+        except ConfigError as wrong:
+            self.log.warning("reload_refused", problems=str(wrong))
+            return False
+        told = reload.apply(self.gateway, self.changes, snapshot_of(config))
+        fixed = [name for name in _FIXED if getattr(config, name) != getattr(self._config, name)]
+        self.log.info("reloaded", **told, needs_restart=fixed)
+        return True
+
     async def _pause(self, seconds: float) -> None:
         if seconds:
             await asyncio.sleep(seconds)
@@ -181,7 +204,7 @@ class App:
         )
         for endpoint in config.endpoint:
             fleet.add(endpoint, now)
-        principals = Principals(config.key, open_mode=config.auth.mode == "open", utc_s=time.time)
+        snapshot = snapshot_of(config)
         rng = random.Random(config.scheduling.seed)  # noqa: S311 - spreads load, guards nothing
         return Gateway(
             server=config.server,
@@ -190,8 +213,11 @@ class App:
             retry=config.retry,
             prefix=config.prefix,
             fleet=fleet,
-            catalogue=Catalogue(config.model, [*fleet.models, *_door_models(config)], config.models.default),
-            principals=principals,
+            recovery=snapshot.recovery,
+            catalogue=Catalogue(
+                config.model, [*fleet.models, *snapshot.further_models], config.models.default, config.timeout
+            ),
+            principals=snapshot.principals,
             upstreams={e.name: Upstream(e, config.pool, config.timeout.connect_s) for e in config.endpoint},
             meter=self.meter,
             record=self.ledger.record if self.ledger is not None else _forget,
@@ -254,7 +280,7 @@ class App:
             version=__version__,
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
-        return admin_app(facts, report=self.log.fault)
+        return admin_app(facts, report=self.log.fault, changes=self.changes)
 
 
 class Facts:
@@ -362,11 +388,6 @@ class Facts:
                 if key.startswith("write_errors_")
             },
         }
-
-
-def _door_models(config: Config) -> list[str]:
-    """The model of the coordinator's engines: it exists before the first of them comes."""
-    return [config.coordinator.model] if config.coordinator.enabled and config.coordinator.model else []
 
 
 def _forget(_: object) -> None:

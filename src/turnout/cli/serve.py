@@ -31,7 +31,7 @@ def serve(config: Path) -> None:
     _raise_file_limit()
 
     async def main() -> None:
-        app = App(loaded.config)
+        app = App(loaded.config, lambda: load(config, os.environ).config)
         await app.run(
             on_ready=lambda: print(f"turnout: listening on http://{app.address}", file=sys.stderr, flush=True)
         )

@@ -21,6 +21,7 @@ _VERBS = {
     "replay": ("turnout.cli.replay", "replay"),
     "route": ("turnout.cli.route", "route"),
     "top": ("turnout.cli.top", "top"),
+    "sim": ("turnout.cli.sim", "sim"),
     "check": ("turnout.cli.check", "check"),
     "keys": ("turnout.cli.keys", "app"),
     "ledger": ("turnout.cli.ledger", "app"),

@@ -1,4 +1,4 @@
-"""The admin application: read-only JSON over what the process knows, and the metrics page. Nothing here changes state.
+"""The admin application: JSON over what the process knows, the metrics page, and draining endpoints.
 
 It answers only under names the operator configured (DNS rebinding, hardening U10), sends no CORS header, and needs a
 bearer token when one is set. Errors have one shape: `{"error": {"message", "type", "param", "code"}}`.
@@ -56,6 +56,16 @@ class AdminSource(Protocol):
         """The newest rows of the ledger, newest first."""
 
 
+class EndpointChanges(Protocol):
+    """What may be changed: False means that there is no such endpoint."""
+
+    def drain(self, name: str) -> bool:
+        """Send nothing more to an endpoint."""
+
+    def resume(self, name: str) -> bool:
+        """Use it again, as a new incarnation."""
+
+
 class Compact(JSONResponse):
     """JSON by msgspec: structs and instants as they are, NaN and infinities as null."""
 
@@ -71,8 +81,9 @@ def admin_app(
     token: str = "",
     report: Callable[[str, BaseException], None] | None = None,
     pages: Iterable[Route] = (),
+    changes: EndpointChanges | None = None,
 ) -> Starlette:
-    """The application over one source.
+    """The application over one source; without `changes` it is read-only.
 
     `hosts` are admitted `Host` names besides loopback, without port. `token`, when set, is asked for as bearer token.
     `report(path, error)` hears of every exception of the source; the client sees a bare 500. `pages` come first.
@@ -113,11 +124,41 @@ def admin_app(
         Route("/health", health),
         Route("/ready", ready),
     ]
+    routes += _change_routes(changes)
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.router.redirect_slashes = False
     allowed = LOOPBACK_NAMES | {name.lower() for name in hosts if name}
     app.add_middleware(_Guard, hosts=frozenset(allowed), token=token, report=report)
     return app
+
+
+def _change_routes(changes: EndpointChanges | None) -> list[Route]:
+    if changes is None:
+        return []
+    return [
+        Route("/x/endpoints/{id}/drain", _change(changes.drain, "draining"), methods=["POST"]),
+        Route("/x/endpoints/{id}/resume", _change(changes.resume, "active"), methods=["POST"]),
+    ]
+
+
+def _change(act: Callable[[str], bool], state: str) -> Callable[[Request], Awaitable[Response]]:
+    async def changed(request: Request) -> Response:
+        if not _same_origin(request):
+            return error(403, "origin_not_allowed", "changes are not taken from pages of other origins", param="origin")
+        name = request.path_params["id"]
+        if not _ID.fullmatch(name) or not act(name):
+            return error(404, "endpoint_not_found", "no endpoint of this name; /x/endpoints lists them", param="id")
+        return Compact({"endpoint": name, "state": state})
+
+    return changed
+
+
+def _same_origin(request: Request) -> bool:
+    """Whether a browser says that the request comes from a page of this listener; other clients say nothing."""
+    origin = request.headers.get("origin")
+    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        return False
+    return origin is None or origin.partition("://")[2] == request.headers.get("host", "")
 
 
 def error(status: int, code: str, message: str, *, param: str | None = None) -> Response:
@@ -130,8 +171,9 @@ def error(status: int, code: str, message: str, *, param: str | None = None) -> 
 async def _http_error(_: Request, exc: Exception) -> Response:
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     if status == 405:  # noqa: PLR2004 - the status it handles
-        answer = error(status, "method_not_allowed", "the admin listener is read-only: GET or HEAD")
-        answer.headers["allow"] = "GET, HEAD"
+        answer = error(status, "method_not_allowed", "this path takes GET and HEAD, a change POST")
+        named = exc.headers if isinstance(exc, HTTPException) else None
+        answer.headers["allow"] = "POST" if (named or {}).get("Allow") == "POST" else "GET, HEAD"
         return answer
     return error(status, "not_found", "no such path on the admin listener")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.core.errors import UNCOUNTED, ErrorKind
+from turnout.core.errors import RETRY, UNCOUNTED, ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.seat import Seat
 from turnout.core.types import Usage
@@ -17,13 +17,17 @@ class Attempt:
         "endpoint",
         "epoch",
         "error_kind",
+        "events",
         "first_byte_s",
+        "first_output_s",
         "http_status",
         "is_open",
         "kind",
+        "model",
         "no",
         "seat",
         "started_s",
+        "tools",
         "usage",
     )
 
@@ -32,6 +36,7 @@ class Attempt:
         self.endpoint = endpoint
         self.kind = kind
         self.started_s = started_s
+        self.model = ""
         self.is_open = True
         self.ended_s = 0.0
         self.first_byte_s: float | None = None
@@ -41,6 +46,15 @@ class Attempt:
         self.usage: Usage | None = None
         self.epoch = 0
         self.seat: Seat | None = None
+        self.first_output_s: float | None = None
+        self.events = 0
+        self.tools = False
+
+    def note(self, first_output_s: float | None, events: int, *, tools: bool) -> None:
+        """Keep what is told of an attempt whose response is not the last one."""
+        self.first_output_s = first_output_s
+        self.events = events
+        self.tools = tools
 
     @property
     def tokens(self) -> int:
@@ -56,3 +70,30 @@ class Attempt:
     def counted(self) -> bool:
         """Tell whether the result says something about the route (ledger §3)."""
         return self.error_kind not in UNCOUNTED
+
+
+def end_attempt(
+    attempt: Attempt,
+    now: float,
+    kind: ErrorKind | None = None,
+    status: int | None = None,
+    open_s: float | None = None,
+) -> None:
+    """Give everything back, exactly once, and tell the breaker what the result says; kind None is a complete answer."""
+    attempt.is_open = False
+    attempt.ended_s = now
+    attempt.error_kind = kind
+    attempt.http_status = status
+    endpoint, seat, usage = attempt.endpoint, attempt.seat, attempt.usage
+    if seat is not None:
+        if usage is None:
+            seat.ended(now, failed=kind is not None, reports=False)
+        else:
+            seat.ended(now, failed=kind is not None, tokens_out=usage.tokens_out, cached=usage.tokens_cached)
+    if kind is None:
+        endpoint.last_byte_at = now
+        endpoint.breaker.success(attempt.epoch, now)
+    elif RETRY[kind].fault:
+        endpoint.breaker.fault(attempt.epoch, now, open_s)
+    else:
+        endpoint.breaker.neutral(attempt.epoch, now)

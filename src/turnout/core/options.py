@@ -80,6 +80,11 @@ class Timeout(Section, frozen=True, kw_only=True):
     connect_s: Annotated[Seconds, _doc("D1: socket opens until TCP is done.")] = 5.0
     first_token_s: Annotated[Seconds, _doc("D2: request sent until the first output event of a stream.")] = 60.0
     first_token_failover_s: Annotated[Seconds, _doc("D2a: the same while another endpoint could be asked.")] = 10.0
+    response_min_s: Annotated[Seconds, _doc("D3: head of a whole answer, at least, while others could be asked.")] = (
+        60.0
+    )
+    response_max_s: Annotated[Seconds, _doc("D3: at most; by max_tokens in between.")] = 300.0
+    response_unknown_s: Annotated[Seconds, _doc("D3: without max_tokens.")] = 90.0
     stall_s: Annotated[Seconds, _doc("D4: between complete events after the first output event.")] = 20.0
     content_stall_s: Annotated[Seconds, _doc("D4: between output events.")] = 120.0
     total_s: Annotated[Seconds, _doc("D5: complete head until outcome, over all attempts.")] = 600.0

@@ -48,6 +48,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     render_salt: str = ""
     tools_requested: bool = False
     has_controls: bool = False
+    repeatable: bool = False
+    """Asked again it should give the same answer: temperature 0, `top_k` 1, or a seed (resilience R4)."""
     model_defaulted: bool = False
     """The body names no model: `model` is the configured default, and an engine must be told."""
 

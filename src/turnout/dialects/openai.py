@@ -118,6 +118,7 @@ def _usual(body: bytes, depth_max: int) -> Request | None:
         max_tokens=usual.max_completion_tokens if usual.max_completion_tokens is not None else usual.max_tokens,
         user=user,
         session=user,
+        repeatable=usual.temperature == 0 or usual.seed is not None,
     )
 
 
@@ -155,6 +156,7 @@ def _careful(path: bytes, found: Members, body: bytes, default_model: str) -> Re
         render_salt=prompts.render_salt(found),
         tools_requested=has_tools,
         has_controls="turnout" in found,
+        repeatable=_repeatable(found),
     )
 
 
@@ -177,6 +179,13 @@ def _include_usage(found: Members) -> bool:
     except DuplicateMember as error:
         raise DuplicateMember(f"stream_options.{error.key}") from None
     return boolean(options, "include_usage", "stream_options.")
+
+
+def _repeatable(found: Members) -> bool:
+    seed, top_k = found.get("seed"), found.get("top_k")
+    if (seed is not None and bytes(seed) != b"null") or (top_k is not None and bytes(top_k) == b"1"):
+        return True
+    return "temperature" in found and typed(found, "temperature", float, "a finite number") == 0
 
 
 def _check_rarely_used(found: Members) -> None:

@@ -37,6 +37,15 @@ def relayed_headers(head: ResponseHead, *, content_type: bool = True) -> bytes:
     return b"".join(lines)
 
 
+def prepare(head: ResponseHead) -> tuple[bytes, str]:
+    """Return the relayed header block and the kind of content; kept with the remembered head."""
+    content_type = (head.get(b"content-type") or b"").lower()
+    if content_type.startswith(b"text/event-stream"):
+        return relayed_headers(head, content_type=False), "events"
+    kind = "json" if b"json" in content_type else "other"
+    return relayed_headers(head), kind
+
+
 def whole(status: int, headers: bytes, body: bytes) -> bytes:
     """Return a complete response."""
     return b"%b%bcontent-length: %d\r\n\r\n%b" % (STATUS_LINES[status], headers, len(body), body)

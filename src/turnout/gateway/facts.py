@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -12,10 +12,11 @@ from turnout.gateway.extra import facts as extra_facts
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
+    from turnout.gateway.open_run import OpenRun
     from turnout.gateway.run import Run
 
 
-def call_fact(run: Run, now: float) -> CallFact:
+def call_fact(run: OpenRun, now: float) -> CallFact:
     """Return the fact of a run that has its outcome.
 
     Instants of attempts are the exchange's start plus monotonic differences, so a clock step cannot reorder them.
@@ -23,11 +24,13 @@ def call_fact(run: Run, now: float) -> CallFact:
     exchange, request, outcome = run.exchange, run.request, run.outcome
     assert outcome is not None
     attempts = exchange.attempts if exchange is not None else []
-    last = attempts[-1] if attempts else None
-    usage = last.usage if last is not None else None
     response = run.response
+    # With a hedge the latest attempt need not be the one that answered.
+    last = response.attempt if response is not None else attempts[-1] if attempts else None
+    usage = last.usage if last is not None else None
     facts = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in attempts])
-    final = facts[-1] if facts else None
+    final = facts[last.no - 1] if last is not None and facts else None
+    trouble = exchange.trouble if exchange is not None else None
     decision = exchange.decision if exchange is not None else None
     first_output_s = response.first_output_s if response is not None and request.stream else None
     started_s = run.started_s
@@ -48,7 +51,7 @@ def call_fact(run: Run, now: float) -> CallFact:
         run.status,
         facts,
         run.gateway.router_id,
-        None,
+        int(trouble.queued_s * 1000 + 0.5) if trouble is not None and trouble.queued_s else None,
         int(run.decide_s * 1e6 + 0.5),
         int((first_output_s - started_s) * 1000 + 0.5) if first_output_s is not None else None,
         run.prepared.session or request.session or run.prepared.session_fallback,
@@ -59,6 +62,8 @@ def call_fact(run: Run, now: float) -> CallFact:
         prefix_matched_blocks=decision.matched_blocks if decision is not None else None,
         error_kind=final.error_kind if final is not None else "",
         committed=last.committed if last is not None else False,
+        resumed=trouble is not None and trouble.resumed is not None,
+        hedged=trouble is not None and trouble.hedge is not None,
         est_tokens=run.floor or None,
         tokens_in=final.tokens_in if final is not None else None,
         tokens_out=final.tokens_out if final is not None else None,
@@ -68,10 +73,10 @@ def call_fact(run: Run, now: float) -> CallFact:
         tools_requested=request.tools_requested,
         tools_emitted=final.tools_emitted if final is not None else False,
     )
-    return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(run))
+    return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(cast("Run", run)))
 
 
-def _attempt_fact(run: Run, attempt: Attempt, is_last: bool) -> AttemptFact:  # noqa: FBT001 - a fact about it
+def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:  # noqa: FBT001 - a fact about it
     endpoint = attempt.endpoint
     started_ms = run.started_ms + int((attempt.started_s - run.started_s) * 1000 + 0.5)
     e2e_ms = int((attempt.ended_s - attempt.started_s) * 1000 + 0.5)
@@ -79,13 +84,15 @@ def _attempt_fact(run: Run, attempt: Attempt, is_last: bool) -> AttemptFact:  # 
     usage = attempt.usage
     tokens_in = tokens_out = tokens_cached = ttft_ms = None
     source = "none"
-    tools = False
     if response is not None:
-        if response.first_output_s is not None and run.request.stream:
-            ttft_ms = int((response.first_output_s - attempt.started_s) * 1000 + 0.5)
+        first_output_s, events = response.first_output_s, response.events
         tools = response.tap is not None and response.tap.tools
-        if usage is None and response.events:
-            tokens_in, tokens_out, source = attempt.tokens, response.events, "estimated"
+    else:
+        first_output_s, events, tools = attempt.first_output_s, attempt.events, attempt.tools
+    if first_output_s is not None and run.request.stream:
+        ttft_ms = int((first_output_s - attempt.started_s) * 1000 + 0.5)
+    if usage is None and events:
+        tokens_in, tokens_out, source = attempt.tokens, events, "estimated"
     if usage is not None:
         tokens_in, tokens_out, tokens_cached = usage.tokens_in, usage.tokens_out, usage.tokens_cached
         source = "engine"
@@ -93,7 +100,7 @@ def _attempt_fact(run: Run, attempt: Attempt, is_last: bool) -> AttemptFact:  # 
     return AttemptFact(
         attempt.no,
         "solo",
-        run.gateway.route(endpoint, run.model if run.extra is None else run.extra.model_of(attempt.no, run.model)),
+        run.gateway.route(endpoint, attempt.model),
         attempt.kind,
         started_ms,
         started_ms + e2e_ms,

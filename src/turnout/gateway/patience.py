@@ -1,39 +1,60 @@
-"""How long an attempt may stay without its first output: less when another endpoint could be asked (D2, D2a, D3)."""
+"""How long an attempt may stay without its first output (D2, D2a, D3): less while somebody else can be asked."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from turnout.core.fleet.breaker import State
+from turnout.core.options import Timeout
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.run import Run
 
 _NEVER = float("inf")
-_RESPONSE_BASE_S, _RESPONSE_TOKENS_PER_S, _RESPONSE_MIN_S, _RESPONSE_MAX_S = 10.0, 30.0, 60.0, 300.0
-_RESPONSE_UNKNOWN_S = 90.0
+_RESPONSE_BASE_S, _RESPONSE_TOKENS_PER_S = 10.0, 30.0
+_PREDICTED_TIMES = 3.0
 
 
 def first_answer_limit_s(run: Run, attempt: Attempt) -> float:
-    """Return the limit of the current attempt in seconds."""
-    timeouts = run.gateway.timeout_options
-    elsewhere = _could_go_elsewhere(run, attempt)
+    """Return the limit of one attempt, counted from the instant its request was sent."""
+    timeouts: Timeout = run.timeouts
+    elsewhere = could_go_elsewhere(run, attempt)
     if run.request.stream:
-        return timeouts.first_token_failover_s if elsewhere else timeouts.first_token_s
+        if not elsewhere:
+            return timeouts.first_token_s
+        # A long cold prefill is no silence: what is predicted for it here counts three times.
+        return max(timeouts.first_token_failover_s, _PREDICTED_TIMES * _predicted_s(run, attempt))
     if not elsewhere:
         return _NEVER
+    if run.gateway.recovery.health.progress(attempt.endpoint, run.clock()):
+        return timeouts.response_max_s
     if run.request.max_tokens is None:
-        return _RESPONSE_UNKNOWN_S
+        return timeouts.response_unknown_s
     tokens_s = _RESPONSE_BASE_S + run.request.max_tokens / _RESPONSE_TOKENS_PER_S
-    return min(max(tokens_s, _RESPONSE_MIN_S), _RESPONSE_MAX_S)
+    return min(max(tokens_s, timeouts.response_min_s), timeouts.response_max_s)
 
 
-def _could_go_elsewhere(run: Run, attempt: Attempt) -> bool:
-    exchange, options = run.exchange, run.gateway.retry_options
-    if exchange is None or len(exchange.attempts) >= min(options.attempts, options.attempts_per_model):
+def could_go_elsewhere(run: Run, attempt: Attempt) -> bool:
+    """Tell whether a next attempt on another endpoint, or on another model, is possible now."""
+    exchange = run.exchange
+    if exchange is None or exchange.attempts_left() < 1 or not exchange.budget_left(run.clock()):
         return False
+    if run.has_next_model():
+        return True
     pool = run.gateway.fleet.pool(run.model)
+    if pool is None:
+        return False
     tried = exchange.ask.tried
-    return pool is not None and any(
-        member is not attempt.endpoint and member.name not in tried and not member.unreachable
+    return any(
+        member is not attempt.endpoint
+        and member.name not in tried
+        and not (member.gone or member.draining or member.unreachable)
+        and member.in_flight < member.max_in_flight
+        and member.breaker.state is not State.OPEN
         for member in pool.members
     )
+
+
+def _predicted_s(run: Run, attempt: Attempt) -> float:
+    return attempt.uncached / run.gateway.fleet.scheduling.prior_prefill_tokens_per_s

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 
+from turnout.core.admission.queue import CLASSES, NORMAL
 from turnout.core.scheduling.policies import POLICIES
 from turnout.core.types import Refusal
 from turnout.gateway import controls
+from turnout.gateway.holding import MODES
 from turnout.gateway.principals import Principal, Principals, carriers
 from turnout.http.head import Head
 
@@ -88,10 +90,10 @@ _SESSION_MAX_BYTES = 512
 _POLICY = b"x-turnout-policy"
 # A control is accepted only with a value that is honoured (J10): the others are refused by name and value.
 _CHOICES = {
-    b"x-turnout-stream-safety": (b"fast",),
+    b"x-turnout-stream-safety": tuple(mode.encode() for mode in MODES),
     b"x-turnout-priority": (b"high", b"normal", b"low"),
     b"x-turnout-fallback": (b"on", b"off"),
-    b"x-turnout-hedge": (b"off",),
+    b"x-turnout-hedge": (b"on", b"off"),
     _POLICY: tuple(name.encode() for name in POLICIES),
     b"x-turnout-dialect": (b"openai",),
 }
@@ -108,9 +110,12 @@ class Prepared:
         "controls",
         "fallback",
         "forward",
+        "hedge",
         "identity",
         "policy",
+        "priority",
         "refusal",
+        "safety",
         "session",
         "session_fallback",
         "snapshot",
@@ -133,6 +138,9 @@ class Prepared:
         timeout = headers.get(b"x-turnout-timeout-ms")
         self.timeout_s = int(timeout) / 1000 if timeout is not None and self.refusal is None else None
         self.policy = _text(headers.get(_POLICY)) or ""
+        self.priority = CLASSES.get(headers.get(b"x-turnout-priority", b"normal").decode("latin-1"), NORMAL)
+        self.safety = headers.get(b"x-turnout-stream-safety", b"").decode("latin-1")
+        self.hedge = headers.get(b"x-turnout-hedge")
         self.user_agent = headers.get(b"user-agent", b"")
         self.forward = b"".join(
             b"%b: %b\r\n" % (name, value) for name, value in headers.items() if _travels(name, headers)

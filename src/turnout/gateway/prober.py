@@ -13,6 +13,7 @@ import msgspec
 
 from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.health import counts_as_failure
 from turnout.core.options import Probe
 from turnout.gateway.upstream import Reach
 from turnout.http.client import EngineConnection
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
 _RETURN_DELAYS_S = (0.2, 1.0, 3.0)
-_QUIET_S = 5.0
 _BODY_MAX_BYTES = 1_048_576
 _OK = 200
 
@@ -76,15 +76,33 @@ class Prober:
         self._gateway = gateway
         self._options = options
         self._wake: dict[str, asyncio.Event] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ended: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._timed_out = False
+        """Whether the latest question got no answer in time; read before the next one is asked."""
 
     def start(self) -> None:
         """Begin probing every endpoint; providers are never probed."""
-        for name, endpoint in self._gateway.fleet.endpoints.items():
-            if not endpoint.provider:
-                self._wake[name] = asyncio.Event()
-                self._tasks.append(asyncio.get_running_loop().create_task(self._watch(name)))
+        for name in self._gateway.fleet.endpoints:
+            self.watch(name)
+
+    def watch(self, name: str) -> None:
+        """Begin probing one endpoint, from the start if it was probed before."""
+        self.forget(name)
+        endpoint = self._gateway.fleet.endpoints.get(name)
+        if endpoint is not None and not endpoint.provider and not self._stopped:
+            self._wake[name] = asyncio.Event()
+            self._tasks[name] = asyncio.get_running_loop().create_task(self._guard(name))
+
+    def forget(self, name: str) -> None:
+        """Stop probing one endpoint."""
+        self._wake.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            self._ended.add(task)
+            task.add_done_callback(self._ended.discard)
 
     def failed(self, endpoint: EndpointState) -> None:
         """Hear that an endpoint could not be reached: ask soon."""
@@ -95,9 +113,19 @@ class Prober:
     async def stop(self) -> None:
         """End all tasks and wait until they have."""
         self._stopped = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for name in list(self._tasks):
+            self.forget(name)
+        await asyncio.gather(*self._ended, return_exceptions=True)
+
+    async def _guard(self, name: str) -> None:
+        """Watch, and go on after an exception: a bug in one probe must not blind the router (O6)."""
+        while not self._stopped:
+            try:
+                await self._watch(name)
+            except Exception as error:  # noqa: BLE001 - told, and tried again
+                report = {"message": "a probe met a bug", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(report)
+                await asyncio.sleep(self._options.interval_s)
 
     async def _watch(self, name: str) -> None:
         gateway, wake = self._gateway, self._wake[name]
@@ -105,10 +133,13 @@ class Prober:
         listed = False
         while not self._stopped:
             endpoint = gateway.fleet.endpoints[name]
+            now = gateway.clock()
             away = endpoint.unreachable or endpoint.probe_failing
-            if away or not listed or gateway.clock() - (endpoint.last_byte_at or 0.0) > _QUIET_S:
+            if away or not listed or not gateway.recovery.health.progress(endpoint, now):
                 ok = await self._ask(gateway.upstreams[name], "/health") is not None
-                gateway.fleet.on_probe(endpoint, gateway.clock(), ok=ok)
+                progress = gateway.recovery.health.progress(endpoint, gateway.clock())
+                if ok or counts_as_failure(ok=ok, timed_out=self._timed_out, progress=progress):
+                    gateway.fleet.on_probe(endpoint, gateway.clock(), ok=ok)
                 misses = 0 if ok else misses + 1
                 if not ok and misses == 1 and not listed:
                     gateway.fleet.on_connect_failure(endpoint, gateway.clock())
@@ -144,12 +175,13 @@ class Prober:
 
     async def _ask(self, upstream: Reach, path: str) -> tuple[int, bytes] | None:
         reply = _Reply()
+        self._timed_out = False
         upstream.pool.request(upstream.head(path, "GET") + b"\r\n", reply)
         try:
             async with asyncio.timeout(self._options.timeout_s):
                 answer = await reply.done
         except TimeoutError:
-            answer = None
+            answer, self._timed_out = None, True
         finally:
             upstream.pool.cancel(reply)
         return answer if answer is not None and answer[0] == _OK else None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from turnout.core.errors import ENDINGS, Outcome
 from turnout.dialects.envelope import error_body, of_outcome
 from turnout.gateway import answers
 
 if TYPE_CHECKING:
+    from turnout.gateway.open_run import OpenRun
     from turnout.gateway.response import AttemptResponse
-    from turnout.gateway.run import Run
     from turnout.http.response_head import ResponseHead
 
 _OWN = (
@@ -20,7 +22,11 @@ _OWN = (
 
 MESSAGES: dict[Outcome, str] = {
     Outcome.NO_ENDPOINT: "No endpoint can serve this model now.",
-    Outcome.SHED: "Every endpoint of this model is full.",
+    Outcome.SHED: "Every endpoint of this model is full, and this request would wait too long.",
+    Outcome.QUEUE_FULL: "Every endpoint of this model is full, and so is the queue.",
+    Outcome.QUEUE_EXPIRED: "Every endpoint of this model stayed full for as long as this request could wait.",
+    Outcome.PRINCIPAL_OVER_SHARE: "This tenant has too many requests open at once.",
+    Outcome.UNSERVABLE: "No endpoint of this model could ever hold this request.",
     Outcome.UPSTREAM_ANSWERED: "The engine refused the request.",
     Outcome.UPSTREAM_UNREACHABLE: "No engine could be reached.",
     Outcome.UPSTREAM_INVALID: "The engine's answer is not valid.",
@@ -28,12 +34,13 @@ MESSAGES: dict[Outcome, str] = {
     Outcome.UPSTREAM_TIMEOUT: "The engine did not answer in time.",
     Outcome.STREAM_INTERRUPTED: "The stream was interrupted before it was complete.",
     Outcome.DEADLINE_EXCEEDED: "The deadline of this request has passed.",
+    Outcome.DRAINING: "The router is shutting down.",
     Outcome.SHUTDOWN: "The router is shutting down.",
     Outcome.INTERNAL_ERROR: "The router has made a mistake.",
 }
 
 
-def stream_head(run: Run, response: AttemptResponse) -> bytes:
+def stream_head(run: OpenRun, response: AttemptResponse) -> bytes:
     """Return the head that goes out with the first output event, so that status and headers are true (W1)."""
     upstream = response.head
     is_stream = response.tap is not None
@@ -50,7 +57,7 @@ def stream_head(run: Run, response: AttemptResponse) -> bytes:
     )
 
 
-def early_head(run: Run) -> bytes:
+def early_head(run: OpenRun) -> bytes:
     """Return the head of a stream that has nothing to show yet: it names no endpoint and counts no attempts (W2)."""
     return b"%b%b%bx-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n%b\r\n" % (
         answers.STATUS_LINES[200],
@@ -63,7 +70,7 @@ def early_head(run: Run) -> bytes:
     )
 
 
-def whole_answer(run: Run, response: AttemptResponse, body: bytes) -> bytes:
+def whole_answer(run: OpenRun, response: AttemptResponse, body: bytes) -> bytes:
     """Return a complete answer of an engine."""
     head = response.head
     return b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
@@ -76,7 +83,7 @@ def whole_answer(run: Run, response: AttemptResponse, body: bytes) -> bytes:
     )
 
 
-def relayed_refusal(run: Run, head: ResponseHead, body: bytes | None) -> bytes:
+def relayed_refusal(run: OpenRun, head: ResponseHead, body: bytes | None) -> bytes:
     """Return an engine's refusal verbatim (U2), with Retry-After by Y2 and x-should-retry by Y4.
 
     Args:
@@ -101,14 +108,24 @@ def relayed_refusal(run: Run, head: ResponseHead, body: bytes | None) -> bytes:
 
 
 def own_error(
-    run: Run, outcome: Outcome, message: str, header: bytes = b"", extra: tuple[tuple[str, object], ...] = ()
+    run: OpenRun,
+    outcome: Outcome,
+    message: str,
+    header: bytes = b"",
+    extra: tuple[tuple[str, object], ...] = (),
+    *,
+    code: str = "",
+    after_s: int | None = None,
 ) -> bytes:
     """Return an error of ours for an accepted request, by the endings table."""
     ending = ENDINGS[outcome]
-    body = error_body("openai", of_outcome(outcome, message, extra), run.request_id.decode())
+    error = of_outcome(outcome, message, extra)
+    if code:
+        error = msgspec.structs.replace(error, code=code)
+    body = error_body("openai", error, run.request_id.decode())
     parts = [answers.JSON_TYPE, header, own_headers(run, run.response), _connection(run)]
-    retry_after_s = ending.retry_after_s
-    if outcome is Outcome.NO_ENDPOINT:  # the instant at which one may be asked again is known better than the default
+    retry_after_s = after_s or ending.retry_after_s
+    if outcome is Outcome.NO_ENDPOINT and after_s is None:  # when one may be asked again is known better than that
         pool = run.gateway.fleet.pool(run.model)
         retry_after_s = (pool.retry_after_s(run.clock()) if pool is not None else None) or retry_after_s
     if retry_after_s is not None:
@@ -118,7 +135,7 @@ def own_error(
     return answers.whole(ending.status, b"".join(parts), body)
 
 
-def own_headers(run: Run, response: AttemptResponse | None) -> bytes:
+def own_headers(run: OpenRun, response: AttemptResponse | None) -> bytes:
     """Return the headers that tell which decision, model and endpoint served."""
     attempts = run.exchange.attempts if run.exchange is not None else ()
     told = run.gateway.told if run.extra is None else run.extra.told
@@ -128,7 +145,7 @@ def own_headers(run: Run, response: AttemptResponse | None) -> bytes:
     if response is not None and response.head_at_s:
         overhead_s += run.clock() - (response.first_output_s or response.head_at_s)
     run.gateway.meter.overhead.observe(overhead_s)
-    return _OWN % (
+    own = _OWN % (
         run.request_id,
         run.call_id.encode(),
         run.model.encode(),
@@ -137,11 +154,14 @@ def own_headers(run: Run, response: AttemptResponse | None) -> bytes:
         overhead_s * 1000,
         told,
     )
+    if run.models_tried and run.model != run.asked_model:
+        own += b"x-turnout-fallback-from: %b\r\n" % run.asked_model.encode()
+    return own
 
 
-def _framing(run: Run) -> bytes:
+def _framing(run: OpenRun) -> bytes:
     return b"transfer-encoding: chunked\r\n" + _connection(run) if run.chunked else b"connection: close\r\n"
 
 
-def _connection(run: Run) -> bytes:
+def _connection(run: OpenRun) -> bytes:
     return b"connection: close\r\n" if not run.client.keep_alive or run.gateway.draining else b""

@@ -15,9 +15,12 @@ from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.types import Usage
 from turnout.dialects.event_tap import Event, EventTap
 from turnout.dialects.openai_answer import classify, estimated_tokens, retry_after_s
+from turnout.dialects.openai_resume import Joiner
 from turnout.dialects.openai_stream import StreamTap, answer_usage
 from turnout.gateway import answers
+from turnout.gateway.holding import FAST
 from turnout.gateway.patience import first_answer_limit_s
+from turnout.gateway.upstream import Reach
 from turnout.http.client import EngineConnection
 from turnout.http.response_head import ResponseHead
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from turnout.gateway.run import Run
 
 _REFUSAL_HOLD_BYTES = 65_536
-_GATE_EVENTS, _GATE_BYTES = 64, 262_144  # G1: what may be held before the first output event
+_NEVER = float("inf")
 _KEEPALIVE = b": keep-alive\n\n"
 _OK_MAX = 299
 
@@ -45,8 +48,10 @@ class AttemptResponse:
     """Receives the response of one attempt (`http.client.Sink`) and reports to its run."""
 
     __slots__ = (
+        "_asked_s",
         "_held",
         "_held_bytes",
+        "_hold",
         "_last_event_s",
         "_last_output_s",
         "_last_write_s",
@@ -59,8 +64,12 @@ class AttemptResponse:
         "first_output_s",
         "head",
         "head_at_s",
+        "joiner",
+        "kept",
         "mode",
+        "plain",
         "tap",
+        "upstream",
         "usage",
     )
 
@@ -79,6 +88,12 @@ class AttemptResponse:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._paused = False
+        self._hold = FAST
+        self.plain = False
+        self.kept: list[bytes] | None = None
+        self.joiner: Joiner | None = None
+        self.upstream: Reach | None = None
+        self._asked_s = attempt.started_s
         self._last_write_s = self._last_event_s = self._last_output_s = attempt.started_s
 
     # -- what the engine connection calls -----------------------------------------------------------------------------
@@ -89,18 +104,19 @@ class AttemptResponse:
         self.head = head
         self.head_at_s = run.clock()
         if head.prepared is None:
-            head.prepared = _prepare(head)
+            head.prepared = answers.prepare(head)
         kind = head.prepared[1]
         if head.status > _OK_MAX:
             self.mode = Mode.REFUSED
         elif run.request.stream and kind == "events":
             self.mode = Mode.STREAM
+            self._hold = run.gateway.recovery.hold(run)
             self.tap = StreamTap(
                 run.request.n,
                 wants_usage=run.request.include_usage,
                 event_max_bytes=run.gateway.relay_options.event_max_bytes,
             )
-        elif kind == "json" and head.length != 0:
+        elif kind == "json" and head.length != 0 and self.joiner is None:
             self.mode = Mode.HOLD
         else:
             run.failed(self, ErrorKind.BAD_RESPONSE, head.status)
@@ -110,11 +126,13 @@ class AttemptResponse:
         if self.mode is Mode.STREAM:
             run = self._run
             tap = self.tap
-            if self.committed and not tap.partial and (events := tap.is_plain(payload)):  # type: ignore[union-attr]  # set with the mode
+            if self.plain and not tap.partial and (events := tap.is_plain(payload)):  # type: ignore[union-attr]  # set with the mode
                 now = run.clock()
                 run.gateway.meter.itl.observe(now - self._last_event_s)
                 self._last_event_s = self._last_output_s = self._last_write_s = now
                 self.events += events
+                if self.kept is not None:
+                    self._keep(payload)
                 if run.chunked:
                     run.client.write(answers.chunk(payload) if framed is None else framed)
                 else:
@@ -123,7 +141,7 @@ class AttemptResponse:
             self._inspect(payload)
         elif self.mode is Mode.HOLD:
             if not self._held:
-                self._run.first_byte()
+                self._run.first_byte(self)
             self._held.append(payload)
             self._held_bytes += len(payload)
             if self._held_bytes > self._run.gateway.relay_options.body_hold_bytes:
@@ -150,7 +168,7 @@ class AttemptResponse:
 
     def on_failure(self, kind: ErrorKind, detail: str) -> None:  # noqa: ARG002 - the kind says all a client may know
         """Hear that the engine will not complete this response."""
-        if kind is ErrorKind.STREAM_CUT and not self.committed:
+        if kind is ErrorKind.STREAM_CUT and self.first_output_s is None:
             kind = ErrorKind.BAD_RESPONSE  # nothing was shown yet: a body shorter than announced
         self._run.failed(self, kind, None if self.head is None else self.head.status)
 
@@ -172,16 +190,38 @@ class AttemptResponse:
     def due(self, now: float) -> tuple[ErrorKind | None, float]:
         """Return the timeout that has passed, if any, and when to look again."""
         run = self._run
-        timeouts = run.gateway.timeout_options
+        timeouts = run.timeouts
         if self._paused:
             return None, now + timeouts.stall_s
-        if not self.committed:
+        if self.first_output_s is None and self.mode is not Mode.THROUGH:
             kind = ErrorKind.TIMEOUT_FIRST_TOKEN if run.request.stream else ErrorKind.TIMEOUT_RESPONSE
-            limit = first_answer_limit_s(run, self.attempt)
-            due = self.attempt.started_s + limit
+            due = self._asked_s + first_answer_limit_s(run, self.attempt)
             return (kind if now >= due else None), due
+        if not self.committed:
+            self._flush([], now)  # `guarded` holds for so long and no longer
+        held_until_s = _NEVER if self.committed else (self.first_output_s or now) + self._hold.seconds
+        return self._stalled(now, held_until_s)
+
+    def _stalled(self, now: float, soonest: float) -> tuple[ErrorKind | None, float]:
+        timeouts = self._run.timeouts
         due = min(self._last_event_s + timeouts.stall_s, self._last_output_s + timeouts.content_stall_s)
-        return (ErrorKind.TIMEOUT_STALL if now >= due else None), due
+        return (ErrorKind.TIMEOUT_STALL if now >= due else None), min(due, soonest)
+
+    @property
+    def heard_s(self) -> float | None:
+        """When the engine was last heard; None when it was not."""
+        return max(self._last_event_s, self.head_at_s) if self.head is not None else None
+
+    def shift(self, gap_s: float) -> None:
+        """Forget a gap in which this process did not run: it was not the engine's."""
+        self._asked_s += gap_s
+        self._last_event_s += gap_s
+        self._last_output_s += gap_s
+
+    def join(self, joiner: Joiner) -> None:
+        """Take the events of a second stream: what the client has already is not shown again."""
+        self.joiner = joiner
+        self.committed = True
 
     def keep_alive(self, now: float) -> None:
         """Send a comment when the client of a stream has waited long without a byte (W2)."""
@@ -229,7 +269,13 @@ class AttemptResponse:
             if event.bad and not self.committed and self.first_output_s is None:
                 run.failed(self, ErrorKind.BAD_RESPONSE, self.head.status)  # type: ignore[union-attr]
                 return
-            if event.keep:
+            if self.joiner is not None:
+                shown.append(self.joiner.take(event.raw) if event.keep or event.done else b"")
+                if self.joiner.failed:
+                    run.gateway.recovery.rescues.mismatched += 1
+                    run.failed(self, ErrorKind.CANCELLED, 200)
+                    return
+            elif event.keep and not (event.bad and self._hold.validates):
                 shown.append(event.raw)
             if event.output:
                 self._output(now)
@@ -242,7 +288,8 @@ class AttemptResponse:
         run = self._run
         if self.first_output_s is None:
             self.first_output_s = now
-            run.first_byte()
+            run.next_at_s = min(run.next_at_s, now + self._hold.seconds)
+            run.first_byte(self)
         else:
             run.gateway.meter.itl.observe(now - self._last_output_s)
         self._last_output_s = now
@@ -251,16 +298,34 @@ class AttemptResponse:
         if not self.committed:
             self._held += shown
             self._held_bytes += sum(map(len, shown))
-            if self.first_output_s is None and len(self._held) <= _GATE_EVENTS and self._held_bytes <= _GATE_BYTES:
+            if self._hold.goes_on(self.events, len(self._held), self._held_bytes, self.first_output_s, now):
                 return
-            shown, self._held = self._held, []
-            self.committed = True
-            self._run.commit(self, b"".join(shown))
-        elif not shown:
-            return
+            self._commit()
         else:
-            self._write(b"".join(shown))
+            payload = b"".join(shown)
+            if not payload:
+                return
+            if self.kept is not None:
+                self._keep(payload)
+            self._write(payload)
         self._last_write_s = now
+
+    def _commit(self) -> None:
+        shown, self._held = self._held, []
+        self.committed = self.plain = True
+        payload = b"".join(shown)
+        if self._run.keeps(self):
+            self.kept = []
+            self._keep(payload)
+        self._run.commit(self, payload)
+
+    def _keep(self, payload: bytes) -> None:
+        """Keep what was sent, in case that another endpoint has to go on from here (R4)."""
+        if self.kept is not None:
+            self.kept.append(payload)
+            self._held_bytes += len(payload)
+            if self._held_bytes > self._run.gateway.recovery.resume.keep_max_bytes:
+                self.kept = None
 
     def _error_event(self, event: Event) -> None:
         """G3: an error inside a 200 is classified by its own code; a terminator that ends nothing is a cut."""
@@ -268,17 +333,17 @@ class AttemptResponse:
         if event.error is not None:
             kind = classify(200, event.error, run.engine_model(self.attempt))
         else:
-            kind = ErrorKind.STREAM_CUT if self.committed else ErrorKind.BAD_RESPONSE
+            kind = ErrorKind.BAD_RESPONSE if self.first_output_s is None else ErrorKind.STREAM_CUT
         run.failed(self, kind, 200)
 
     def _end_stream(self) -> None:
         run = self._run
         if not self.tap.complete:  # type: ignore[union-attr]  # set with the mode
-            run.failed(self, ErrorKind.STREAM_CUT if self.committed else ErrorKind.BAD_RESPONSE, 200)
+            run.failed(self, ErrorKind.BAD_RESPONSE if self.first_output_s is None else ErrorKind.STREAM_CUT, 200)
             return
         self.usage = self.tap.usage  # type: ignore[union-attr]
-        if not self.committed:  # finish reasons are output: only an oversized, uninspected event ends up here
-            self._flush([], run.clock())
+        if not self.committed:  # held to the end, or an oversized event that nobody looked into
+            self._commit()
         run.end_of_body()
         run.completed(self)
 
@@ -310,6 +375,7 @@ class AttemptResponse:
         """L10: an answer too large to hold is relayed from here on and can no longer be replaced."""
         self.mode = Mode.THROUGH
         self.committed = True
+        self.first_output_s = self.head_at_s
         body, self._held = b"".join(self._held), []
         self._last_event_s = self._last_output_s = self._last_write_s = self._run.clock()
         self._run.commit(self, body)
@@ -331,13 +397,4 @@ class AttemptResponse:
         request = self._run.request
         if not request.stream or request.include_usage:
             return False
-        return self._run.gateway.upstreams[self.attempt.endpoint.name].refused_usage()
-
-
-def _prepare(head: ResponseHead) -> tuple[bytes, str]:
-    """Return the relayed header block and the kind of content; kept with the remembered head."""
-    content_type = (head.get(b"content-type") or b"").lower()
-    if content_type.startswith(b"text/event-stream"):
-        return answers.relayed_headers(head, content_type=False), "events"
-    kind = "json" if b"json" in content_type else "other"
-    return answers.relayed_headers(head), kind
+        return self.upstream is not None and self.upstream.refused_usage()

@@ -29,9 +29,10 @@ from turnout.gateway.instruments import Instruments, Sources
 from turnout.gateway.listing import MODEL, MODELS, models_document
 from turnout.gateway.prepare import Prepared, client_id
 from turnout.gateway.principals import Principals
+from turnout.gateway.recovery import Recovery, RecoveryOptions
 from turnout.gateway.route import route
 from turnout.gateway.run import Run
-from turnout.gateway.upstream import Reach
+from turnout.gateway.upstream import Reach, Upstream
 from turnout.http.head import Head
 from turnout.http.server import Connection
 
@@ -58,6 +59,7 @@ class Gateway:
         retry: options.Retry,
         prefix: options.Prefix,
         fleet: Fleet,
+        recovery: RecoveryOptions | None = None,
         catalogue: Catalogue,
         principals: Principals,
         upstreams: dict[str, Reach],
@@ -68,16 +70,9 @@ class Gateway:
         router_id: str,
     ) -> None:
         self.relay_options, self.timeout_options, self.retry_options = relay, timeout, retry
-        # No attempt can be due earlier, so opening one computes no deadline of its own: the tick does.
-        self.first_look_s = min(
-            timeout.first_token_s,
-            timeout.first_token_failover_s,
-            timeout.stall_s,
-            timeout.content_stall_s,
-            relay.keepalive_s,
-            timeout.total_s,
-        )
         self.fleet, self.catalogue, self.upstreams = fleet, catalogue, upstreams
+        # No attempt can be due earlier, so opening one computes no deadline of its own: the tick does.
+        self.first_look_s = min(catalogue.quickest_s, relay.keepalive_s)
         self.meter = meter
         self.router_id = router_id
         self.clock, self.now_ms, self.rng = sources.clock, sources.now_ms, sources.rng
@@ -93,12 +88,14 @@ class Gateway:
         self.told = b""
         self._server, self._prefix = server, prefix
         self._principals = principals
+        self.recovery = Recovery(self, recovery or RecoveryOptions())
         self._record = record
         self._ids = UlidSource()
         self._entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
         self.ask = Asker(prefix, fleet, catalogue).ask
         self._routes: dict[tuple[str, str], RouteKey] = {}
+        self.retired: list[Upstream] = []
         self._ticker: asyncio.TimerHandle | None = None
 
     # -- the door (http.server.Handler) -------------------------------------------------------------------------------
@@ -234,6 +231,13 @@ class Gateway:
         """Begin ticking: one timer for the deadlines of all runs."""
         self._ticker = self.loop.call_later(_TICK_S, self._tick)
 
+    def swapped(self, principals: Principals) -> None:
+        """Hear that the configuration was swapped: what was derived from the old one is derived again."""
+        self._principals = principals
+        self.ask = Asker(self._prefix, self.fleet, self.catalogue).ask
+        self._routes.clear()
+        self.first_look_s = min(self.catalogue.quickest_s, self.relay_options.keepalive_s)
+
     def interrupt_all(self) -> None:
         """End every open exchange with `shutdown` (X3)."""
         for run in list(self.runs):
@@ -243,18 +247,21 @@ class Gateway:
         """Stop ticking and close every connection to engines."""
         if self._ticker is not None:
             self._ticker.cancel()
-        for upstream in self.upstreams.values():
+        for upstream in (*self.upstreams.values(), *self.retired):
             upstream.pool.close()
 
     def _tick(self) -> None:
         self._ticker = self.loop.call_later(_TICK_S, self._tick)
         now = self.clock()
+        if self.retired:
+            self.retired = [upstream for upstream in self.retired if upstream.pool.in_use()]
         for run in [run for run in self.runs if run.next_at_s <= now]:
             if run.outcome is None:
                 try:
                     run.tick(now)
                 except Exception as error:  # noqa: BLE001 - a bug ends its own exchange only: the next run is ticked
                     self._broken(run, error)
+        self.recovery.tick(now)
         for upstream in self.upstreams.values():
             upstream.pool.sweep(self.loop.time())
         self.fleet.index.advance(now)

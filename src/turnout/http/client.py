@@ -231,6 +231,7 @@ class EndpointPool:
         self._idle: deque[EngineConnection] = deque()
         self._open: set[EngineConnection] = set()
         self._connecting: dict[Sink, asyncio.Task[None]] = {}
+        self._retired = False
         self.connects_total = self.connect_failures_total = self.reuses_total = 0
 
     def request(self, request: bytes, sink: Sink) -> None:
@@ -261,7 +262,7 @@ class EndpointPool:
 
     def release(self, connection: EngineConnection) -> None:
         """Keep a clean connection for the next request."""
-        if len(self._idle) >= self._options.idle_max:
+        if self._retired or len(self._idle) >= self._options.idle_max:
             self.forget(connection)
             connection.transport.close()
             return
@@ -280,6 +281,18 @@ class EndpointPool:
             connection = self._idle.popleft()
             self._open.discard(connection)
             connection.transport.close()
+
+    def retire(self) -> None:
+        """Close what is idle and keep nothing that becomes so; requests in progress end by themselves."""
+        self._retired = True
+        while self._idle:
+            connection = self._idle.popleft()
+            self._open.discard(connection)
+            connection.transport.close()
+
+    def in_use(self) -> bool:
+        """Tell whether a connection is open or being opened."""
+        return bool(self._open or self._connecting)
 
     def close(self) -> None:
         """Close every connection."""

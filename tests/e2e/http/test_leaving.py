@@ -172,13 +172,18 @@ def test_client_gone_matrix_while_waiting_for_the_retry_budget(
     assert len(one.requests) + len(two.requests) == 1
 
 
+IMPATIENT = {"queue_wait_s": 0.2}
+
+
 @pytest.mark.parametrize("surface", SURFACES)
 def test_leaving_client_frees_capacity(surface: str, router: Routers, script_engine: Engines, wire: Any) -> None:
     """T40."""
     path, stream = SURFACES[surface]
     gate = wire.Gate()
     engine = script_engine([gate], [wire.answer()])
-    up = router(endpoint=[{"name": "e1", "url": engine.url, "models": ["model-a"], "max_in_flight": 1}])
+    up = router(
+        endpoint=[{"name": "e1", "url": engine.url, "models": ["model-a"], "max_in_flight": 1}], admission=IMPATIENT
+    )
     first = up.client()
     first.send(up.request(body_for(path, stream=stream), path=path))
     assert gate.reached.wait(5)

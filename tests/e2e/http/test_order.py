@@ -171,7 +171,10 @@ def test_row_identity_is_ours(house: tuple[Router, Engine]) -> None:
 def saturated(router: Routers, script_engine: Engines, wire: Any) -> Response:
     gate = wire.Gate()
     engine = script_engine([gate, wire.answer()])
-    up = router(endpoint=[{"name": "e1", "url": engine.url, "models": ["model-a"], "max_in_flight": 1}])
+    up = router(
+        endpoint=[{"name": "e1", "url": engine.url, "models": ["model-a"], "max_in_flight": 1}],
+        admission={"queue_wait_s": 0.2},
+    )
     first = up.client()
     first.send(up.request())
     assert gate.reached.wait(5)
@@ -207,7 +210,7 @@ def draining(router: Routers, script_engine: Engines, wire: Any) -> Response:  #
 
 
 CROWDED = {
-    "shed": saturated,
+    "queue_timeout": saturated,
     "no_endpoint": nobody,
     "no_endpoint (unreachable)": unreachable,
     "too_many_connections": too_many,

@@ -293,7 +293,10 @@ def test_the_sdk_comes_back_after_a_refusal_for_lack_of_room(
 ) -> None:
     gate = wire.Gate()
     engine = script_engine([gate, whole(wire, {"content": "first"})], whole(wire, {"content": "second"}))
-    up = router(endpoint=[{"name": "e1", "url": engine.url, "models": [MODEL], "max_in_flight": 1}])
+    up = router(
+        endpoint=[{"name": "e1", "url": engine.url, "models": [MODEL], "max_in_flight": 1}],
+        admission={"queue_wait_s": 0.2},
+    )
     busy = up.client()
     busy.send(up.request())
     assert gate.reached.wait(5)
@@ -310,7 +313,7 @@ def test_the_sdk_comes_back_after_a_refusal_for_lack_of_room(
     assert answer.choices[0].message.content == "second"
     assert time.monotonic() - began >= 0.9  # Retry-After: 1
     assert busy.response().status == 200
-    assert up.records.facts[0].outcome == "shed"
+    assert up.records.facts[0].outcome == "queue_expired"
 
 
 # -- leaving ----------------------------------------------------------------------------------------------------------

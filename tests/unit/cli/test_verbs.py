@@ -17,7 +17,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["serve"], ["demo"], ["engine"], ["check"], ["keys"], ["keys", "new"], ["keys", "hash"]]
+    "verb", [[], ["serve"], ["demo"], ["engine"], ["sim"], ["check"], ["keys"], ["keys", "new"], ["keys", "hash"]]
 )
 def test_every_help_has_examples(verb: list[str]) -> None:
     result = RUN.invoke(app, [*verb, "--help"])

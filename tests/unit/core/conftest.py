@@ -7,11 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from turnout.core import options
+from turnout.core.admission.gate import Applicant, Gate
 from turnout.core.errors import ErrorKind, Outcome
-from turnout.core.exchange import Exchange, GiveUp, Next, Open
+from turnout.core.exchange import Exchange
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
+from turnout.core.lifecycle import GiveUp, Next, Open, Queued, Wait
 from turnout.core.retry_budget import RetryBudget
+from turnout.core.retry_loop import Route
 from turnout.core.scheduling.types import Ask
 from turnout.core.types import Usage
 
@@ -32,10 +35,20 @@ class Even:
 class Scene:
     """One exchange over a small fleet that serves `m`; ties go to the first name.
 
-    An endpoint is given by its name, followed by what it is: `b standby`, `c context=1000`, `d full=1`.
+    An endpoint is given by its name, followed by what it is: `b standby`, `c context=1000`, `d full=1`, `e model=n`.
+    With `admission` there is a gate; `fallback` names the models that may be asked instead.
     """
 
-    def __init__(self, *endpoints: str, total_s: float = 600.0, **retry: float) -> None:
+    def __init__(
+        self,
+        *endpoints: str,
+        total_s: float = 600.0,
+        admission: options.Admission | None = None,
+        fallback: tuple[str, ...] = (),
+        **retry: float,
+    ) -> None:
+        self.gate = Gate(admission) if admission is not None else None
+        self.fallback = list(fallback)
         self.fleet = Fleet(options.Scheduling(policy="least_busy"), options.Prefix(), options.Breaker())
         for endpoint in endpoints:
             self.join(endpoint, 0.0)
@@ -48,6 +61,9 @@ class Scene:
         given: dict[str, object] = {"name": name, "url": "http://127.0.0.1:1", "models": ["m"]}
         for fact in facts:
             word, _, number = fact.partition("=")
+            if word == "model":
+                given["models"] = [number]
+                continue
             field = {"context": "context_max", "full": "max_in_flight"}.get(word, word)
             given[field] = int(number) if number else True
         self.fleet.add(options.Endpoint(**given), now)  # type: ignore[arg-type]
@@ -57,7 +73,26 @@ class Scene:
         pool = self.fleet.pool("m")
         assert pool is not None
         ask = Ask(model="m", keys=KEYS, tokens=300, estimate_floor=200, relax=True)
-        return Exchange(ask, pool, self.fleet, self.retry, self.budget, Even(), START, total_s)
+        if self.gate is not None:
+            self.gate.resize(sum(member.max_in_flight for member in pool.members))
+        return Exchange(ask, pool, self.fleet, self.retry, self.budget, Even(), START, total_s, self.gate, self)
+
+    def applicant(self) -> Applicant:
+        """Who asks: the owner's part."""
+        return Applicant(tenant="t", cost=300.0, deadline_s=START + 600)
+
+    def has_next_model(self) -> bool:
+        return bool(self.fallback)
+
+    def next_model(self) -> Route | None:
+        """The next fallback model, as its owner would set it out."""
+        if not self.fallback:
+            return None
+        model = self.fallback.pop(0)
+        pool = self.fleet.pool(model)
+        assert pool is not None
+        ask = Ask(model=model, keys=[], tokens=300, estimate_floor=200, relax=True)
+        return Route(ask, pool, RetryBudget(self.retry), Gate(options.Admission()))
 
     def endpoint(self, name: str) -> EndpointState:
         return self.fleet.endpoints[name]
@@ -99,14 +134,44 @@ class Scene:
         self.exchange.close(Outcome(words[0]), now, ErrorKind(words[1] if words[1:] else "cancelled"))
 
     def _fails(self, words: list[str], now: float) -> Next:
-        """`fails KIND [STATUS [RETRY_AFTER]]`."""
+        """`fails KIND [STATUS [RETRY_AFTER]]`, of the attempt on an endpoint `fails at NAME …`."""
+        attempt = None
+        if words[0] == "at":
+            attempt = next(a for a in self.exchange.attempts if a.endpoint.name == words[1] and a.is_open)
+            words = words[2:]
         kind, status, after = [*words, "", ""][:3]
         return self.exchange.attempt_failed(
             ErrorKind(kind),
             now,
             status=int(status) if status else None,
             retry_after_s=float(after) if after else None,
+            attempt=attempt,
         )
+
+    def _turn(self, _: list[str], now: float) -> Next | None:
+        return self.exchange.turn(now)
+
+    def _expires(self, _: list[str], now: float) -> Next:
+        return self.exchange.queue_expired(now)
+
+    def _rescue(self, _: list[str], now: float) -> Next | None:
+        return self.exchange.rescue(now)
+
+    def _rejoin(self, _: list[str], now: float) -> Next | None:
+        return self.exchange.rejoin(now)
+
+    def _hedge(self, _: list[str], now: float) -> Next | None:
+        attempt = self.exchange.hedge(now)
+        return None if attempt is None else Open(attempt)
+
+    def _others(self, words: list[str], now: float) -> None:
+        """`others N`: that many other exchanges begin and stay open."""
+        self.open_others = [self.another() for _ in range(int(words[0]))]
+        for other in self.open_others:
+            other.begin(now)
+
+    def _another_ends(self, _: list[str], now: float) -> None:
+        self.open_others.pop().completed(None, now, 200)
 
     def _answers(self, words: list[str], now: float) -> None:
         """A readiness probe of the named endpoint succeeds."""
@@ -138,7 +203,9 @@ def shown(following: Next | None) -> str:
         return f"open {following.attempt.endpoint.name} {following.attempt.kind}"
     if isinstance(following, GiveUp):
         return f"give up {following.outcome}"
-    return f"wait until {following.until_s:g}"
+    if isinstance(following, Wait):
+        return f"wait until {following.until_s:g}"
+    return "queue" if isinstance(following, Queued) else "go on"
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from turnout.core import options
 from turnout.core.errors import IllegalTransition
-from turnout.core.exchange import State
+from turnout.core.lifecycle import State
 
 Make = Callable[..., Any]
 Row = tuple[float, str, str]
@@ -106,6 +107,7 @@ REACH: dict[State, tuple[Row, ...]] = {
     State.WAITING: ((100.0, "begin", "open a first"), (101.0, "fails server_error 500", "wait until 101.125")),
     State.COMMITTED: ((100.0, "begin", "open a first"), (100.1, "committed", "-")),
     State.CLOSED: ((100.0, "begin", "open a first"), (100.1, "committed", "-"), (100.2, "completed", "-")),
+    State.QUEUED: ((99.0, "others 1", "-"), (100.0, "begin", "queue")),
 }
 LEGAL: dict[State, set[str]] = {
     State.OPENED: {"begin", "closes"},
@@ -113,6 +115,7 @@ LEGAL: dict[State, set[str]] = {
     State.WAITING: {"wait_over", "closes"},
     State.COMMITTED: {"first_byte", "fails", "completed", "closes"},
     State.CLOSED: set(),
+    State.QUEUED: {"turn", "expires", "closes"},
 }
 EVENTS = (
     "begin",
@@ -122,6 +125,8 @@ EVENTS = (
     "completed",
     "wait_over",
     "closes client_gone",
+    "turn",
+    "expires",
 )
 
 
@@ -145,7 +150,7 @@ def test_the_table_of_this_test_knows_every_state() -> None:
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("state", State)
 def test_an_illegal_transition_raises_and_changes_nothing(scene: Make, state: State, event: str) -> None:
-    play = scene("a")
+    play = scene("a full=1", admission=options.Admission())
     play.play(*REACH[state])
     assert play.exchange.state is state
     if event.split(maxsplit=1)[0] in LEGAL[state]:

@@ -74,7 +74,19 @@ def request_cost(estimate_floor: int, max_tokens: int | None) -> float:
 class Gate:
     """The door of one model. `queue.size` is zero in good times, and then nothing here is on anybody's way."""
 
-    __slots__ = ("_bodies", "_options", "_queued", "_roles", "drained", "held", "queue")
+    __slots__ = (
+        "_bodies",
+        "_options",
+        "_queued",
+        "_roles",
+        "anonymous",
+        "anonymous_max",
+        "capacity",
+        "drained",
+        "held",
+        "limited",
+        "queue",
+    )
 
     def __init__(self, options: Admission) -> None:
         self._options = options
@@ -84,6 +96,27 @@ class Gate:
         self._queued = Shares()
         self._roles = Shares()
         self._bodies = 0
+        self.limited = options.tenant_max_in_flight > 0
+        self.anonymous = 0
+        """Places held by the anonymous principal."""
+        self.resize(0)
+
+    def resize(self, capacity: int) -> None:
+        """Hear how many places there are in all; once a tenth of a second is often enough."""
+        self.capacity = capacity
+        self.anonymous_max = max(capacity - 1, 1)
+
+    def reconfigure(self, options: Admission) -> None:
+        """Take new limits; those who wait keep their place and the time they were given."""
+        self._options = options
+        self.limited = options.tenant_max_in_flight > 0
+        self.queue.reconfigure(options.tenant_weights, options.promote_s)
+
+    def may_serve(self, ticket: Ticket) -> bool:
+        """Tell whether a waiting request's principal may hold one more place (Q10)."""
+        if ticket.anonymous:
+            return self.anonymous < self.anonymous_max
+        return not self.limited or self.held.of(ticket.tenant) < self._options.tenant_max_in_flight
 
     def verdict(self, applicant: Applicant, room: Room, now: float) -> Verdict:
         """Decide, in the order of Q2."""
@@ -163,7 +196,7 @@ class Gate:
         """Q10: all anonymous requests together leave one place to the others."""
         if not applicant.anonymous:
             return True
-        return self.held.of(applicant.tenant) < max(room.capacity - 1, 1)
+        return self.anonymous < max(room.capacity - 1, 1)
 
     def _over_queue_share(self, applicant: Applicant) -> bool:
         mine = self._queued.of(applicant.tenant)

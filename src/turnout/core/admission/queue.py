@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-HIGH, NORMAL, LOW = 0, 1, 2
+FIRST, HIGH, NORMAL, LOW = -1, 0, 1, 2
 CLASSES = {"high": HIGH, "normal": NORMAL, "low": LOW}
 
 
@@ -101,6 +101,11 @@ class FairQueue:
         self._serial = 0
         self.size = 0
 
+    def reconfigure(self, weights: dict[str, float], promote_s: float) -> None:
+        """Take new weights; starts that are assigned already stay."""
+        self._weights = weights
+        self._promote_s = promote_s
+
     def put(self, ticket: Ticket) -> None:
         """Let a ticket wait."""
         tenant = self._tenants.get(ticket.tenant)
@@ -181,6 +186,8 @@ class FairQueue:
         return lane.head
 
     def _class(self, ticket: Ticket, now: float) -> int:
+        if ticket.priority == FIRST:  # admitted once: its engine failed, it did not come late
+            return FIRST
         return max(HIGH, ticket.priority - int((now - ticket.queued_s) / self._promote_s))
 
     def _key(self, lane: _Lane, now: float) -> tuple[int, bool, float, int]:

@@ -23,6 +23,10 @@ class Ejections:
         self._records: dict[EndpointState, list[float]] = {}  # [times, until, ejected at]
         self.total = 0
 
+    def reconfigure(self, options: Ejection) -> None:
+        """Take new options; who is out stays out for the time that was said."""
+        self._options = options
+
     def review(self, members: list[EndpointState], now: float) -> list[EndpointState]:
         """Bring back those whose time is over, and eject at most one; returns who was ejected."""
         options = self._options

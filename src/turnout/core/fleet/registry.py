@@ -181,6 +181,11 @@ class Fleet:
         state = self.add(self._declared[endpoint.name], now)
         state.context_max = endpoint.context_max
         return state
+    def reconfigure(self, models: tuple[options.Model, ...]) -> None:
+        """Take the policies of new models; pools keep members, rotation and everything learnt."""
+        self._policies = {model.id: model.policy for model in models if model.policy is not None}
+        for name, pool in self._pools.items():
+            pool.policy = self._policies.get(name, self.scheduling.policy)
 
     def remove(self, name: str) -> EndpointState | None:
         """Remove an endpoint at once; its open attempts keep their incarnation. None when it is not known."""

@@ -32,10 +32,12 @@ def is_death(kind: ErrorKind, *, sent: bool) -> bool:
 class PoisonFence:
     """Bodies that coincided with two deaths."""
 
-    __slots__ = ("_digests", "fenced_total")
+    __slots__ = ("_digests", "active", "fenced_total")
 
     def __init__(self) -> None:
         self._digests: LruMap[bytes, float] = LruMap(_DIGESTS_MAX)
+        self.active = False
+        """Whether any body is fenced: while not, nobody needs to ask."""
         self.fenced_total = 0
 
     def __len__(self) -> int:
@@ -45,14 +47,16 @@ class PoisonFence:
         """Keep this body away from engines for ten minutes."""
         self._digests.put(xxhash.xxh3_128_digest(body), now + _FENCED_S)
         self.fenced_total += 1
+        self.active = True
 
     def holds(self, body: bytes, now: float) -> bool:
-        """Tell whether this body is fenced; callers ask only while the fence is not empty."""
+        """Tell whether this body is fenced; callers ask only while it is active."""
         digest = xxhash.xxh3_128_digest(body)
         until = self._digests.peek(digest)
         if until is None:
             return False
         if now >= until:
             self._digests.drop(digest)
+            self.active = len(self._digests) > 0
             return False
         return True

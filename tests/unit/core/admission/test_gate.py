@@ -117,9 +117,9 @@ def test_q10_anonymous_requests_leave_one_place_and_one_queue_slot() -> None:
     gate = gate_of(queue_max=4)
     room = Room(in_flight=2, capacity=3)
     anonymous = applicant("", anonymous=True)
-    gate.held.take("")
+    gate.anonymous = 1
     assert gate.verdict(anonymous, room, NOW) is Entry.ADMIT
-    gate.held.take("")
+    gate.anonymous = 2
     assert gate.verdict(anonymous, room, NOW) is Entry.QUEUE
     assert gate.verdict(applicant("named"), room, NOW) is Entry.ADMIT
     waiting(gate, 3, "", anonymous=True)

@@ -1,0 +1,100 @@
+"""The doors of all models: who waits at which, who is woken, and what is kept in step with the fleet (resilience §9).
+
+Nothing here runs for a request that finds a place at once. A place that becomes free wakes the head of the queue; the
+tick does so too, because places also appear when endpoints return.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turnout.core.admission.gate import Applicant, Gate, request_cost
+from turnout.core.admission.queue import NORMAL
+from turnout.core.options import Admission
+
+if TYPE_CHECKING:
+    from turnout.core.fleet.registry import Fleet
+    from turnout.gateway.run import Run
+
+_SAMPLE_S = 1.0
+
+
+class Doors:
+    """One gate per model; gates of models that are gone hold nothing and cost nothing."""
+
+    def __init__(self, options: Admission, fleet: Fleet) -> None:
+        self.options = options
+        self._fleet = fleet
+        self._gates: dict[str, Gate] = {}
+        self._ended: dict[str, int] = {}
+        self._sampled_s = 0.0
+
+    def __iter__(self) -> object:
+        return iter(self._gates.items())
+
+    def gate(self, model: str) -> Gate:
+        """The gate of a model, made on first use."""
+        gate = self._gates.get(model)
+        if gate is None:
+            gate = self._gates[model] = Gate(self.options)
+            self._resize(model, gate)
+        return gate
+
+    @property
+    def waiting(self) -> int:
+        """Requests in all queues."""
+        return sum(gate.queue.size for gate in self._gates.values())
+
+    def reconfigure(self, options: Admission) -> None:
+        """Take new limits; who waits goes on waiting under them."""
+        self.options = options
+        for gate in self._gates.values():
+            gate.reconfigure(options)
+
+    def tick(self, now: float) -> None:
+        """End waits that took too long, wake whom a place is free for, and learn how fast places return."""
+        sample = now - self._sampled_s >= _SAMPLE_S
+        if sample:
+            self._sampled_s = now
+        for model, gate in self._gates.items():
+            if sample:
+                self._resize(model, gate)
+                self._sample(model, gate, now)
+            if gate.queue.size:
+                for ticket in gate.queue.expired(now):
+                    ticket.owner.queue_expired()
+                self.wake(gate, now)
+
+    def wake(self, gate: Gate, now: float) -> None:
+        """Let the heads of the queue try, until one finds no place (Q6)."""
+        queue = gate.queue
+        while queue.size:
+            head = queue.head(now)
+            if head is None or not head.owner.turn():
+                return
+
+    def _resize(self, model: str, gate: Gate) -> None:
+        pool = self._fleet.pool(model)
+        if pool is not None:
+            gate.resize(sum(member.max_in_flight for member in pool.members if not member.unreachable))
+
+    def _sample(self, model: str, gate: Gate, now: float) -> None:
+        """Places given back since the last sample: what was opened less what is still in flight."""
+        pool = self._fleet.pool(model)
+        ended = 0 if pool is None else sum(member.attempts_total - member.in_flight for member in pool.members)
+        gate.drained.gave_back(ended - self._ended.get(model, ended), now)  # a member that left takes its count along
+        self._ended[model] = ended
+
+
+def applicant(run: Run) -> Applicant:
+    """Who asks, in the words of the gate."""
+    principal, prepared = run.principal, run.prepared
+    anonymous = not principal.key_id
+    return Applicant(
+        tenant=principal.tenant,
+        cost=request_cost(run.floor, run.request.max_tokens),
+        deadline_s=run.deadline_s,
+        anonymous=anonymous,
+        priority=max(prepared.priority, NORMAL) if anonymous else prepared.priority,
+        body_bytes=len(run.request.body),
+    )

@@ -1,0 +1,98 @@
+"""Everything that runs share when engines fail or are full: gates, health, rescues, hedges, the poison fence.
+
+One object per gateway, so that the way of a request without trouble passes one attribute of it: its gate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from turnout.core import options
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.recovery.poison import PoisonFence
+from turnout.gateway.admission import Doors
+from turnout.gateway.health import Health
+from turnout.gateway.hedge import Hedges
+from turnout.gateway.holding import Hold, modes
+from turnout.gateway.rescue import Rescues
+
+if TYPE_CHECKING:
+    from turnout.gateway.open_run import OpenRun
+    from turnout.gateway.service import Gateway
+
+
+class RecoveryOptions(msgspec.Struct, frozen=True):
+    """The sections that say what happens then."""
+
+    admission: options.Admission = options.Admission()
+    stream: options.Stream = options.Stream()
+    resume: options.Resume = options.Resume()
+    hedge: options.Hedge = options.Hedge()
+    ejection: options.Ejection = options.Ejection()
+    continuation: frozenset[str] = frozenset()
+    """Names of endpoints that continue assistant messages."""
+
+
+class Recovery:
+    """The shared parts, and the few questions that a run has for them."""
+
+    def __init__(self, gateway: Gateway, settings: RecoveryOptions) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._modes = modes(settings.stream)
+        self.doors = Doors(settings.admission, gateway.fleet)
+        self.health = Health(gateway, settings.ejection)
+        self.hedges = Hedges(settings.hedge)
+        self.rescues = Rescues()
+        self.fence = PoisonFence()
+
+    @property
+    def resume(self) -> options.Resume:
+        """The section `resume`."""
+        return self._settings.resume
+
+    def reconfigure(self, settings: RecoveryOptions) -> None:
+        """Take new settings; runs that are open keep what they were given at their start."""
+        self._settings = settings
+        self._modes = modes(settings.stream)
+        self.doors.reconfigure(settings.admission)
+        self.health.ejections.reconfigure(settings.ejection)
+        self.hedges.reconfigure(settings.hedge)
+
+    def tick(self, now: float) -> None:
+        """Ten times a second."""
+        self.health.tick(now)
+        self.doors.tick(now)
+
+    def hold(self, run: OpenRun) -> Hold:
+        """How much of a run's stream is held back."""
+        own = run.prepared.safety or run.catalogue.entry(run.model).safety
+        return self._modes[own or self._settings.stream.safety]
+
+    def hedging(self, run: OpenRun) -> bool:
+        """Tell whether a slow first token of this run may be asked for twice."""
+        asked = run.prepared.hedge
+        return asked == b"on" or (asked is None and run.catalogue.entry(run.model).hedge)
+
+    def keeps(self, run: OpenRun) -> bool:
+        """Tell whether what is sent of a run's stream is kept for a rescue."""
+        resume, request = self._settings.resume, run.request
+        if resume.scope == "off" or request.dialect != "openai" or request.n != 1 or run.rescue is not None:
+            return False
+        if not request.repeatable and resume.require_deterministic and not self._settings.continuation:
+            return False
+        pool = self._gateway.fleet.pool(run.model)
+        return pool is not None and len(pool.members) > 1
+
+    def continues(self, endpoint: EndpointState) -> bool:
+        """Tell whether an endpoint continues assistant messages (R3)."""
+        return endpoint.name in self._settings.continuation
+
+    def picked(self, run: OpenRun) -> None:
+        """Count the pick of a run that had to wait for it."""
+        gateway, decision = self._gateway, run.exchange.decision if run.exchange is not None else None
+        if decision is not None and decision.picked is not None:
+            gateway.meter.picked(decision.picked.name)
+            gateway.decisions.append((run.call_id, decision))

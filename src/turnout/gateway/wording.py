@@ -1,0 +1,16 @@
+"""What our own errors say where an outcome alone does not say enough: no address, no key, no prompt."""
+
+from __future__ import annotations
+
+POISON = "poison_suspected"
+CODES: dict[str, str] = {
+    POISON: "Two engines lost their connection while they worked on this request; it is not tried on a third one.",
+}
+
+
+def too_long(model: str, floor: int, context_max: int) -> str:
+    """Say that a prompt fits no endpoint."""
+    return (
+        f"This request needs at least {floor} tokens, but the maximum context length of {model} is "
+        f"{context_max} tokens. Please reduce the length of the messages."
+    )
