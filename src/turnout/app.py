@@ -60,9 +60,9 @@ class App:
     """One router process."""
 
     def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
-        """`reread` reads the configuration again, for SIGHUP; it raises ConfigError when it is wrong."""
+        """`reread` reads the configuration again, for SIGHUP; it raises ConfigError when that is wrong."""
         self._config = config
-        self._reread = reread
+        self._reread = reread or (lambda: config)
         self.meter = Meter()
         self._sink = LogSink(config.log)
         self.log = self._sink.logger(component="router")
@@ -158,8 +158,6 @@ class App:
         """Read the configuration again and swap it in; False, and everything as it was, when it is wrong (X5)."""
         if self._bundles is not None:
             self._bundles.reload_now()
-        if self._reread is None:
-            return False
         try:
             config = self._reread()
         except ConfigError as wrong:
