@@ -1,0 +1,224 @@
+"""The bars of issue 3 by replay: capacity on chat, agents, no reuse, poor knowledge, failing engines, and speed.
+
+    python benchmarks/bench_replay.py TRACES chat agents azure knowledge faults speed [--quick]
+
+TRACES is the folder of the three trace files. Each part prints its lines as they are known, as markdown.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from turnout.sim.replay.capacity import search_capacity
+from turnout.sim.replay.options import Fault, ReplayOptions
+from turnout.sim.replay.record import Record
+from turnout.sim.replay.trace import Trace
+from turnout.sim.replay.work import Bench, Done, Run, Source, cores, perform, perform_all
+from turnout.sim.replay.world import World
+
+CHAT_FILE = "mooncake_conversation_30min.jsonl.gz"
+AGENTS_FILE = "claude_code_sessions_dev.jsonl.gz"
+AZURE_FILE = "azure_2023_conv.csv.gz"
+CHAT = ReplayOptions(profile="70b", cache_multiple=4.0)
+AGENTS = ReplayOptions(profile="moe", endpoints=4)
+AZURE = ReplayOptions(profile="70b")
+RIVALS = ["least_busy", "sglang_cache_aware", "llm_d_default", "dynamo_cost", "aibrix_prefix", "least_predicted_ttft"]
+SEEDS = [0, 1, 2]
+
+
+class Lab:
+    """Traces, read once, and the processes to use."""
+
+    def __init__(self, folder: Path, *, quick: bool) -> None:
+        self._folder = folder
+        self.seeds = SEEDS[:1] if quick else SEEDS
+        self.jobs = cores()
+
+    def source(self, name: str) -> Source:
+        """Return one of the files."""
+        return Source(files=(str(self._folder / name),))
+
+    def runs(self, name: str, options: list[ReplayOptions], policies: list[str]) -> list[list[list[Done]]]:
+        """Replay every option with every policy and seed; result[option][policy][seed]."""
+        source = self.source(name)
+        wanted = [
+            Run(options=each, policy=policy, seed=seed)
+            for each in options
+            for policy in policies
+            for seed in self.seeds
+        ]
+        done = iter(perform_all(source, source.load(), wanted, self.jobs, _quiet))
+        return [[[next(done) for _ in self.seeds] for _ in policies] for _ in options]
+
+
+def chat(lab: Lab) -> None:
+    """Capacity at 95 %, hit rate and slowdown at 80 % of it."""
+    source = lab.source(CHAT_FILE)
+    policies = ["turnout", *RIVALS]
+    with Bench(source, source.load(), lab.jobs) as bench:
+        found = search_capacity(bench, CHAT, policies, lab.seeds, closed=False, width=0.01)
+    best = found["turnout"]["capacity"]
+    print("\n| chat, 8 x 70b, cache 4x | capacity at 95 % | turnout is |\n|---|---|---|")
+    for policy in policies:
+        capacity = found[policy]["capacity"]
+        print(f"| {policy} | {capacity:.3f} | {best / capacity:.2f}x |")
+    at = msgspec.structs.replace(CHAT, load=0.8 * best)
+    figures = lab.runs(CHAT_FILE, [at], ["turnout"])[0][0]
+    hits = sum(done.figures["hit_rate"] / done.figures["hit_rate_pooled_lru"] for done in figures) / len(figures)
+    slow = sum(done.figures["slowdown"]["p99"] for done in figures) / len(figures)
+    print(f"\nturnout at 80 % of its capacity: hit rate {hits:.3f} of pooled LRU, slowdown p99 {slow:.2f}", flush=True)
+
+
+def agents(lab: Lab) -> None:
+    """Share in the objective, TTFT p95, hit rate and E2E per rate of new sessions."""
+    rates = [0.045, 0.05, 0.06, 0.07, 0.10, 0.14]
+    policies = ["turnout", "llm_d_default", "sglang_cache_aware", "dynamo_cost", "least_predicted_ttft"]
+    options = [msgspec.structs.replace(AGENTS, sessions_per_s=rate) for rate in rates]
+    results = lab.runs(AGENTS_FILE, options, policies)
+    print("\n| agents, 4 x moe, cache = HBM | " + " | ".join(policies) + " |\n|---|" + "---|" * len(policies))
+    for rate, row in zip(rates, results, strict=True):
+        for title, path in (
+            ("in SLO, mean", ("slo_share",)),
+            ("TTFT p95", ("ttft_s", "p95")),
+            ("hit rate", ("hit_rate",)),
+            ("E2E mean", ("e2e_s", "mean")),
+        ):
+            cells = []
+            for seeds in row:
+                values = [_at(done.figures, path) for done in seeds]
+                each = " / ".join(f"{value:.4g}" for value in values)
+                cells.append(f"{sum(values) / len(values):.4f} ({each})")
+            print(f"| {rate}/s {title} | " + " | ".join(cells) + " |", flush=True)
+
+
+def azure(lab: Lab) -> None:
+    """No reuse: never worse than least_busy by more than half a point."""
+    loads = [1.0, 1.25, 1.5, 1.75, 2.0]
+    policies = ["turnout", "least_busy"]
+    results = lab.runs(AZURE_FILE, [msgspec.structs.replace(AZURE, load=load) for load in loads], policies)
+    print("\n| azure, 8 x 70b | turnout | least_busy | difference, points |\n|---|---|---|---|")
+    for load, row in zip(loads, results, strict=True):
+        mine, theirs = (_share(seeds) for seeds in row)
+        print(f"| {load}x | {mine:.4f} | {theirs:.4f} | {100 * (mine - theirs):+.2f} |", flush=True)
+
+
+def knowledge(lab: Lab) -> None:
+    """Several routers, late or no KV events, wrong estimates."""
+    changes: dict[str, dict[str, Any]] = {
+        "as it should be": {},
+        "4 routers, no bus, reports every 50 ms": {"routers": 4},
+        "4 routers, no bus, vLLM's counts only": {"routers": 4, "reports": "counts"},
+        "4 routers with a bus": {"routers": 4, "bus": True},
+        "KV events 5 s late": {"event_delay_s": 5.0},
+        "1 % of KV event batches lost": {"event_loss": 0.01},
+        "no KV events": {"knowledge": "approximate"},
+        "vLLM's counts only": {"reports": "counts"},
+        "no load reports": {"reports": "none"},
+        "estimates off by sigma 0.5": {"estimate_sigma": 0.5},
+    }
+    loads = [("chat 1.2x", CHAT_FILE, msgspec.structs.replace(CHAT, load=1.2)), ("agents 0.05/s", AGENTS_FILE, AGENTS)]
+    for title, name, base in loads:
+        options = [msgspec.structs.replace(base, **change) for change in changes.values()]
+        results = lab.runs(name, options, ["turnout"])
+        reference = _share(results[0][0])
+        print(f"\n| {title} | in SLO | lost, points |\n|---|---|---|")
+        for label, row in zip(changes, results, strict=True):
+            print(f"| {label} | {_share(row[0]):.4f} | {100 * (reference - _share(row[0])):+.2f} |", flush=True)
+
+
+def faults(lab: Lab) -> None:
+    """One of eight killed and back after 300 s, two of eight at half speed."""
+    base = msgspec.structs.replace(CHAT, load=1.2)
+    dead = msgspec.structs.replace(base, faults=(Fault(kind="dead", engine=3, from_s=500.0, until_s=800.0),))
+    slow = msgspec.structs.replace(base, faults=tuple(Fault(kind="slow", engine=place, factor=2.0) for place in (2, 5)))
+    policies = ["turnout", "least_busy", "llm_d_default", "least_predicted_ttft"]
+    results = lab.runs(CHAT_FILE, [base, dead, slow], policies)
+    print("\n| chat 1.2x | " + " | ".join(policies) + " |\n|---|" + "---|" * len(policies))
+    for label, row in zip(("all well", "one of 8 dead 500-800 s", "two of 8 at half speed"), results, strict=True):
+        print(f"| {label} | " + " | ".join(f"{_share(seeds):.4f}" for seeds in row) + " |", flush=True)
+    trace = lab.source(CHAT_FILE).load()
+    worst = max(_herd(World(trace, dead, "turnout", seed).run(), dead, 3, 800.0) for seed in lab.seeds)
+    print(f"\nmost new requests of the returned engine in any 30 s, as a multiple of its fair share: {worst:.2f}")
+
+
+def speed(lab: Lab) -> None:
+    """CPU seconds of one replay on one core."""
+    print("\n| one replay, one core | requests | engine steps | CPU s |\n|---|---|---|---|")
+    agents_at = msgspec.structs.replace(AGENTS, sessions_per_s=0.1)
+    everything = msgspec.structs.replace(agents_at, context_max=2**29)
+    for title, name, options in (
+        ("chat 1.0x", CHAT_FILE, CHAT),
+        ("agents 0.1/s", AGENTS_FILE, agents_at),
+        ("agents 0.1/s, no context limit", AGENTS_FILE, everything),
+    ):
+        trace = lab.source(name).load()
+        for policy in ("turnout", "least_busy"):
+            # A process of its own: nothing of one replay is in the caches of the next.
+            with ProcessPoolExecutor(1) as executor:
+                requests, steps, seconds = executor.submit(_timed, trace, options, policy).result()
+            print(f"| {title}, {policy} | {requests} | {steps} | {seconds:.1f} |", flush=True)
+
+
+def _timed(trace: Trace, options: ReplayOptions, policy: str) -> tuple[int, int, float]:
+    began = time.process_time()
+    done = perform(trace, Run(options=options, policy=policy, seed=0))
+    return done.figures["requests"], done.figures["steps"], time.process_time() - began
+
+
+def _herd(record: Record, options: ReplayOptions, engine: int, since: float) -> float:
+    """Largest share of new requests that an engine got in any 30 s after an instant, over its fair share."""
+    bound = [
+        (at + held, place == engine)
+        for at, held, place in zip(record.arrived_s, record.held_s, record.engine, strict=True)
+        if at + held >= since
+    ]
+    bound.sort()
+    worst = 0.0
+    start = mine = 0
+    for end, (at, is_mine) in enumerate(bound):
+        mine += is_mine
+        while bound[start][0] < at - 30.0:
+            mine -= bound[start][1]
+            start += 1
+        if at >= since + 30.0:
+            worst = max(worst, mine / (end - start + 1) * options.endpoints)
+    return worst
+
+
+def _at(figures: dict[str, Any], path: tuple[str, ...]) -> float:
+    value: Any = figures
+    for name in path:
+        value = value[name]
+    return float(value)
+
+
+def _share(seeds: list[Done]) -> float:
+    return sum(done.figures["slo_share"] for done in seeds) / len(seeds)
+
+
+def _quiet(label: str, share: float) -> None:
+    del label, share
+
+
+PARTS = {"chat": chat, "agents": agents, "azure": azure, "knowledge": knowledge, "faults": faults, "speed": speed}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the parts that are named."""
+    quick = "--quick" in arguments
+    folder, *parts = [each for each in arguments if each != "--quick"]
+    lab = Lab(Path(folder), quick=quick)
+    for part in parts:
+        began = time.monotonic()
+        PARTS[part](lab)
+        print(f"\n({part}: {time.monotonic() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
