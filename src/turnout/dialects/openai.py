@@ -44,6 +44,7 @@ from turnout.dialects.strict_json import (
 CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
 
 _N_MAX = 128
+_MESSAGES = b'"messages"'
 
 # Everything that is checked here; a body made of other members than these and messages needs no second look.
 _STRINGS = ("user", "prompt_cache_key", "session_id")
@@ -92,7 +93,7 @@ _UNUSUAL = FORBIDDEN | {
 
 def _usual(body: bytes, depth_max: int) -> Request | None:
     """Decode a chat of usual members, its messages once; None when anything asks for a second look."""
-    parts = around_array(body, b"messages", depth_max)
+    parts = around_array(body, _MESSAGES, depth_max)
     if parts is None:
         return None
     outer, array = parts

@@ -65,7 +65,7 @@ def test_what_has_no_messages_is_refused(body: str) -> None:
 
 
 def test_the_cut_keeps_the_rest_to_the_byte() -> None:
-    assert around_array(b'{"a":1, "messages" :[ 1 ], "b":2}', b"messages", 64) == (
+    assert around_array(b'{"a":1, "messages" :[ 1 ], "b":2}', b'"messages"', 64) == (
         b'{"a":1, "messages" :0, "b":2}',
         b"[ 1 ]",
     )
