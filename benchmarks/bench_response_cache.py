@@ -41,9 +41,8 @@ def main() -> None:
     before = _resident()
     store, vectors = _filled(roomy, ENTRIES, 256)
     gc.collect()
-    print(
-        f"{store.entries} entries of 256 dimensions: counted {store.bytes / 2**20:.0f} MiB, resident {(_resident() - before) / 2**20:.0f} MiB"
-    )
+    counted, resident = store.bytes / 2**20, (_resident() - before - vectors.nbytes) / 2**20
+    print(f"{store.entries} entries of 256 dimensions: counted {counted:.0f} MiB, resident {resident:.0f} MiB")
     rng = np.random.default_rng(2)
     keys = [msgspec.structs.replace(KEY, last=_last(int(rng.integers(ENTRIES)))) for _ in range(LOOKS)]
     _print("exact, match", [functools.partial(store.exact, key, 1.0) for key in keys])

@@ -23,6 +23,7 @@ def cross_checks(config: Config, where: Whereabouts) -> list[Problem]:
         *_models(config),
         *_keys(config),
         *_coordinator(config),
+        *_selection(config),
     ]
     return [Problem(where(key), key, seen, expected) for key, seen, expected in found]
 
@@ -125,6 +126,23 @@ def _coordinator(config: Config) -> Iterator[Finding]:
     if door.model and door.tokenizer == "none":
         expected = "bytes or hf:directory while coordinator.model lets HTTP clients in"
         yield "coordinator.tokenizer", shown("", door.tokenizer), expected
+
+
+def _selection(config: Config) -> Iterator[Finding]:
+    selection = config.selection
+    ids = {model.id for model in config.model}.union(*(endpoint.models for endpoint in config.endpoint))
+    if selection.default_model and selection.default_model not in ids:
+        yield "selection.default_model", shown("", selection.default_model), "the id of a model that is served"
+    for name, preset in selection.presets.items():
+        if preset.alpha + preset.speed_weight > 1:
+            seen = f"{preset.alpha:g} + {preset.speed_weight:g}"
+            yield f"selection.presets.{name}", shown("", seen), "alpha + speed_weight of at most 1"
+    for index, key in enumerate(config.key):
+        for position, permission in enumerate(key.permissions):
+            kind, equals, most = permission.partition("=")
+            if kind == "response_cache" and (not equals or most not in ("off", "exact", "semantic")):
+                expected = "response_cache=off, response_cache=exact or response_cache=semantic"
+                yield f"key[{index}].permissions[{position}]", shown("", permission), expected
 
 
 def _repeated(table: str, field: str, values: Iterable[str]) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import openai
 import pytest
 
 from turnout.bundles.directory import BundleDirectory
@@ -482,3 +483,44 @@ def test_what_happened_can_be_scraped(caching: House) -> None:
     assert (found["entries"], sorted(version for version, _ in found["bundles"])) == (1, ["v1", "v2"])
     assert found["selection"][()].count == 3
     assert found["looked"][()].count == 2
+
+
+def test_under_reloads_each_answer_is_of_one_version(house: House) -> None:
+    watch = house.router.app._bundles
+    assert watch is not None
+
+    def turn() -> None:
+        for number in range(20):
+            promote(BundleDirectory(house.root), f"v{number % 2 + 1}")
+            house.router.call(watch.reload_now)
+
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        turning = pool.submit(turn)
+        asked = [pool.submit(house.ask, MATHS, b"x-turnout-session: %d" % number) for number in range(120)]
+        seen = {(one.result().header(b"x-turnout-bundle"), one.result().header(b"x-turnout-model")) for one in asked}
+        turning.result()
+    assert seen <= {(b"v1", b"big"), (b"v2", b"small")}
+    assert {one.result().status for one in asked} == {200}
+
+
+def test_the_official_sdk_reads_replays(caching: House) -> None:
+    numbered(caching)
+    with openai.OpenAI(base_url=caching.router.base_url, api_key="key-cached", max_retries=0, timeout=10.0) as client:
+        read = [
+            client.chat.completions.create(
+                model="auto",
+                messages=[{"role": "user", "content": MATHS}],
+                extra_headers={"x-turnout-cache-match": "exact"},
+            )
+            for _ in range(2)
+        ]
+        assert read[0] == read[1]
+        assert read[1].choices[0].message.content == "hi"
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(
+                model="auto",
+                messages=[{"role": "user", "content": MATHS}],
+                extra_headers={"x-turnout-routing-alpha": "nan"},
+            )
+    assert (refused.value.code, refused.value.param) == ("invalid_routing_knobs", "x-turnout-routing-alpha")
+    assert len(caching.engine.requests) == 1

@@ -4,7 +4,7 @@ import pytest
 
 from turnout.config.checks import cross_checks, host_port, is_loopback
 from turnout.config.schema import Config
-from turnout.core import options
+from turnout.core import options, selection_options
 
 DIGEST = "sha256:" + "0" * 64
 ENDPOINT = options.Endpoint(name="a", url="http://127.0.0.1:8000", models=["m"])
@@ -125,6 +125,20 @@ def test_a_bound_that_another_bound_contradicts_is_a_problem() -> None:
     assert findings(config) == [
         'ledger.url: sqlite:///file, postgresql://…, or "" for no ledger',
         "breaker.open_max_s: at least breaker.open_s = 30.0",
+    ]
+
+
+def test_selection_names_what_is_there_and_leaves_room_for_cost() -> None:
+    selection = selection_options.Selection(
+        default_model="nobody", presets={"mine": selection_options.PresetOptions(alpha=0.9, speed_weight=0.2)}
+    )
+    key = options.Key(
+        name="k", tenant="t", digest=DIGEST, permissions=["response_cache", "response_cache=exact", "policy"]
+    )
+    assert findings(usable(selection=selection, key=[key])) == [
+        "selection.default_model: the id of a model that is served",
+        "selection.presets.mine: alpha + speed_weight of at most 1",
+        "key[0].permissions[0]: response_cache=off, response_cache=exact or response_cache=semantic",
     ]
 
 
