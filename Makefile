@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit compiled static lint format bench docs lock clean
+.PHONY: help demo test test-unit test-engines compiled static lint format bench docs lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
@@ -28,6 +28,9 @@ test-unit: $(READY) ## unit and property tests only
 
 compiled: $(READY) ## compile the hot path, where there is a C compiler (docs/adr/0004)
 	@$(BIN)/python tools/compile.py
+
+test-engines: $(READY) ## the same router over real llama.cpp and vLLM, where they are installed (says why not)
+	@TURNOUT_TEST_ENGINES=1 $(BIN)/python -m pytest -q -rs -p no:cacheprovider tests/engines $(ARGS)
 
 static: $(READY)
 	@$(BIN)/ruff check --quiet .
