@@ -6,6 +6,7 @@ path, the value seen and what was expected; it never shows content.
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ T = TypeVar("T")
 NAME_MAX_BYTES = 256
 SESSION_MAX_BYTES = 512
 _NO_MODEL = msgspec.Raw(b"null")
+_PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
 _QUOTE = ord('"')
 _CONTROLS_READ = frozenset(("bundle_version", "cache_match", "cache_threshold"))
 
@@ -183,3 +185,14 @@ def typed(found: Members, name: str, kind: type[T], expected: str) -> T | None:
         return msgspec.json.decode(found[name], type=kind | None)
     except (msgspec.DecodeError, RecursionError):
         raise InvalidField(name, bytes(found[name]), expected) from None
+
+
+def invalid_prompt(field: str, raw: bytes, message: str) -> InvalidPrompt:
+    """Turn a decoder's complaint into path, value seen and expectation."""
+    where = _PATH.search(message)
+    path = field + (where[1] if where else "").replace("[...]", "[…]")
+    expected = message.split(" - at ", maxsplit=1)[0].removeprefix("Expected ").split(", got")[0]
+    if "missing required field" in message:
+        return InvalidPrompt(f"{path}.role", "nothing", "a string")
+    seen = message.partition(", got ")[2].split(" - at ")[0] or raw[:64]
+    return InvalidPrompt(path, seen, expected.replace("`", ""))

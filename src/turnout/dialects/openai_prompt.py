@@ -6,15 +6,13 @@ not text). Counting: request-path §7. Token prompts are never rendered.
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 import xxhash
 
 from turnout.core.admission.precheck import units
 from turnout.core.prefix.rendering import CALL, NAME, PROMPT, ROLE, TEXT, TOOLS, render_role
 from turnout.core.types import Prompt
-from turnout.dialects.fields import InvalidPrompt, Members
+from turnout.dialects.fields import InvalidPrompt, Members, invalid_prompt
 from turnout.dialects.openai_shapes import (
     CALLS,
     LOOSE_MESSAGES,
@@ -28,7 +26,6 @@ from turnout.dialects.openai_shapes import (
     Part,
 )
 
-_PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
 _TOKEN_MAX = 2**31 - 1
 _SALTS = ("chat_template", "chat_template_kwargs", "reasoning_effort")
 _SALT_NAMES = frozenset(_SALTS)
@@ -53,7 +50,7 @@ def messages_of(found: Members) -> list[Message]:
     try:
         return [_as_far_as_read(message) for message in LOOSE_MESSAGES.decode(raw)]
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _invalid("messages", bytes(raw), str(error)) from None
+        raise invalid_prompt("messages", bytes(raw), str(error)) from None
 
 
 def chat(messages: list[Message], found: Members) -> Prompt:
@@ -207,14 +204,3 @@ def _token_ids(items: list[int]) -> tuple[int, ...]:
         if not 0 <= item <= _TOKEN_MAX:
             raise InvalidPrompt(f"prompt[{index}]", str(item), f"a token id 0…{_TOKEN_MAX}")
     return tuple(items)
-
-
-def _invalid(field: str, raw: bytes, message: str) -> InvalidPrompt:
-    """Turn a decoder's complaint into path, value seen and expectation."""
-    where = _PATH.search(message)
-    path = field + (where[1] if where else "").replace("[...]", "[…]")
-    expected = message.split(" - at ", maxsplit=1)[0].removeprefix("Expected ").split(", got")[0]
-    if "missing required field" in message:
-        return InvalidPrompt(f"{path}.role", "nothing", "a string")
-    seen = message.partition(", got ")[2].split(" - at ")[0] or raw[:64]
-    return InvalidPrompt(path, seen, expected.replace("`", ""))
