@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import zmq
@@ -15,13 +16,14 @@ _FRAMES = 7  # version, request id, domain, address, identity, mechanism, public
 
 
 def arm(socket: zmq.Socket[bytes], secret_file: str) -> None:
-    """Make a socket a CURVE server. Raises OSError or ValueError when the file holds no key pair."""
+    """Make a socket a CURVE server. Raises OSError when the file holds no key pair."""
+    name = f"coordinator.curve_secret_file = {secret_file}"
     try:
         public, secret = load_certificate(Path(secret_file))
-    except OSError as error:
-        raise OSError(error.errno, f"coordinator.curve_secret_file = {secret_file}: cannot be read") from error
+    except (OSError, ValueError) as error:
+        raise OSError(errno.EINVAL, f"{name}: cannot be read, {error}") from error
     if secret is None:
-        raise ValueError(f"coordinator.curve_secret_file = {secret_file}: has no secret key, expected a *.key_secret")
+        raise OSError(errno.EINVAL, f"{name}: has no secret key, expected a *.key_secret of zmq.auth")
     socket.curve_server = True
     socket.curve_publickey = public
     socket.curve_secretkey = secret

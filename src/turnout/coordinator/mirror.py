@@ -72,8 +72,9 @@ class Mirror:
             for identity in sorted(roster.live):
                 if roster.live[identity] not in self._shown:
                     self._join(roster.live[identity], now)
+        eligible = set(roster.eligible)
         for engine, endpoint in self._shown.items():
-            endpoint.draining = engine not in roster.eligible
+            endpoint.draining = engine not in eligible
             endpoint.reported(now, endpoint.in_flight, len(engine.open), 0)
 
     def _join(self, engine: Engine, now: float) -> None:

@@ -104,14 +104,13 @@ class TextEngines:
     def _tokens(self, ask: openai.Ask) -> Sequence[int]:
         if ask.messages is not None:
             try:
-                text = self._tokenizer.render(ask.messages)
+                tokens = self._tokenizer.encode(self._tokenizer.render(ask.messages))
             except ValueError as error:
                 raise openai.Unsupported("messages", str(error)) from None
         elif isinstance(ask.prompt, list):
             return ask.prompt
         else:
-            text = ask.prompt
-        tokens = self._tokenizer.encode(text)
+            tokens = self._tokenizer.begin(ask.prompt)
         if not tokens:
             raise openai.Unsupported("prompt", "the prompt has no tokens")
         return tokens

@@ -6,6 +6,7 @@ Files are read from a local directory only. Both directions may be called on the
 from __future__ import annotations
 
 import codecs
+import errno
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +36,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt."""
+        """Token ids of a text, and no others: a chat template has written its special tokens itself."""
+        ...
+
+    def begin(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that such a prompt begins with."""
         ...
 
     def decode(self, tokens: list[int]) -> str:
@@ -50,7 +55,7 @@ class Tokenizer(Protocol):
 def load_tokenizer(name: str) -> Tokenizer | None:
     """The tokenizer that `coordinator.tokenizer` names; None for `none`.
 
-    Raises OSError or ValueError when its files cannot be used, ImportError when the extra is not installed.
+    Raises OSError when its files cannot be used, or the library that reads them is not installed.
     """
     if name == "none":
         return None
@@ -69,6 +74,8 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """Its bytes."""
         return list(text.encode())
+
+    begin = encode
 
     def decode(self, tokens: list[int]) -> str:
         """The text of bytes."""
@@ -99,13 +106,15 @@ class FileTokenizer:
 
     def __init__(self, directory: Path) -> None:
         # An optional extra: only doors that name such a directory need the library.
-        from tokenizers import Tokenizer as Vocabulary
-
         path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(2, f"coordinator.tokenizer: {path} does not exist, expected a tokenizer.json")
-        self._vocabulary: Any = Vocabulary.from_file(str(path))
-        self.chat_template = _template_of(directory)
+        try:
+            from tokenizers import Tokenizer as Vocabulary
+
+            self._vocabulary: Any = Vocabulary.from_file(str(path))
+            self.chat_template = _template_of(directory)
+        except Exception as error:
+            # The library raises bare exceptions; a missing library is a fault of the installation like a missing file.
+            raise OSError(errno.EINVAL, f"coordinator.tokenizer: {path} cannot be used, {error}") from error
         self._template: Any = None
 
     def render(self, messages: list[dict[str, Any]]) -> str:
@@ -125,8 +134,12 @@ class FileTokenizer:
             raise ValueError(f"messages do not fit the chat template: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, without special tokens of its own: the chat template writes them where they belong."""
+        """Token ids alone."""
         return list(self._vocabulary.encode(text, add_special_tokens=False).ids)
+
+    def begin(self, text: str) -> list[int]:
+        """Token ids with those that the tokenizer adds by itself."""
+        return list(self._vocabulary.encode(text, add_special_tokens=True).ids)
 
     def decode(self, tokens: list[int]) -> str:
         """Text without special tokens."""

@@ -317,6 +317,18 @@ def test_curve_admits_listed_keys_only(tmp_path: Path) -> None:
     run(script)
 
 
+def test_a_key_file_that_cannot_be_used_names_its_option(tmp_path: Path) -> None:
+    async def script() -> None:
+        public_file, _ = zmq.auth.create_certificates(tmp_path, "door")
+        for name in (public_file, str(tmp_path / "missing"), str(tmp_path)):
+            with pytest.raises(OSError, match=r"coordinator\.curve_secret_file"):
+                await CoordinatorListener(
+                    Coordinator(bind="tcp://127.0.0.1:*", curve_secret_file=name), Affinity()
+                ).start()
+
+    run(script)
+
+
 def test_a_peer_that_does_not_read_harms_nobody() -> None:
     async def script() -> None:
         async with door(outbox_max=50) as listener:

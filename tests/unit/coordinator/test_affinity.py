@@ -243,3 +243,16 @@ def test_pick_ignores_insertion_order() -> None:
             there.say(b"client", wire.submit(number, [number % 4, 2], {}))
         picks.add(tuple(attempt.engine.name for attempt in there.door.requests.open.values()))
     assert len(picks) == 1
+
+
+def test_an_owner_that_takes_no_requests_is_no_match() -> None:
+    there = Rehearsal(Coordinator(block_tokens=2), Affinity(policy="longest_prefix"))
+    there.engines(b"a", b"b")
+    there.clients(b"client")
+    there.say(b"client", wire.submit(0, [1, 2], {}))
+    (attempt,) = there.door.requests.open.values()
+    there.carry(there.door.saturated(attempt.engine.identity, there.now, full=True))
+    there.say(b"client", wire.submit(1, [1, 2], {}))
+    assert there.door.tally.lookups == {"miss": 2}
+    assert there.door.tally.fallbacks == {("longest_prefix", "no_match"): 2}
+    assert {len(engine.open) for engine in there.door.roster.live.values()} == {1}

@@ -24,6 +24,8 @@ def file_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> FileTokenizer:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<eos>"])
     vocabulary.train_from_iterator([TEXT], trainer)
     directory = tmp_path_factory.mktemp("model")
+    # As models do that begin with a special token.
+    vocabulary.post_processor = tokenizers.processors.TemplateProcessing("<eos> $A", special_tokens=[("<eos>", 0)])
     vocabulary.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_bytes(
         msgspec.json.encode({"chat_template": "{{ messages[0].content }}"})
@@ -59,6 +61,25 @@ def test_names(tmp_path: Path, file_tokenizer: FileTokenizer) -> None:
 
 def test_special_tokens_are_not_shown(file_tokenizer: FileTokenizer) -> None:
     assert file_tokenizer.decode([*file_tokenizer.encode("abc"), 0]) == "abc"
+
+
+def test_plain_prompts_begin_with_special_tokens_and_templates_write_their_own(file_tokenizer: FileTokenizer) -> None:
+    assert file_tokenizer.begin("abc") == [0, *file_tokenizer.encode("abc")]
+    rendered = file_tokenizer.render([{"role": "user", "content": "abc"}])
+    assert 0 not in file_tokenizer.encode(rendered)
+
+
+@pytest.mark.parametrize(
+    "template", ["", "{{ messages[0].x.y }}", "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}"]
+)
+def test_conversations_that_no_template_takes_are_value_errors(template: str, file_tokenizer: FileTokenizer) -> None:
+    before = file_tokenizer.chat_template
+    try:
+        file_tokenizer.chat_template, file_tokenizer._template = template, None
+        with pytest.raises(ValueError, match=r"template|no"):
+            file_tokenizer.render([{"role": "user", "content": "abc"}])
+    finally:
+        file_tokenizer.chat_template, file_tokenizer._template = before, None
 
 
 def test_finished_maps_get_their_text_and_a_failure_gives_nil() -> None:
