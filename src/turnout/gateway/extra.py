@@ -124,12 +124,12 @@ def facts(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = dict(extra.replayed or {})
     if extra.chosen is not None:
         selection = extra.chosen.selection
-        scored = next((row for row in selection.ranked if row.model == run.model), None)
+        score = selection.score_of(run.model)
         found |= {
             "reason": str(selection.reason),
             "bundle_version": selection.bundle_version,
             "knobs_hash": f"{selection.knobs_hash:016x}",
             "clusters": ",".join(map(str, selection.clusters)),
-            "score_e9": None if scored is None else round(scored.score * 1e9),
+            "score_e9": None if score is None else round(score * 1e9),
         }
     return found

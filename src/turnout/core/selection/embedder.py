@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import unicodedata
+from collections import Counter
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +26,6 @@ _SPLIT = re.compile(f"[{_SPLIT_FROM}-\U0010ffff]")
 _CONTINUATION = 0x80
 _MASK = np.uint64(HASHGRAM_DIM - 1)
 _SIGN = np.uint64(1 << 63)
-_hashed = xxhash.xxh64_intdigest
 
 
 class NoText(ValueError):
@@ -61,14 +61,11 @@ class Hashgram:
         words = _words(text)
         if not words:
             raise NoText("the text has no word")
-        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
-        counts: dict[bytes, int] = {}
-        for feature in encoded:
-            counts[feature] = counts.get(feature, 0) + 1
-        for left, right in itertools.pairwise(encoded):
-            pair = left + b" " + right
-            counts[pair] = counts.get(pair, 0) + 1
-        hashes = np.array([_hashed(feature) for feature in counts], dtype=np.uint64)
+        encoded = " ".join(words).encode("utf-8", "surrogatepass").split(b" ")
+        counts = Counter(encoded)
+        counts.update(map(b" ".join, itertools.pairwise(encoded)))
+        # The digest's bytes are the hash, big-endian: a few hundred integers need not be made one by one.
+        hashes = np.frombuffer(b"".join(map(xxhash.xxh64_digest, counts)), dtype=">u8").astype(np.uint64)
         log = math.log
         weights = np.array([1.0 if count == 1 else 1.0 + log(count) for count in counts.values()])
         weights[hashes >= _SIGN] *= -1.0

@@ -62,7 +62,9 @@ class Selection(msgspec.Struct, frozen=True):
 
     reason: Reason
     models: tuple[str, ...]
-    ranked: tuple[Scored, ...] = ()
+    scores: Scores | None = None
+    names: tuple[str, ...] = ()
+    """Columns of `scores`."""
     dropped: tuple[tuple[str, Drop], ...] = ()
     yielded: tuple[Drop, ...] = ()
     clusters: tuple[int, ...] = ()
@@ -80,6 +82,21 @@ class Selection(msgspec.Struct, frozen=True):
     def knobs_hash(self) -> int:
         """The hash of the effective knobs; 0 for a v1 bundle or a fallback."""
         return self.weighted.hash if self.weighted is not None else 0
+
+    @property
+    def ranked(self) -> tuple[Scored, ...]:
+        """The first models with their terms, best first by the blend; made when somebody asks for the explanation."""
+        if self.scores is None or self.weighted is None:
+            return ()
+        eligible = frozenset(self.models)
+        columns = [column for column in self.scores.order.tolist() if self.names[column] in eligible]
+        return scored(self.names, self.weighted, self.scores, columns[:TRACED_MAX])
+
+    def score_of(self, model: str) -> float | None:
+        """Return the score of one model; None when there was none."""
+        if self.scores is None or model not in self.names:
+            return None
+        return float(self.scores.score[self.names.index(model)])
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
@@ -109,11 +126,12 @@ def select(
     scores = blend.score(weighted, near, vector, length)
     names = bundle.models
     allowed = frozenset(candidates.models)
-    order = [column for column in scores.order.tolist() if names[column] in allowed]
+    models = [name for column in scores.order.tolist() if (name := names[column]) in allowed]
     chosen = Selection(
         Reason.SELECTED,
-        tuple([names[column] for column in order]),
-        scored(blend, weighted, scores, order[:TRACED_MAX]),
+        tuple(models),
+        scores,
+        names,
         candidates.dropped,
         candidates.yielded,
         tuple(near.nearest_first.tolist()),
@@ -127,10 +145,8 @@ def select(
     return chosen, near, scores
 
 
-def scored(blend: Blend, weighted: Weighted, scores: Scores, columns: Sequence[int]) -> tuple[Scored, ...]:
+def scored(names: tuple[str, ...], weighted: Weighted, scores: Scores, columns: Sequence[int]) -> tuple[Scored, ...]:
     """Return the rows of some models with their terms and flags."""
-    bundle = blend.bundle
-    names = bundle.models
     nothing = (False,) * len(names)
     untimed, unpriced = weighted.untimed or nothing, weighted.unpriced or nothing
     score, quality, cost, speed = [part.tolist() for part in _parts(scores)]
