@@ -307,6 +307,10 @@ class Endpoint(Section, frozen=True, kw_only=True):
     family: Annotated[
         Literal["auto", "vllm", "sglang", "llamacpp", "megatron", "openai"], _doc("What the engine speaks.")
     ] = "auto"
+    dialects: Annotated[
+        list[Literal["openai", "anthropic"]],
+        _doc("Dialects it is asked in; empty: openai, and anthropic too for the families auto, vllm and sglang."),
+    ] = []
     role: Annotated[Literal["prefill", "decode", "both"], _doc("Which legs it serves.")] = "both"
     provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
     api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""

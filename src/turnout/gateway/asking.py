@@ -57,6 +57,8 @@ class Asker:
         ask.prompt_bytes = prompt_bytes
         if chains:
             ask.chains = chains
+        if request.dialect not in pool.dialects:
+            ask.dialect = request.dialect
         return ask
 
     def _engine_chains(self, run: Run, pool: Pool) -> dict[int, list[int]]:

@@ -21,7 +21,7 @@ from turnout.gateway.admission import applicant
 from turnout.gateway.extra import choose, looked_up, next_model
 from turnout.gateway.open_run import OpenRun
 from turnout.gateway.response import AttemptResponse
-from turnout.gateway.wording import CODES, POISON
+from turnout.gateway.wording import CODES, POISON, unspoken
 from turnout.http.response_head import ResponseHead
 
 
@@ -54,7 +54,13 @@ class Run(OpenRun):
             if prompt.tokens
             else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, entry.chars_per_token)
         )
-        context_max = context_exceeded(self.floor, [member.context_max for member in pool.members])
+        members = pool.members
+        if request.dialect not in pool.dialects:
+            members = [member for member in members if request.dialect in member.dialects]
+            if pool.members and not members:
+                self.refuse(Outcome.UNSERVABLE, unspoken(model, request.path))
+                return
+        context_max = context_exceeded(self.floor, [member.context_max for member in members])
         if context_max is not None:
             self._refuse_context(context_max)
             return

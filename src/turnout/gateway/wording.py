@@ -8,6 +8,11 @@ CODES: dict[str, str] = {
 }
 
 
+def unspoken(model: str, path: str) -> str:
+    """Say that no engine of a model serves a path."""
+    return f"No endpoint of {model} serves {path}: none of them lists its dialect among `dialects`."
+
+
 def too_long(model: str, floor: int, context_max: int) -> str:
     """Say that a prompt fits no endpoint."""
     return (

@@ -17,6 +17,8 @@ from turnout.core.prefix.exact import ExactStream
 from turnout.core.prefix.residency import Residency
 
 _PREFILL_TOKENS_PER_S = 8000.0
+# Engines that serve /v1/messages themselves; an unknown one is asked, and its own 404 is honest.
+_SPOKEN: dict[str, tuple[str, ...]] = dict.fromkeys(("auto", "vllm", "sglang"), ("openai", "anthropic"))
 
 
 class Mark:
@@ -57,6 +59,7 @@ class EndpointState:
         "cache",
         "cache_tokens",
         "context_max",
+        "dialects",
         "family",
         "in_flight",
         "in_flight_at_report",
@@ -118,6 +121,7 @@ class EndpointState:
         self.context_max = endpoint.context_max
         self.max_in_flight = endpoint.max_in_flight
         self.family: str = endpoint.family
+        self.dialects = frozenset(endpoint.dialects or _SPOKEN.get(endpoint.family, ("openai",)))
         self.bit = bit
         self.incarnation = incarnation
         if endpoint.standby:

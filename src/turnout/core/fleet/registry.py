@@ -55,7 +55,7 @@ def roster(members: list[EndpointState]) -> Roster:
 class Pool:
     """The endpoints that serve one model, with the state of its rotation. `last` is the name picked before."""
 
-    __slots__ = ("bytes_per_token", "last", "last_owners", "mean_uncached", "model", "policy", "roster", "rotation")
+    __slots__ = ("bytes_per_token", "dialects", "last", "last_owners", "mean_uncached", "model", "policy", "roster", "rotation")
 
     def __init__(self, model: str, policy: str, seed: int) -> None:
         self.model = model
@@ -68,6 +68,8 @@ class Pool:
         """Key → bit of the one endpoint that got it last; kept once `sglang_cache_aware` asked for it."""
         self.rotation = Rotation(seed)
         self.last = ""
+        self.dialects: frozenset[str] = frozenset()
+        """What every member speaks: a request in one of these need not look at them one by one."""
         self.roster = roster([])
 
     @property
@@ -77,11 +79,15 @@ class Pool:
 
     def join(self, endpoint: EndpointState) -> None:
         """Add a member at its place in the order of names."""
-        self.roster = roster(sorted([*self.members, endpoint], key=lambda member: member.name))
+        self._seat(sorted([*self.members, endpoint], key=lambda member: member.name))
 
     def leave(self, endpoint: EndpointState) -> None:
         """Remove a member; absent is fine."""
-        self.roster = roster([member for member in self.members if member is not endpoint])
+        self._seat([member for member in self.members if member is not endpoint])
+
+    def _seat(self, members: list[EndpointState]) -> None:
+        self.roster = roster(members)
+        self.dialects = frozenset.intersection(*[member.dialects for member in members]) if members else frozenset()
 
     def scheduled(self, uncached: float) -> None:
         """Count what one more request has to prefill."""

@@ -69,6 +69,8 @@ def _hard(ask: Ask, member: EndpointState) -> str | None:
         return DropReason.MODEL_NOT_SERVED
     if member.split:
         return DropReason.ROLE_MISMATCH
+    if ask.dialect and ask.dialect not in member.dialects:
+        return DropReason.DIALECT_NOT_SPOKEN
     if member.context_max is not None and ask.estimate_floor > member.context_max:
         return DropReason.CONTEXT_TOO_SMALL
     if member.name in ask.tried:

@@ -16,6 +16,7 @@ class DropReason(enum.StrEnum):
 
     MODEL_NOT_SERVED = "model_not_served"
     ROLE_MISMATCH = "role_mismatch"
+    DIALECT_NOT_SPOKEN = "dialect_not_spoken"
     CONTEXT_TOO_SMALL = "context_too_small"
     TRIED = "tried"
     DRAINING = "draining"
@@ -69,7 +70,8 @@ class Ask(msgspec.Struct, gc=False):
     (text: `block_bytes / bytes_per_token`). `relax` allows soft filters to be relaxed on a later attempt (N2 (5));
     a first attempt, one without `tried`, may always relax. `may_hold`: the caller has a queue for a `HELD` verdict;
     `arrived_s` and `deadline_s` bound how long. `policy` overrides that of the pool. `chains` has the keys of the `tok`
-    space per block size of engines, for endpoints whose blocks are known from KV events.
+    space per block size of engines, for endpoints whose blocks are known from KV events. `dialect` is set when some
+    endpoint of the pool does not speak the request's.
     """
 
     model: str
@@ -86,6 +88,7 @@ class Ask(msgspec.Struct, gc=False):
     deadline_s: float = float("inf")
     chains: dict[int, list[int]] = {}
     prompt_bytes: int = 0
+    dialect: str = ""
 
 
 class Decision(msgspec.Struct, gc=False):
