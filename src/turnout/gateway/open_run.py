@@ -14,7 +14,8 @@ from turnout.core.errors import ENDINGS, ErrorKind, Outcome
 from turnout.core.exchange import Exchange
 from turnout.core.lifecycle import State
 from turnout.core.types import Request
-from turnout.dialects.envelope import in_band_error, of_outcome
+from turnout.dialects.dialect import DIALECTS
+from turnout.dialects.envelope import of_outcome
 from turnout.gateway import answers, replies
 from turnout.gateway.advice import advice
 from turnout.gateway.extra import Extra, ended
@@ -49,6 +50,7 @@ class OpenRun:
         "client",
         "clock",
         "decide_s",
+        "dialect",
         "exchange",
         "extra",
         "floor",
@@ -81,6 +83,7 @@ class OpenRun:
         self.client = client
         self.prepared: Prepared = head.prepared
         self.request = request
+        self.dialect = DIALECTS[request.dialect]
         self.principal = principal
         self.chunked = head.version_minor == 1
         self.started_s = self.clock()
@@ -180,7 +183,7 @@ class OpenRun:
     def _end_in_band(self, outcome: Outcome, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
         """W3: the head is out, so the stream itself must say that it failed, and must not end as if it were whole."""
         shown = outcome if ENDINGS[outcome].type else Outcome.STREAM_INTERRUPTED
-        event = in_band_error(of_outcome(shown, replies.MESSAGES[outcome]))
+        event = self.dialect.in_band_error(of_outcome(shown, replies.MESSAGES[outcome]), self.request_id.decode())
         self.status = 200
         self._close_exchange(outcome, kind)
         self.client.write(answers.chunk(event) if self.chunked else event)

@@ -66,7 +66,7 @@ def early_head(run: OpenRun) -> bytes:
         run.request_id,
         run.call_id.encode(),
         run.model.encode(),
-        run.gateway.told if run.extra is None else run.extra.told,
+        _told(run),
     )
 
 
@@ -102,7 +102,7 @@ def relayed_refusal(run: OpenRun, head: ResponseHead, body: bytes | None) -> byt
         headers += b"x-should-retry: false\r\n"
     if body is None:
         error = of_outcome(Outcome.UPSTREAM_INVALID, "The engine's answer is too large to relay.")
-        body = error_body("openai", error, run.request_id.decode())
+        body = error_body(run.dialect.name, error, run.request_id.decode())
         headers = answers.JSON_TYPE
     return answers.whole(head.status, headers + own_headers(run, run.response) + _connection(run), body)
 
@@ -122,7 +122,7 @@ def own_error(
     error = of_outcome(outcome, message, extra)
     if code:
         error = msgspec.structs.replace(error, code=code)
-    body = error_body("openai", error, run.request_id.decode())
+    body = error_body(run.dialect.name, error, run.request_id.decode())
     parts = [answers.JSON_TYPE, header, own_headers(run, run.response), _connection(run)]
     retry_after_s = after_s or ending.retry_after_s
     if outcome is Outcome.NO_ENDPOINT and after_s is None:  # when one may be asked again is known better than that
@@ -138,7 +138,7 @@ def own_error(
 def own_headers(run: OpenRun, response: AttemptResponse | None) -> bytes:
     """Return the headers that tell which decision, model and endpoint served."""
     attempts = run.exchange.attempts if run.exchange is not None else ()
-    told = run.gateway.told if run.extra is None else run.extra.told
+    told = _told(run)
     if not attempts:
         return b"x-request-id: %b\r\nx-turnout-decision: %b\r\n%b" % (run.request_id, run.call_id.encode(), told)
     overhead_s = run.decide_s
@@ -157,6 +157,11 @@ def own_headers(run: OpenRun, response: AttemptResponse | None) -> bytes:
     if run.models_tried and run.model != run.asked_model:
         own += b"x-turnout-fallback-from: %b\r\n" % run.asked_model.encode()
     return own
+
+
+def _told(run: OpenRun) -> bytes:
+    told = run.gateway.told if run.extra is None else run.extra.told
+    return b"%brequest-id: %b\r\n" % (told, run.request_id) if run.dialect.request_id_header else told
 
 
 def _framing(run: OpenRun) -> bytes:

@@ -14,9 +14,8 @@ from turnout.core.errors import ErrorKind
 from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.types import Usage
 from turnout.dialects.event_tap import Event, EventTap
-from turnout.dialects.openai_answer import classify, estimated_tokens, retry_after_s
+from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.openai_resume import Joiner
-from turnout.dialects.openai_stream import StreamTap, answer_usage
 from turnout.gateway import answers
 from turnout.gateway.holding import FAST
 from turnout.gateway.patience import first_answer_limit_s
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _REFUSAL_HOLD_BYTES = 65_536
 _NEVER = float("inf")
-_KEEPALIVE = b": keep-alive\n\n"
 _OK_MAX = 299
 
 
@@ -111,11 +109,7 @@ class AttemptResponse:
         elif run.request.stream and kind == "events":
             self.mode = Mode.STREAM
             self._hold = run.gateway.recovery.hold(run)
-            self.tap = StreamTap(
-                run.request.n,
-                wants_usage=run.request.include_usage,
-                event_max_bytes=run.gateway.relay_options.event_max_bytes,
-            )
+            self.tap = run.dialect.tap(run.request, run.gateway.relay_options.event_max_bytes)
         elif kind == "json" and head.length != 0 and self.joiner is None:
             self.mode = Mode.HOLD
         else:
@@ -224,7 +218,7 @@ class AttemptResponse:
         self.committed = True
 
     def keep_alive(self, now: float) -> None:
-        """Send a comment when the client of a stream has waited long without a byte (W2)."""
+        """Send a sign of life when the client of a stream has waited long without a byte (W2)."""
         run = self._run
         if now - self._last_write_s < run.gateway.relay_options.keepalive_s or self._paused:
             return
@@ -235,7 +229,7 @@ class AttemptResponse:
         if not run.head_sent:
             run.send_early_head()
         if not self.committed or not (self.tap and self.tap.partial):
-            self._write(_KEEPALIVE)
+            self._write(run.dialect.keepalive)
 
     def ended_by_client(self) -> bool:
         """End a stream whose client closed at the engine's last word: it has everything, framing aside (W7)."""
@@ -360,12 +354,12 @@ class AttemptResponse:
         if not (text.startswith(b"{") and text.endswith(b"}")):
             run.failed(self, ErrorKind.BAD_RESPONSE, self.head.status)  # type: ignore[union-attr]  # a body has a head
             return
-        self.usage, is_error = answer_usage(body)
+        self.usage, is_error = run.dialect.answer_usage(body)
         if is_error:
             run.failed(self, classify(200, body, run.engine_model(self.attempt)), 200)
             return
         if self.usage is None:
-            self.events = estimated_tokens(body)
+            self.events = run.dialect.estimated_tokens(body)
         self.first_output_s = self.head_at_s
         self.committed = True
         run.deliver(self, body)

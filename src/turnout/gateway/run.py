@@ -339,7 +339,7 @@ class Run(OpenRun):
         if self.extra is not None and self.gateway.response_cache is not None:
             self.gateway.response_cache.keep(self, response, body)
         if self.head_sent:
-            event = b"data: " + body + b"\n\n"
+            event = self.dialect.as_events(body)
             self.client.write(answers.chunk(event) if self.chunked else event)
             self.end_of_body()
             return

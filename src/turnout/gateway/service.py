@@ -18,7 +18,7 @@ from turnout.core.kit.ulid import UlidSource
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
-from turnout.dialects.openai import CHAT, COMPLETIONS, EMBEDDINGS, decode
+from turnout.dialects.dialect import PATHS
 from turnout.gateway import answers
 from turnout.gateway.asking import Asker
 from turnout.gateway.catalogue import Catalogue
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from turnout.gateway.selecting import Selecting
 
 _TICK_S = 0.1
-_GENERATE = frozenset((CHAT, COMPLETIONS, EMBEDDINGS))
 _ROUTE = frozenset((b"/v1/route", b"/v1/route/preview"))
 _PUBLIC = frozenset((b"/", b"/health", b"/ready"))
 _DRAIN_RETRY_S = 15
@@ -105,11 +104,11 @@ class Gateway:
         path, method = head.path, head.method
         if path in _PUBLIC:
             return None if method in (b"GET", b"HEAD") else _not_allowed(method, "GET, HEAD")
-        if self.draining and (path in _GENERATE or path == MODELS or path.startswith(MODEL)):
+        if self.draining and (path in PATHS or path == MODELS or path.startswith(MODEL)):
             return Refusal(
                 503, "draining", "The router is shutting down.", None, "overloaded", _DRAIN_RETRY_S, close=True
             )
-        if path in _GENERATE or (path in _ROUTE and self.selecting is not None):
+        if path in PATHS or (path in _ROUTE and self.selecting is not None):
             if method != b"POST":
                 return _not_allowed(method, "POST")
         elif path == MODELS or path.startswith(MODEL):
@@ -135,8 +134,9 @@ class Gateway:
     def on_request(self, connection: Connection, head: Head, body: bytes) -> None:
         """Serve a complete request."""
         path = head.path
-        if path in _GENERATE:
-            request = decode(path, body, self._server.json_depth_max, self.catalogue.default)
+        dialect = PATHS.get(path)
+        if dialect is not None:
+            request = dialect.decode(path, body, self._server.json_depth_max, self.catalogue.default)
             if type(request) is Refusal:
                 self._answer(connection, self.refusal(path, request, head))
                 return

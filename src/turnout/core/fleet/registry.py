@@ -55,7 +55,17 @@ def roster(members: list[EndpointState]) -> Roster:
 class Pool:
     """The endpoints that serve one model, with the state of its rotation. `last` is the name picked before."""
 
-    __slots__ = ("bytes_per_token", "dialects", "last", "last_owners", "mean_uncached", "model", "policy", "roster", "rotation")
+    __slots__ = (
+        "bytes_per_token",
+        "dialects",
+        "last",
+        "last_owners",
+        "mean_uncached",
+        "model",
+        "policy",
+        "roster",
+        "rotation",
+    )
 
     def __init__(self, model: str, policy: str, seed: int) -> None:
         self.model = model
