@@ -1,7 +1,12 @@
-"""Unit vectors of one bucket in one float32 matrix, so that a look-up is a single matrix product."""
+"""Unit vectors of one bucket as float32 matrices: a look-up reads a quarter of them and rules most rows out by that."""
+
+A look-up is bound by memory, not by arithmetic. The similarity that the remaining dimensions can still add is at most
+the product of the two remainders' norms (Cauchy–Schwarz), so only rows that could reach the threshold are read whole.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -10,15 +15,22 @@ import numpy.typing as npt
 T = TypeVar("T")
 Vector = npt.NDArray[np.float32]
 _FIRST_ROWS = 8
+_LEAD_PART = 4
+_WHOLE_PART = 4  # when more than a quarter of the rows is left, one product over all of them is cheaper
+_ROUNDING = 1e-4  # what float32 may lose; too much of it costs a row read whole, too little a match
 
 
 class Vectors(Generic[T]):
     """Rows with their owners. Removing moves the last row into the gap, so rows are dense at all times."""
 
-    __slots__ = ("_matrix", "_owners")
+    __slots__ = ("_cut", "_lead", "_norms", "_owners", "_rest")
 
     def __init__(self, dim: int) -> None:
-        self._matrix = np.empty((_FIRST_ROWS, dim), dtype=np.float32)
+        self._cut = max(1, dim // _LEAD_PART)
+        self._lead = np.empty((_FIRST_ROWS, self._cut), dtype=np.float32)
+        self._rest = np.empty((_FIRST_ROWS, dim - self._cut), dtype=np.float32)
+        self._norms = np.empty(_FIRST_ROWS, dtype=np.float32)
+        """Norms of the rows of `_rest`."""
         self._owners: list[T] = []
 
     def __len__(self) -> int:
@@ -27,27 +39,45 @@ class Vectors(Generic[T]):
     def add(self, vector: Vector, owner: T) -> int:
         """Copy a vector in and return its row."""
         row = len(self._owners)
-        if row == len(self._matrix):
-            grown = np.empty((2 * row, self._matrix.shape[1]), dtype=np.float32)
-            grown[:row] = self._matrix
-            self._matrix = grown
-        self._matrix[row] = vector
+        if row == len(self._norms):
+            self._lead, self._rest = _doubled(self._lead), _doubled(self._rest)
+            self._norms = np.concatenate([self._norms, np.empty_like(self._norms)])
+        rest = vector[self._cut :]
+        self._lead[row], self._rest[row], self._norms[row] = vector[: self._cut], rest, math.sqrt(float(rest @ rest))
         self._owners.append(owner)
         return row
 
     def remove(self, row: int) -> T | None:
         """Remove a row; returns the owner that lies in it now, None when the last row was removed."""
         last = self._owners.pop()
-        if row == len(self._owners):
+        at = len(self._owners)
+        if row == at:
             return None
-        self._matrix[row] = self._matrix[len(self._owners)]
+        self._lead[row], self._rest[row], self._norms[row] = self._lead[at], self._rest[at], self._norms[at]
         self._owners[row] = last
         return last
 
     def at_least(self, vector: Vector, threshold: float) -> list[tuple[float, T]]:
         """Return (similarity, owner) of every row that is at least this similar, in no order."""
-        if not self._owners:
+        count = len(self._owners)
+        if not count:
             return []
-        similarity = self._matrix[: len(self._owners)] @ vector
-        rows = np.flatnonzero(similarity >= np.float32(threshold))
-        return [(float(similarity[row]), self._owners[row]) for row in rows.tolist()]
+        rest = vector[self._cut :]
+        similarity = self._lead[:count] @ vector[: self._cut]
+        most = similarity + self._norms[:count] * np.float32(math.sqrt(float(rest @ rest)))
+        rows = np.flatnonzero(most >= np.float32(threshold - _ROUNDING))
+        if len(rows) > count // _WHOLE_PART:
+            similarity = similarity + self._rest[:count] @ rest
+            rows = np.flatnonzero(similarity >= np.float32(threshold))
+            found = similarity[rows]
+        else:
+            found = similarity[rows] + self._rest[rows] @ rest
+            kept = found >= np.float32(threshold)
+            rows, found = rows[kept], found[kept]
+        return [(value, self._owners[row]) for value, row in zip(found.tolist(), rows.tolist(), strict=True)]
+
+
+def _doubled(matrix: Vector) -> Vector:
+    grown = np.empty((2 * len(matrix), matrix.shape[1]), dtype=np.float32)
+    grown[: len(matrix)] = matrix
+    return grown
