@@ -1,4 +1,4 @@
-"""Unit vectors of one bucket as float32 matrices: a look-up reads a quarter of them and rules most rows out by that."""
+"""Unit vectors of one bucket as float32 matrices: a look-up reads a quarter of them and rules most rows out by that.
 
 A look-up is bound by memory, not by arithmetic. The similarity that the remaining dimensions can still add is at most
 the product of the two remainders' norms (Cauchy–Schwarz), so only rows that could reach the threshold are read whole.
