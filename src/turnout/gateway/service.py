@@ -104,7 +104,7 @@ class Gateway:
         path, method = head.path, head.method
         if path in _PUBLIC:
             return None if method in (b"GET", b"HEAD") else _not_allowed(method, "GET, HEAD")
-        if self.draining and (path in PATHS or path == MODELS or path.startswith(MODEL)):
+        if self.draining and (path in PATHS or path in _ROUTE or path == MODELS or path.startswith(MODEL)):
             return Refusal(
                 503, "draining", "The router is shutting down.", None, "overloaded", _DRAIN_RETRY_S, close=True
             )
