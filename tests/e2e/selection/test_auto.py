@@ -158,6 +158,17 @@ def test_error_mapping_is_one_table(house: House, path: bytes, model: str) -> No
     assert house.engine.requests == []
 
 
+def test_RoutingKnobsOverride_Envelope_of_anthropic(house: House) -> None:
+    for line, body in ((b"x-turnout-routing-alpha: nan", {}), (b"x-unknown: 1", {"turnout": {"alpha": "0.5"}})):
+        seen = house.ask(MATHS, line, path=b"/v1/messages", max_tokens=5, **body)
+        assert (seen.status, seen.json["type"]) == (400, "error")
+        assert seen.json["error"]["type"] == "invalid_request_error"
+        assert "routing-alpha" in seen.json["error"]["message"] or "turnout.alpha" in seen.json["error"]["message"]
+    seen = house.ask(MATHS, path=b"/v1/messages", max_tokens=5, model="auto:typo")
+    assert (seen.status, seen.json["error"]["type"]) == (400, "invalid_request_error")
+    assert house.engine.requests == []
+
+
 def test_effective_knobs_and_conflicts_are_refused_by_name(house: House) -> None:
     seen = house.ask(MATHS, b"x-turnout-routing-speed-weight: 0.5")
     assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", "x-turnout-routing-speed-weight")
