@@ -134,7 +134,7 @@ def export(
         _fail(f"table {table!r}: expected calls or attempts")
     reader, more = Reader(_address(config, url)), True
     since_ms = _instant(since) if since else 0
-    with _reporting():
+    with _reporting(), closing(reader):
         while more:
             page, more = reader.export(table, since_ms=since_ms, cursor=cursor, limit=_PAGE, now_ms=_now_ms())
             sys.stdout.buffer.write(lines(page))

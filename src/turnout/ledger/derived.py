@@ -74,6 +74,14 @@ _RESULTS = sa.text(
     "SELECT ended_at_ms, seq, ok, error_kind, http_status FROM attempts WHERE route_id = :route_id"
     " AND ended_at_ms >= :since ORDER BY ended_at_ms DESC, seq DESC LIMIT :most"
 )
+# Nearest rank, exact and the same everywhere: the ⌈p·n⌉-th smallest.
+_PERCENTILES = sa.text(
+    "SELECT route_id, value, n, place FROM (SELECT route_id, value, COUNT(*) OVER (PARTITION BY route_id) AS n,"
+    " ROW_NUMBER() OVER (PARTITION BY route_id ORDER BY value) AS place FROM ("
+    " SELECT route_id, CASE WHEN :ttft = 1 THEN ttft_ms ELSE e2e_ms END AS value FROM attempts"
+    " WHERE ended_at_ms >= :since AND route_id IS NOT NULL AND ok) v WHERE value IS NOT NULL) p"
+    " WHERE place = (n + 1) / 2 OR place = (19 * n + 19) / 20"
+)
 _CALIBRATION = sa.text(
     "SELECT selected_model AS model, COUNT(*) AS n, SUM(est_tokens) AS estimated, SUM(tokens_in) AS actual FROM calls"
     " WHERE ended_at_ms >= :since AND usage_source = 'engine' AND est_tokens > 0 AND tokens_in > 0"
@@ -121,6 +129,15 @@ class CostAccuracy(msgspec.Struct, frozen=True):
     measured_nusd: int
     expected_nusd: int
     usd_per_mtok: float
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Durations of the successes of one route, by nearest rank; None without any."""
+
+    e2e_p50_ms: int | None = None
+    e2e_p95_ms: int | None = None
+    ttft_p50_ms: int | None = None
+    ttft_p95_ms: int | None = None
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -274,6 +291,21 @@ def failure_streaks(
         if whole is not None:
             by_endpoint[endpoint] = whole
     return by_route, by_endpoint
+
+
+def percentiles(conn: sa.Connection, now_ms: int, window_ms: int = ROUTE_WINDOW_MS) -> dict[RouteKey, Percentiles]:
+    """Give p50 and p95 per route over the rows themselves: seconds for a million rows, so never for the hot path."""
+    keys = routes(conn)
+    found: dict[RouteKey, dict[str, int]] = {}
+    for name, ttft in (("e2e", 0), ("ttft", 1)):
+        asked = {"since": now_ms - max(0, window_ms), "ttft": ttft}
+        for route_id, value, n, place in conn.execute(_PERCENTILES, asked):
+            values = found.setdefault(keys[route_id], {})
+            if place == (n + 1) // 2:
+                values[f"{name}_p50_ms"] = value
+            if place == (19 * n + 19) // 20:
+                values[f"{name}_p95_ms"] = value
+    return {key: Percentiles(**values) for key, values in found.items()}
 
 
 def calibration(conn: sa.Connection, now_ms: int, window_ms: int = DAY_MS) -> list[Calibration]:

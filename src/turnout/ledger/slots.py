@@ -84,7 +84,8 @@ class Slots:
         """Give back the slots of requests whose rows are safe."""
         for call_id in call_ids:
             at = self._taken.pop(call_id, None)
-            if at is not None:
+            # A writer that hung when the ledger was closed comes back to a file that is gone.
+            if at is not None and not self._map.closed:
                 self._map[at] = _FREE
                 self._map[at + RECORD_BYTES] = _FREE
                 self._unused.append(at)

@@ -188,8 +188,8 @@ class Ledger:
         self._from_slots(len(self._overflow))
         self._drain.spool_queue()
         lost = self._spool.close() + self._spool.calls_refused - refused
-        if self._slots is not None and not self._writer.is_alive():
-            slots, self._slots = self._slots, None
+        slots, self._slots = self._slots, None
+        if slots is not None:
             slots.remove()
         return lost
 
@@ -270,8 +270,9 @@ class Ledger:
             self._on_event("ledger_recovered", calls=self._recovered, unreadable=self._slots_unreadable)
 
     def _free(self, calls: Sequence[CallFact]) -> None:
-        if self._slots is not None:
-            self._slots.free([call.call_id for call in calls if call.outcome])
+        slots = self._slots
+        if slots is not None:
+            slots.free([call.call_id for call in calls if call.outcome])
 
     def _from_slots(self, room: int) -> None:
         """Take calls that once found no room from their slots."""
@@ -293,6 +294,7 @@ class Ledger:
 
     def _open(self) -> None:
         """Prepare the database in a thread of its own: calls are spooled meanwhile, however long a migration takes."""
+        _yield_to_requests()
         retry_s, failing = RETRY_FIRST_S, False
         pause_s = self._open_delay_s
         while not self._opened.is_set():

@@ -30,8 +30,8 @@ def conn(store: Store, database: Path) -> Iterator[sa.Connection]:
 
 
 @pytest.fixture
-def tries(store: Store, call: Make, attempt: Make) -> Callable[..., None]:
-    """Store calls of one attempt each."""
+def tries(store: Store, conn: sa.Connection, call: Make, attempt: Make) -> Callable[..., None]:
+    """Store calls of one attempt each, and let the reader begin a new transaction: one sees one state."""
     stored = 0
 
     def write(*legs: dict[str, Any], **fields: Any) -> None:
@@ -41,6 +41,7 @@ def tries(store: Store, call: Make, attempt: Make) -> Callable[..., None]:
             given = {"route": made.route, "ended_at_ms": made.ended_at_ms, "attempts": (made,), **fields}
             store.write([call(stored, **given)])
             stored += 1
+        conn.rollback()
 
     return write
 

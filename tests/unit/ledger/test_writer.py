@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from turnout.core import options
-from turnout.core.facts import CallFact
+from turnout.core.facts import CallFact, OpenedCall
 from turnout.ledger.sink import LedgerRefusedError, Written
 from turnout.ledger.writer import Ledger
 
@@ -101,6 +101,51 @@ def test_a_full_queue_drops_and_counts(open_ledger: Make, call: Make) -> None:
     assert ledger.close() == 0
     ledger.record(call(9))
     assert ledger.stats()["dropped_calls_closed"] == 1
+
+
+def test_a_call_that_finds_no_room_is_picked_up_from_its_slot(database: Path, open_ledger: Make, call: Make) -> None:
+    sink = HangingSink()
+    ledger = open_ledger(open_sink=lambda: sink, queue_max=2)
+    facts = [call(n) for n in range(6)]
+    for fact in facts:
+        ledger.accepted(_opened(fact))
+    ledger.record(facts[0])
+    assert sink.entered.wait(10)
+    for fact in facts[1:]:
+        ledger.record(fact)
+    assert ledger.stats()["dropped_calls_queue_full"] == 0
+    assert ledger.close(0.05) == 0
+    successor = open_ledger()
+    assert successor.flush(10.0) == 0
+    sink.released.set()
+    assert _count(database) == (6, 6)
+
+
+def test_attempts_of_open_exchanges_take_at_most_their_share_of_the_queue(open_ledger: Make, call: Make) -> None:
+    ledger = open_ledger(started=False, queue_max=10)
+    for n in range(12):
+        ledger.record(call(n, outcome=""))
+    assert (ledger.stats()["queue_depth"], ledger.stats()["dropped_attempts_queue_full"]) == (8, 4)
+    ledger.record(call(99))
+    assert ledger.stats()["queue_depth"] == 9
+
+
+def test_slots_are_free_once_rows_are_safe(database: Path, open_ledger: Make, call: Make) -> None:
+    ledger = open_ledger()
+    for n in range(50):
+        ledger.accepted(_opened(call(n)))
+    assert ledger.stats()["slots_taken"] == 50
+    for n in range(50):
+        ledger.record(call(n))
+    assert ledger.flush(10.0) == 0
+    assert ledger.stats()["slots_taken"] == 0
+    assert ledger.close() == 0
+    assert [path.name for path in database.parent.iterdir()] == ["turnout.db"]
+
+
+def _opened(fact: CallFact) -> OpenedCall:
+    given = (fact.request_id, fact.started_at_ms, fact.tenant, fact.key_id, None, fact.dialect, fact.path)
+    return OpenedCall(fact.call_id, *given, stream=True, requested_model="m")
 
 
 def test_flush_is_bounded(open_ledger: Make, call: Make) -> None:
