@@ -159,7 +159,11 @@ def test_error_mapping_is_one_table(house: House, path: bytes, model: str) -> No
 
 
 def test_RoutingKnobsOverride_Envelope_of_anthropic(house: House) -> None:
-    for line, body in ((b"x-turnout-routing-alpha: nan", {}), (b"x-unknown: 1", {"turnout": {"alpha": "0.5"}})):
+    bad: list[tuple[bytes, dict[str, Any]]] = [
+        (b"x-turnout-routing-alpha: nan", {}),
+        (b"x-unknown: 1", {"turnout": {"alpha": "0.5"}}),
+    ]
+    for line, body in bad:
         seen = house.ask(MATHS, line, path=b"/v1/messages", max_tokens=5, **body)
         assert (seen.status, seen.json["type"]) == (400, "error")
         assert seen.json["error"]["type"] == "invalid_request_error"
