@@ -32,7 +32,7 @@ PolicyName = Literal[
 class Scheduling(Section, frozen=True, kw_only=True):
     """Which endpoint serves an attempt (scheduling §5)."""
 
-    policy: Annotated[PolicyName, doc("The rule of the pools that name none.")] = "affinity_load"
+    policy: Annotated[PolicyName, doc("The rule of the pools that name none.")] = "turnout"
     affinity_beta: Annotated[
         float, Meta(ge=0, le=1000), doc("affinity_load: weight of load relative to the pool's mean.")
     ] = 1.0

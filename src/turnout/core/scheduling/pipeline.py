@@ -5,6 +5,8 @@ Pure but for what the rules name: the pool's rotation counter and previous pick,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool, Roster, roster
 from turnout.core.kit.rng import Rng
@@ -125,8 +127,10 @@ def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> N
     decision.uncached = max(1, uncached)
 
 
-def _recency(ask: Ask, fleet: Fleet, members: list[EndpointState], now: float) -> list[int]:
-    """2 for the endpoint of the session's pin, 1 for the last one that got this first block, else 0."""
+def _recency(ask: Ask, fleet: Fleet, members: list[EndpointState], now: float) -> Sequence[int]:
+    """2 for the endpoint of the session's pin, 1 for the last one that got this first block, else 0; empty: all 0."""
     pinned = fleet.pinned(ask.session, now) if ask.session else None
     recent = fleet.index.recent(ask.keys[0]) if ask.keys else 0
+    if pinned is None and not recent:
+        return ()
     return [2 if member is pinned else 1 if recent and member.bit == recent else 0 for member in members]

@@ -196,4 +196,4 @@ def test_model_may_name_its_own_policy() -> None:
     )
     fleet.add(endpoint("a", models=["m", "n"]), 0.0)
     pools = [fleet.pool("m"), fleet.pool("n")]
-    assert [pool.policy for pool in pools if pool is not None] == ["round_robin", "affinity_load"]
+    assert [pool.policy for pool in pools if pool is not None] == ["round_robin", "turnout"]
