@@ -6,9 +6,9 @@ An armed fault always strikes: after its number of tokens, or before the last to
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from turnout.sim.wire import DONE, Shape, to_json, usage
+from turnout.sim.wire import usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from turnout.sim.sequence import Emitted
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
-MALFORMED = b'data: {"id":"chatcmpl-malformed","choices":[{"index":0,"delta":{"content"\n\n'
 WRONG_STREAM_BYTES = 2**40
 """Declared length of a stream under `wrong_length`: more than is ever sent."""
 WRONG_EXTRA_BYTES = 64
@@ -33,6 +32,36 @@ class Answer(Protocol):
 
     def emitted(self, event: Emitted, /) -> bool:
         """Take one token; False ends the generation in the model."""
+
+
+class Shape(Protocol):
+    """How one generation is worded: events, their end, the whole, and what faults make of them."""
+
+    @property
+    def done(self) -> bytes:
+        """The terminator."""
+
+    @property
+    def malformed(self) -> bytes:
+        """An event that cannot be read."""
+
+    def role(self, usage_now: dict[str, Any] | None, /) -> bytes:
+        """What comes before the first token."""
+
+    def chunk(self, text: str, finish: str | None, stop_hit: str | None, usage_now: dict[str, Any] | None, /) -> bytes:
+        """One output event."""
+
+    def usage_event(self, usage_now: dict[str, Any], /) -> bytes:
+        """The counts at the end."""
+
+    def whole(self, texts: list[str], finish: str, stop_hit: str | None, usage_now: dict[str, Any], /) -> bytes:
+        """The complete answer."""
+
+    def error(self, status: int, /) -> bytes:
+        """An error object inside a 200."""
+
+    def error_event(self, status: int, /) -> bytes:
+        """The same in the middle of a stream."""
 
 
 class StreamAnswer:
@@ -85,7 +114,7 @@ class StreamAnswer:
             if self._asked.include_usage:
                 data += self._shape.usage_event(usage(prompt_tokens, event.output_tokens, cached))
             if self._fault is None or self._fault.kind != "no_terminator":
-                data += DONE
+                data += self._shape.done
         return data
 
     def _write(self, data: bytes) -> None:
@@ -107,11 +136,11 @@ class StreamAnswer:
             self._connection.half_close()
             return False
         elif fault.kind == "error_event":
-            self._connection.write(error_event(fault.status))
+            self._connection.write(self._shape.error_event(fault.status))
             self._connection.end()
             return False
         elif fault.kind == "bad_sse":
-            self._connection.write(MALFORMED)
+            self._connection.write(self._shape.malformed)
         elif fault.kind == "reset_mid_stream":
             self._connection.reset()
             return False
@@ -184,13 +213,6 @@ class Drip:
             self._connection.end()
 
 
-def error_event(status: int) -> bytes:
-    """An error in the middle of a 200, as engines write it."""
-    kind = "overloaded_error" if status in (503, 529) else "rate_limit_error" if status == 429 else "server_error"  # noqa: PLR2004
-    error = {"message": f"injected error {status}", "type": kind, "param": None, "code": status}
-    return b"data: " + to_json({"error": error}) + b"\n\n"
-
-
 class WholeAnswer:
     """One JSON object when the generation ends."""
 
@@ -225,7 +247,7 @@ class WholeAnswer:
             connection.reply(200, body[:-1])
             return
         if fault.kind == "error_event":
-            connection.reply(200, error_event(fault.status)[len(b"data: ") : -2])
+            connection.reply(200, self._shape.error(fault.status))
             return
         if fault.kind == "no_terminator":  # a whole answer has none
             connection.reply(200, body)

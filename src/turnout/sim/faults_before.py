@@ -40,17 +40,20 @@ CONTENT_POLICY = wire.to_json(
 )
 
 
-def strike_before_answer(connection: Connection, draw: Draw) -> bool:
-    """Carry out the first fault that takes the place of an answer; False: there is none, answer normally."""
+def strike_before_answer(connection: Connection, draw: Draw, worded: Callable[[bytes], bytes] = bytes) -> bool:
+    """Carry out the first fault that takes the place of an answer; False: there is none, answer normally.
+
+    `worded` puts an error body into the dialect of the request.
+    """
     if (status := draw("status")) is not None:
         retry = () if status.retry_after is None else (("retry-after", status.retry_after),)
         kind = _ERROR_KINDS.get(status.status, "InternalServerError")
         body = wire.error_body(status.status, f"injected status {status.status}", kind)
-        connection.reply(status.status, body, headers=retry)
+        connection.reply(status.status, worded(body), headers=retry)
     elif draw("context_error") is not None:
-        connection.reply(400, CONTEXT_ERROR)
+        connection.reply(400, worded(CONTEXT_ERROR))
     elif draw("content_policy") is not None:
-        connection.reply(400, CONTENT_POLICY)
+        connection.reply(400, worded(CONTENT_POLICY))
     elif draw("reset") is not None:
         connection.reset()
     elif draw("garbage") is not None:

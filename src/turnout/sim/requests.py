@@ -47,12 +47,16 @@ class Generate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return len(self.work.tokens) // TOKEN_BYTES
 
 
-class _StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct):
+    """What a stream tells beside its text."""
+
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class _Sampling(msgspec.Struct, kw_only=True):
+class Sampling(msgspec.Struct, kw_only=True):
+    """The members that every generating request may have."""
+
     model: str | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -60,12 +64,12 @@ class _Sampling(msgspec.Struct, kw_only=True):
     stop: str | list[str] | None = None
     n: int | None = None
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     cache_salt: str | None = None
     logprobs: bool | int | None = None
 
 
-class _Chat(_Sampling, kw_only=True):
+class _Chat(Sampling, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
     tools: Any = None
@@ -74,7 +78,7 @@ class _Chat(_Sampling, kw_only=True):
     continue_final_message: bool | None = None
 
 
-class _Completion(_Sampling, kw_only=True):
+class _Completion(Sampling, kw_only=True):
     prompt: str | list[Any]
 
 
@@ -115,7 +119,7 @@ class Reader:
 
     def chat(self, body: bytes) -> Generate:
         """`POST /v1/chat/completions`. Raises RefusalError."""
-        asked = _decode(_chat, body)
+        asked = decode(_chat, body)
         self._check_model(asked.model)
         if not asked.messages:
             raise RefusalError(400, "messages = []: expected at least one message", param="messages")
@@ -125,7 +129,7 @@ class Reader:
 
     def completion(self, body: bytes) -> Generate:
         """`POST /v1/completions`. Raises RefusalError."""
-        asked = _decode(_completion, body)
+        asked = decode(_completion, body)
         self._check_model(asked.model)
         prompt, tokens = _prompt(asked.prompt, "prompt")
         limit = asked.max_tokens if asked.max_tokens is not None else COMPLETION_TOKENS
@@ -133,7 +137,7 @@ class Reader:
 
     def embedding(self, body: bytes) -> tuple[list[bytes], int, bool]:
         """`POST /v1/embeddings`: packed inputs, dimensions, and whether vectors are base64. Raises RefusalError."""
-        asked = _decode(_embedding, body)
+        asked = decode(_embedding, body)
         self._check_model(asked.model)
         several = isinstance(asked.input, list) and asked.input and not isinstance(asked.input[0], int)
         inputs = asked.input if several else [asked.input]
@@ -144,7 +148,7 @@ class Reader:
 
     def tokenize(self, body: bytes) -> bytes:
         """`POST /tokenize`: packed tokens of a prompt or of messages. Raises RefusalError."""
-        asked = _decode(_tokenize, body)
+        asked = decode(_tokenize, body)
         self._check_model(asked.model)
         if asked.messages is not None:
             return pack(_render(asked.messages, asked.tools, asked))
@@ -154,7 +158,7 @@ class Reader:
 
     def detokenize(self, body: bytes) -> bytes:
         """`POST /detokenize`: rendered bytes of token ids. Raises RefusalError."""
-        asked = _decode(_detokenize, body)
+        asked = decode(_detokenize, body)
         self._check_model(asked.model)
         return rendered_of(_packed_ids(asked.tokens, "tokens"))
 
@@ -162,10 +166,10 @@ class Reader:
         if model is not None and model != self._model:
             raise RefusalError(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
 
-    def _generate(self, asked: _Sampling, prompt: bytes, tokens: bytes, limit: int | None, *, chat: bool) -> Generate:
+    def _generate(self, asked: Sampling, prompt: bytes, tokens: bytes, limit: int | None, *, chat: bool) -> Generate:
         if asked.n not in (None, 1):
             raise RefusalError(400, f"n = {asked.n}: expected 1", param="n")
-        options = asked.stream_options or _StreamOptions()
+        options = asked.stream_options or StreamOptions()
         return Generate(
             work=Work(
                 prompt=prompt,
@@ -206,7 +210,8 @@ class Reader:
         return limit
 
 
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A body of one shape. Raises RefusalError."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

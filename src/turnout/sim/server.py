@@ -13,13 +13,14 @@ import msgspec
 import xxhash
 
 import turnout
-from turnout.sim import wire
-from turnout.sim.answers import StreamAnswer, WholeAnswer
+from turnout.sim import anthropic_wire, wire
+from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
+from turnout.sim.anthropic import MessagesReader
 from turnout.sim.faults import HEADER, MID_ANSWER, Fault, FaultPlan, parse_header
 from turnout.sim.faults_before import Draw, strike_before_answer
 from turnout.sim.http import Connection, HttpRequest
 from turnout.sim.pump import Pump
-from turnout.sim.requests import Generate, Reader, RefusalError
+from turnout.sim.requests import Generate, RefusalError
 from turnout.sim.text import readable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from turnout.sim.options import EngineOptions
 
-GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", anthropic_wire.PATH})
 REMEMBERED_REQUESTS = 100
 DEATH_DELAY_S = 0.01
 """Time for the answer to the control request that asked for the death."""
@@ -40,7 +41,7 @@ class SimEngineServer:
         self.options = options
         self.faults = FaultPlan(options.seed, options.faults, engine=options.name)
         self._die = die or self._vanish
-        self._reader = Reader(options.model, options.context_tokens)
+        self._reader = MessagesReader(options.model, options.context_tokens)
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._port = options.port
@@ -53,6 +54,8 @@ class SimEngineServer:
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
             ("POST", "/v1/embeddings"): self._embedding,
+            ("POST", anthropic_wire.PATH): self._messages,
+            ("POST", f"{anthropic_wire.PATH}/count_tokens"): self._count_tokens,
             ("GET", "/v1/models"): self._models,
             ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics_page,
@@ -199,7 +202,7 @@ class SimEngineServer:
         try:
             route(connection, request)
         except RefusalError as refusal:
-            connection.reply(refusal.status, wire.refusal_body(refusal))
+            connection.reply(refusal.status, _worded(request)(wire.refusal_body(refusal)))
 
     def _struck_before_answer(self, connection: Connection, request: HttpRequest) -> bool:
         """Whether a fault has dealt with this request already: nothing more is to be answered."""
@@ -217,7 +220,8 @@ class SimEngineServer:
                 self._refuse(refuse)
             if draw("health_lies") is not None:
                 return True
-        return self._draws(request)("accept_hang") is not None or strike_before_answer(connection, draw)
+        hangs = self._draws(request)("accept_hang") is not None
+        return hangs or strike_before_answer(connection, draw, _worded(request))
 
     def _draws(self, request: HttpRequest, *, by_path_only: bool = False) -> Draw:
         asked = request.headers.get(HEADER)
@@ -246,9 +250,6 @@ class SimEngineServer:
         self._generate(connection, request, self._reader.completion(request.body))
 
     def _generate(self, connection: Connection, request: HttpRequest, asked: Generate) -> None:
-        draw = self._draws(request)
-        draws = (draw(kind) for kind in MID_ANSWER)
-        fault = next((drawn for drawn in draws if drawn is not None), None)
         shape = wire.Shape(
             chat=asked.chat,
             identifier=self._identifier(request, "chatcmpl" if asked.chat else "cmpl"),
@@ -256,6 +257,17 @@ class SimEngineServer:
             model=self.options.model,
             with_logprobs=asked.logprobs,
         )
+        self._answer(connection, request, asked, shape)
+
+    def _messages(self, connection: Connection, request: HttpRequest) -> None:
+        asked = self._reader.messages(request.body)
+        shape = anthropic_wire.AnthropicShape(identifier=self._identifier(request, "msg"), model=self.options.model)
+        self._answer(connection, request, asked, shape)
+
+    def _answer(self, connection: Connection, request: HttpRequest, asked: Generate, shape: Shape) -> None:
+        draw = self._draws(request)
+        draws = (draw(kind) for kind in MID_ANSWER)
+        fault = next((drawn for drawn in draws if drawn is not None), None)
         make = StreamAnswer if asked.stream else WholeAnswer
         answer = make(connection, asked, shape, fault, cached_tokens=self.options.cached_tokens)
         pump = self._pump
@@ -266,6 +278,9 @@ class SimEngineServer:
         identifier = self._identifier(request, "embd")
         body = wire.embeddings_body(self.options.model, identifier, inputs, dimensions, as_base64=as_base64)
         connection.reply(200, body)
+
+    def _count_tokens(self, connection: Connection, request: HttpRequest) -> None:
+        connection.reply(200, anthropic_wire.count_body(self._reader.count(request.body)))
 
     def _models(self, connection: Connection, _: HttpRequest) -> None:
         body = wire.models_body(self.options.model, int(self._pump.started_at), self.options.context_tokens)
@@ -312,3 +327,8 @@ class SimEngineServer:
     def _faults_cleared(self, connection: Connection, request: HttpRequest) -> None:
         self.clear_faults()
         self._faults_listed(connection, request)
+
+
+def _worded(request: HttpRequest) -> Callable[[bytes], bytes]:
+    """How an error body is put into the dialect of a request."""
+    return anthropic_wire.translated if request.path.startswith(anthropic_wire.PATH) else bytes

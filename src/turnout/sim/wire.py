@@ -12,7 +12,6 @@ import xxhash
 from turnout.sim.requests import RefusalError
 from turnout.sim.text import TOKEN_BYTES, unpack
 
-DONE = b"data: [DONE]\n\n"
 LOGPROB = -1.0
 """Every log-probability this engine reports."""
 
@@ -46,6 +45,9 @@ class Shape:
     """The objects of one generation: chat or completion, whole or in chunks."""
 
     __slots__ = ("_chat", "_head", "_whole", "with_logprobs")
+
+    done = b"data: [DONE]\n\n"
+    malformed = b'data: {"id":"chatcmpl-malformed","choices":[{"index":0,"delta":{"content"\n\n'
 
     def __init__(self, *, chat: bool, identifier: str, created: int, model: str, with_logprobs: bool) -> None:
         self._chat = chat
@@ -89,6 +91,15 @@ class Shape:
         choice["finish_reason"] = finish
         choice["stop_reason"] = stop_hit
         return to_json({**self._whole, "choices": [choice], "usage": usage_now})
+
+    def error(self, status: int) -> bytes:
+        """An error object inside a 200."""
+        kind = "overloaded_error" if status in (503, 529) else "rate_limit_error" if status == 429 else "server_error"  # noqa: PLR2004
+        return to_json({"error": {"message": f"injected error {status}", "type": kind, "param": None, "code": status}})
+
+    def error_event(self, status: int) -> bytes:
+        """The same in the middle of a stream."""
+        return b"data: " + self.error(status) + b"\n\n"
 
     def _event(self, choice: str, usage_now: dict[str, Any] | None) -> bytes:
         if usage_now is None:
