@@ -41,7 +41,6 @@ from turnout.telemetry.meter import EndpointRow, Meter
 
 if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
-    from turnout.ledger.reader import Reader
 
 _FLUSH_S = 5.0
 _SECOND_SIGNAL_S = 5.0
@@ -263,9 +262,10 @@ class App:
 
     def _admin_app(self) -> object:
         from turnout.console.admin import admin_app
+        from turnout.console.ledger_pages import routes as ledger_routes
         from turnout.telemetry.prometheus import Exposition
 
-        facts = Facts(self.gateway, self.listener, self.meter, self.ledger, self._config.ledger.url)
+        facts = Facts(self.gateway, self.listener, self.meter, self.ledger)
         exposition = Exposition(
             self.meter,
             fleet_rows=facts.rows,
@@ -278,15 +278,15 @@ class App:
             version=__version__,
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
-        return admin_app(facts, report=self.log.fault, changes=self.changes)
+        pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
+        return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
 
 
 class Facts:
     """What the admin listener may read (`console.admin.AdminSource`), from the parts that know it."""
 
-    def __init__(self, gateway: Gateway, listener: Listener, meter: Meter, ledger: Ledger | None, url: str) -> None:
-        self._gateway, self._listener, self._meter, self._ledger, self._url = gateway, listener, meter, ledger, url
-        self._reader: Reader | None = None
+    def __init__(self, gateway: Gateway, listener: Listener, meter: Meter, ledger: Ledger | None) -> None:
+        self._gateway, self._listener, self._meter, self._ledger = gateway, listener, meter, ledger
 
     def metrics(self) -> bytes:
         """Return the metrics page."""
@@ -312,14 +312,7 @@ class Facts:
 
     def calls(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest rows of the ledger."""
-        if not self._url:
-            return []
-        if self._reader is None:
-            from turnout.ledger.reader import Reader  # loads the database library
-            from turnout.ledger.upgrade import path_of
-
-            self._reader = Reader(path_of(self._url))
-        return self._reader.recent_calls(limit)
+        return self._ledger.pages().reader.recent_calls(limit) if self._ledger is not None else []
 
     def rows(self) -> list[EndpointRow]:
         """Return one row per endpoint for the metrics, and bring the plain gauges up to date."""

@@ -1,4 +1,4 @@
-"""The derived statistics that the hot path reads: refreshed by a thread, published by one assignment, never queried.
+"""The statistics and prices that the hot path reads: refreshed by a thread, published by one assignment, never queried.
 
 A refresh that fails leaves the last snapshot where it is; readers see its age and take neutral values after 30 s.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turnout.core.facts import RouteStats, StatsSnapshot
+from turnout.core.pricing import PriceBook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ class Refresher:
     ) -> None:
         """Describe it; the database is opened by the thread, `delay_s` after `start`."""
         self.latest: StatsSnapshot = _EMPTY
+        self.book = PriceBook.of(None, (), options.default_cached_price_factor)
         self.read_errors: dict[str, int] = {}
         self._options = options
         self._clock_ms = clock_ms
@@ -74,7 +76,7 @@ class Refresher:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database does not answer.
         """
-        from turnout.ledger import connection, derived
+        from turnout.ledger import connection, derived, prices
         from turnout.ledger.window import Window
 
         section = self._options
@@ -94,6 +96,9 @@ class Refresher:
                 tool_incapable = derived.incapable(tool_sums, keys, section.tool_min_samples)
                 by_route, by_endpoint = derived.failure_streaks(conn, now_ms, section.streak_window_ms)
                 self._streaks_at_ms = now_ms
+            version = prices.in_force(conn, now_ms)
+            if version != self.book.version:  # a version never changes: it is read once
+                self.book = prices.load(conn, version, section.default_cached_price_factor)
         self.latest = StatsSnapshot(
             observed_at_ms=now_ms,
             derive_ms=round((self._monotonic() - started) * 1000),

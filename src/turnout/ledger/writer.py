@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from turnout.core import options
     from turnout.core.facts import CallFact, OpenedCall, StatsSnapshot
+    from turnout.core.pricing import PriceBook
+    from turnout.ledger.pages import Pages
     from turnout.ledger.sink import Sink
     from turnout.ledger.upgrade import OnEvent
 
@@ -103,6 +105,7 @@ class Ledger:
             on_safe=self._free,
         )
         self._sink: Sink | None = None
+        self._pages: Pages | None = None
         # Daemons: a database that hangs must not keep the process from ending; `close` is what loses nothing.
         self._writer = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._opener = threading.Thread(target=self._open, name="ledger-opener", daemon=True)
@@ -156,6 +159,18 @@ class Ledger:
     def snapshot(self) -> StatsSnapshot:
         """Give the derived statistics: the same object until the next refresh, empty when older than 30 s."""
         return self._refresher.fresh(self._clock_ms())
+
+    def prices(self) -> PriceBook:
+        """Give the version of the price book in force, as of the last refresh; empty before the first."""
+        return self._refresher.book
+
+    def pages(self) -> Pages:
+        """Give the documents of the admin endpoints; loads the database library, so not on the event loop."""
+        if self._pages is None:
+            from turnout.ledger.pages import Pages
+
+            self._pages = Pages(self._options, clock_ms=self._clock_ms, snapshot=self.snapshot, stats=self.stats)
+        return self._pages
 
     def flush(self, timeout_s: float) -> int:
         """Wait until everything recorded is in the database; return the calls that are not after `timeout_s`.

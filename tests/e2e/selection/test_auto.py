@@ -247,7 +247,7 @@ def test_the_decision_explains_the_selection(house: House) -> None:
     from turnout.app import Facts
 
     gateway = house.router.app.gateway
-    facts = Facts(gateway, house.router.app.listener, house.router.app.meter, None, "")
+    facts = Facts(gateway, house.router.app.listener, house.router.app.meter, None)
     document = house.router.call(lambda: facts.decision(seen.header(b"x-turnout-decision").decode()))
     assert document is not None
     found = document["selection"]

@@ -9,9 +9,11 @@ import sqlalchemy as sa
 
 from turnout.core import options
 from turnout.core.facts import RouteKey, RouteStats, StatsSnapshot
-from turnout.ledger import connection, derived, health
+from turnout.core.pricing import Price, Tokens
+from turnout.ledger import connection, derived, health, prices
 from turnout.ledger.derived import CostRow, cost_accuracy
 from turnout.ledger.health import Result, streak
+from turnout.ledger.sink import LedgerRefusedError
 from turnout.ledger.snapshot import Refresher
 from turnout.ledger.store import Store
 
@@ -250,3 +252,36 @@ def test_a_snapshot_follows_new_rows(refresher: Refresher, tries: Make, clock: A
         assert refresher.refresh().routes[A].n == n + 1
     clock.now_ms += 900_001
     assert refresher.refresh().routes == {}
+
+
+def test_the_price_book_in_force_comes_with_the_snapshot(refresher: Refresher, database: Path, clock: Any) -> None:
+    assert refresher.book.cost("p", "m", Tokens(1000, 0)).cost_nusd is None
+    engine = connection.writing_engine(database)
+    for effective_ms, price in ((clock(), 1_000), (clock() + 60_000, 2_000)):
+        with engine.begin() as writing:
+            prices.add(
+                writing,
+                [Price(model="m", p_in=price)],
+                effective_from_ms=effective_ms,
+                created_at_ms=clock(),
+                source="test",
+            )
+    engine.dispose()
+    refresher.refresh()
+    assert refresher.book.cost("p", "m", Tokens(1000, 0)).cost_nusd == 1_000
+    clock.now_ms += 60_000
+    refresher.refresh()
+    assert refresher.book.cost("p", "m", Tokens(1000, 0)).price_version == 2
+
+
+def test_a_bad_price_changes_nothing(conn: sa.Connection, database: Path) -> None:
+    engine = connection.writing_engine(database)
+    for bad in ([Price(model="m", p_in=-1)], [Price(model="m"), Price(model="m")], []):
+        with engine.begin() as writing, pytest.raises(LedgerRefusedError, match="prices"):
+            prices.add(writing, bad, effective_from_ms=0, created_at_ms=0, source="test")
+    engine.dispose()
+    assert prices.versions(conn) == []
+    entries: list[Any] = [{}, {"model": "m", "inputs": 1}, {"model": "m", "input": "x"}, {"model": "m", "input": True}]
+    for document in ({}, *([entry] for entry in entries)):
+        with pytest.raises(LedgerRefusedError, match="prices"):
+            prices.parse(document)
