@@ -31,7 +31,8 @@ _SPEED_PRIOR = 4.0  # samples that the pool's speed is worth against an endpoint
 _SPEED_SAMPLES = 32.0  # later samples count as one of so many
 _UNKNOWN = float("-inf")
 _STEP_PRIOR_S = 0.02
-_STEP_WEIGHT = 0.1
+_STEP_UP, _STEP_DOWN = 0.01, 0.1  # a low quantile: what prefill adds to a step is counted as prefill, not here
+_PACE_TAU_S = 20.0  # about the life of an answer
 _STEP_MIN_S, _STEP_MAX_S = 1e-4, 10.0
 
 
@@ -52,6 +53,8 @@ class Prefill:
         "_linear",
         "_linear_time",
         "_mixed",
+        "_paced_at",
+        "_paced_s",
         "_square",
         "_square_time",
         "a",
@@ -90,6 +93,7 @@ class Prefill:
         """A report is fresh until then; 0 when none ever came."""
         self.reported_s = _UNKNOWN
         """Reported waiting tokens in seconds, less what had been opened when the scrape was sent."""
+        self._paced_s = self._paced_at = 0.0
         self.foreign_s = 0.0
         """Queued work of others, when only their number is known."""
         self._linear = self._mixed = self._square = self._linear_time = self._square_time = self._count = 0.0
@@ -103,7 +107,9 @@ class Prefill:
         self.prefilling += 1
         self.work_s += work_s
         self.opened_s += work_s
-        self.finish_s = (max(now, self.finish_s)) + work_s
+        self.finish_s = max(now, self.finish_s) + work_s
+        self._paced_s = self._paced_s * math.exp(min(0.0, self._paced_at - now) / _PACE_TAU_S) + work_s
+        self._paced_at = now
 
     def closed(self, work_s: float, now: float) -> None:
         """Its first byte came, or it ended without one; once per attempt, with the work it was opened with."""
@@ -112,6 +118,11 @@ class Prefill:
         rest = self.work_s - work_s if self.prefilling else 0.0
         self.work_s = rest = max(0.0, rest)
         self.finish_s = now + rest
+
+    def pace(self, now: float) -> float:
+        """Return the share of its recent time that it was given as prefill; over 1 when it was given too much."""
+        paced = self._paced_s
+        return paced * math.exp(min(0.0, self._paced_at - now) / _PACE_TAU_S) / _PACE_TAU_S if paced else 0.0
 
     def queue_s(self, now: float) -> float:
         """Seconds of prefill queued before a request that opens now; reports count while they are fresh."""
@@ -131,7 +142,8 @@ class Prefill:
     def stepped(self, seconds_per_token: float) -> None:
         """Take in the mean time between output tokens of one attempt."""
         if _STEP_MIN_S <= seconds_per_token <= _STEP_MAX_S:
-            self.step_s += _STEP_WEIGHT * (seconds_per_token - self.step_s)
+            gap = seconds_per_token - self.step_s
+            self.step_s += (_STEP_UP if gap > 0.0 else _STEP_DOWN) * gap
 
     def reported(
         self, until: float, sent: Sent, waiting: int | None, waiting_tokens: float | None, mean_uncached: float

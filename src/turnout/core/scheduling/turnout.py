@@ -1,6 +1,9 @@
 """The default policy: one cost in seconds per candidate, lowest wins (scheduling §5.2).
 
-`total = queue_s + W + β·W + γ·n·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is not cached.
+`total = queue_s + W + β·W + γ·n·W + π·p·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is not
+cached, `p` the share of its recent time that the endpoint was given as prefill: answers running there have been slowed
+already, and a queue that is empty again does not tell.
+
 One setting for chats, agents and traffic without reuse. `rows` gathers what the formula reads; `totals` is the formula,
 live and in explanations alike; `hold` says when binding late is better than any candidate.
 """
@@ -16,7 +19,7 @@ from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling.ties import lowest
 from turnout.core.scheduling.types import Ask, Costs, Decision
 
-COLUMNS = ("uncached", "a", "b", "queue_s", "running", "busy", "step_s", "evict_s", "guard_s")
+COLUMNS = ("uncached", "a", "b", "queue_s", "running", "pace", "busy", "step_s", "evict_s", "guard_s")
 PRICED = frozenset(("turnout", "least_predicted_ttft"))
 _QUEUE = COLUMNS.index("queue_s")
 _GATE_LOOK_S = 0.5  # a gated request is looked at again after this time, if nothing happens before
@@ -46,6 +49,7 @@ def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - 
                 prefill.b,
                 queue,
                 running if running > 0 else 0,  # noqa: FURB136
+                prefill.pace(now),
                 busy,
                 prefill.step_s,
                 evict,
@@ -62,20 +66,21 @@ def totals(decision: Decision) -> list[float]:
     costs = decision.costs
     base = 1.0 + costs.shadow_price
     gamma = costs.interference
+    pi = costs.pace
     delta = costs.decode
     return [
         queue
-        + (a * uncached + b * uncached * (tokens - 0.5 * uncached)) * (base + gamma * running)
+        + (a * uncached + b * uncached * (tokens - 0.5 * uncached)) * (base + gamma * running + pi * pace)
         + delta * busy * step
         + evict
         + guard
-        for uncached, a, b, queue, running, busy, step, evict, guard in decision.rows
+        for uncached, a, b, queue, running, pace, busy, step, evict, guard in decision.rows
     ]
 
 
 def terms(decision: Decision, position: int) -> dict[str, float]:
     """Return the parts of one candidate's total, in seconds; they add up to it but for rounding."""
-    uncached, a, b, queue, running, busy, step, evict, guard = decision.rows[position]
+    uncached, a, b, queue, running, pace, busy, step, evict, guard = decision.rows[position]
     work = a * uncached + b * uncached * (decision.tokens - 0.5 * uncached)
     if decision.policy != "turnout":
         return {"queue_s": queue, "prefill_s": work}
@@ -85,6 +90,7 @@ def terms(decision: Decision, position: int) -> dict[str, float]:
         "prefill_s": work,
         "shadow_s": costs.shadow_price * work,
         "interference_s": costs.interference * running * work,
+        "pace_s": costs.pace * pace * work,
         "decode_s": costs.decode * busy * step,
         "evict_s": evict,
         "guard_s": guard,

@@ -49,6 +49,10 @@ class Costs(msgspec.Struct, frozen=True, gc=False):
     """A prefill done twice also delays everybody behind it and evicts their blocks."""
     interference: float = 0.02
     """Per running sequence: a prefill slows the decodes beside it."""
+    pace: float = 2.0
+    """π per share of the last seconds spent on prefill: spread, it slows many answers a little, not some a lot.
+
+    Measured by replay (benchmarks/REPLAY.md): 4 % more capacity on chat."""
     decode: float = 1.0
     """Per active request and second of step: alone it decides when nothing is reused."""
     eviction: float = 1.0
