@@ -6,6 +6,7 @@ server refuses to run as root, so root's tests run it as `nobody`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -18,8 +19,15 @@ import time
 from pathlib import Path
 
 _START_S = 30.0
+_MEMORY_BYTES = 2**30
 # Durability stays on: what the ledger promises depends on it.
-_SETTINGS = ("shared_buffers=128MB", "max_connections=40", "log_min_messages=fatal", "unix_socket_directories=")
+_SETTINGS = (
+    "shared_buffers=128MB",
+    "max_connections=40",
+    "log_min_messages=fatal",
+    "unix_socket_directories=",
+    "dynamic_shared_memory_type=mmap",
+)
 
 
 class NoPostgresError(Exception):
@@ -29,9 +37,9 @@ class NoPostgresError(Exception):
 class LocalPostgres:
     """One server. `start` may follow `stop`: the data stays until `remove`."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str | None = None) -> None:
         self._bin = programs()
-        self._root = Path(tempfile.mkdtemp(prefix="turnout-pg-"))
+        self._root = Path(tempfile.mkdtemp(prefix="turnout-pg-", dir=directory))
         self._data = self._root / "data"
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
@@ -69,10 +77,10 @@ class LocalPostgres:
             else:
                 return
 
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGINT) -> None:
         """End the server, cutting every connection."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
             self.process.wait(_START_S)
             self.process = None
 
@@ -83,14 +91,14 @@ class LocalPostgres:
         for pid in (*map(int, children), self.process.pid):
             os.kill(pid, number)
 
-    def new_database(self) -> str:
-        """Create an empty database and give its address."""
+    def new_database(self, template: str = "template1") -> str:
+        """Create a database, empty or like another one, and give its address."""
         import psycopg
 
         self._databases += 1
         name = f"ledger_{self._databases}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as conn:
-            conn.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type,unused-ignore]  # a name of our own
+            conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")  # type: ignore[arg-type,unused-ignore]  # a name of our own
         return self.url(name)
 
     def url(self, database: str) -> str:
@@ -99,8 +107,17 @@ class LocalPostgres:
 
     def remove(self) -> None:
         """Stop and leave nothing behind."""
-        self.stop()
+        self.stop(signal.SIGQUIT)  # at once: nothing of it is needed
         shutil.rmtree(self._root, ignore_errors=True)
+
+
+def memory_directory() -> str | None:
+    """Give a directory in memory for tests that are not about disks; None where there is none with room."""
+    shared = Path("/dev/shm")
+    with contextlib.suppress(OSError):
+        if os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > _MEMORY_BYTES:
+            return str(shared)
+    return None
 
 
 def programs() -> Path:

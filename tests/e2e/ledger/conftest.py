@@ -28,7 +28,8 @@ call, attempt, clock, events = _facts.call, _facts.attempt, _facts.clock, _facts
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Any]:
     """A real server; a machine without one fails these tests, it does not skip them."""
-    server = _load("local_postgres", _TESTS / "local_postgres.py").LocalPostgres()
+    local = _load("local_postgres", _TESTS / "local_postgres.py")
+    server = local.LocalPostgres(local.memory_directory())
     try:
         server.start()
         yield server
@@ -42,12 +43,20 @@ def server_url(postgres: Any) -> str:
     return url
 
 
-@pytest.fixture
-def upgraded_url(server_url: str) -> str:
+@pytest.fixture(scope="session")
+def upgraded_template(postgres: Any) -> str:
+    """The name of a database of the newest schema: copying it is ten times faster than migrating anew."""
     from turnout.ledger import server_upgrade
 
-    server_upgrade.run(server_url)
-    return server_url
+    url: str = postgres.new_database()
+    server_upgrade.run(url)
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture
+def upgraded_url(postgres: Any, upgraded_template: str) -> str:
+    url: str = postgres.new_database(upgraded_template)
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -12,4 +12,4 @@ assert _spec is not None
 assert _spec.loader is not None
 _servers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_servers)
-postgres, server_url, upgraded_url = _servers.postgres, _servers.server_url, _servers.upgraded_url
+postgres = _servers.postgres
