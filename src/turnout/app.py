@@ -94,7 +94,7 @@ class App:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
         self.gateway = self._new_gateway()
-        self._bundles = choose_and_replay(self.gateway, config, self.log)
+        self._bundles = choose_and_replay(self.gateway, config, self.log, self.ledger)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
         self.changes = FleetChanges(self.gateway, self._prober, config.endpoint, config.pool, config.timeout.connect_s)

@@ -15,10 +15,12 @@ from turnout.telemetry.meter import SCHEDULE_S, Histogram
 
 if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
+    from turnout.core.selection.bundle import Price
+    from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger
 
 
-def choose_and_replay(gateway: Gateway, config: Config, log: Logger) -> Watch | None:
+def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Ledger | None) -> Watch | None:
     """Equip a gateway; returns what keeps its bundles current.
 
     Raises:
@@ -35,7 +37,10 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger) -> Watch | 
         from turnout.bundles.watch import Watch, open_library
         from turnout.gateway.selecting import Selecting
 
-        library = open_library(selection, embedder, frozenset(gateway.fleet.models))
+        def book() -> dict[str, Price]:
+            return {} if ledger is None or selection.price_source == "bundle" else _prices(gateway, ledger)
+
+        library = open_library(selection, embedder, frozenset(gateway.fleet.models), book)
         selecting = gateway.selecting = Selecting(
             selection,
             library=library,
@@ -59,6 +64,20 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger) -> Watch | 
         gateway.response_cache = Replaying(cache, gateway, embedder, selection.max_prompt_bytes, Histogram(SCHEDULE_S))
         gateway.told += b"x-turnout-cache: bypass\r\n"
     return watch
+
+
+def _prices(gateway: Gateway, ledger: Ledger) -> dict[str, Price]:
+    """Return what the price book in force says about the models of the fleet."""
+    from turnout.core.selection.bundle import Price
+
+    found, book = {}, ledger.prices()
+    for model in gateway.fleet.models:
+        pool = gateway.fleet.pool(model)
+        provider = pool.members[0].provider if pool is not None and pool.members else ""
+        price = book.price(provider, model)
+        if price is not None:
+            found[model] = Price(price.p_in, price.p_out)
+    return found
 
 
 def choice_stats(gateway: Gateway, watch: Watch | None) -> dict[str, Any]:

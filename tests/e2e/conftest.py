@@ -26,6 +26,7 @@ import uvloop
 from turnout.app import App
 from turnout.config.schema import Config
 from turnout.core.facts import CallFact
+from turnout.core.pricing import PriceBook
 
 T = TypeVar("T")
 KEY = "tt-test-key-of-tenant-one"
@@ -317,9 +318,13 @@ class Records:
 
     def __init__(self) -> None:
         self.facts: list[CallFact] = []
+        self.book = PriceBook.of(None, ())
         self._told = threading.Condition()
 
     def start(self) -> None: ...
+
+    def prices(self) -> PriceBook:
+        return self.book
 
     def close(self, _: float) -> int:
         return 0
@@ -501,6 +506,7 @@ def _config(engines: list[Engine], overrides: dict[str, Any]) -> Config:
         "ledger": {"url": ""},  # `Records` stands in for it
         "log": {"level": "error"},
         "drain": {"grace_s": 0.01},
+        "load": {"scrape_interval_ms": 0},  # connections to engines are counted
         "key": [key_table("one", KEY, "tenant-one")],
         "endpoint": [{"name": f"e{i}", "url": e.url, "models": [MODEL]} for i, e in enumerate(engines, 1)],
     }

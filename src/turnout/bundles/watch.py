@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from turnout.bundles.directory import BundleDirectory
 from turnout.bundles.fault import BundleError
 from turnout.bundles.library import Library
 from turnout.bundles.reading import Settings
+from turnout.core.selection.bundle import Price
 from turnout.core.selection.embedder import Embedder
 from turnout.core.selection.knobs import Preset
 from turnout.core.selection.loaded import BundleSet
@@ -24,7 +25,9 @@ from turnout.core.selection_options import Selection
 POLL_S = 30.0
 
 
-def open_library(options: Selection, embedder: Embedder, routable: frozenset[str]) -> Library:
+def open_library(
+    options: Selection, embedder: Embedder, routable: frozenset[str], prices: Callable[[], Mapping[str, Price]] = dict
+) -> Library:
     """Load what the options name.
 
     Raises:
@@ -40,6 +43,7 @@ def open_library(options: Selection, embedder: Embedder, routable: frozenset[str
         version=options.version,
         build_versions="all" if "all" in options.build_versions else options.build_versions,
         settings=Settings(routable, options.top_p, presets, embedder),
+        prices=prices,
     )
     library.load()
     return library

@@ -35,6 +35,9 @@ class Selection(Section, frozen=True, kw_only=True):
         Literal["last_user", "conversation"], doc("The newest user message with text, or all of them.")
     ] = "last_user"
     default_model: Annotated[str, doc("Serves when there is no score; empty: 503 selector_unavailable.")] = ""
+    price_source: Annotated[
+        Literal["price_book", "bundle"], doc("Whose prices count where both know a model; looked at every 30 s.")
+    ] = "price_book"
     presets: Annotated[dict[Name, PresetOptions], doc("Own presets; the four built-in names may be redefined.")] = {}
     excluded_models: Annotated[list[Name], doc("Models that auto never chooses.")] = []
     tool_weak: Annotated[list[Name], doc("Models avoided when a request has tools.")] = []

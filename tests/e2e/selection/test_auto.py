@@ -17,6 +17,8 @@ from turnout.bundles.fitting.build import Price, bundle_files
 from turnout.bundles.fitting.fit import Fitted
 from turnout.bundles.fitting.labels import Labels
 from turnout.bundles.writing import promote, write
+from turnout.core.pricing import Price as BookPrice
+from turnout.core.pricing import PriceBook
 from turnout.core.selection.embedder import Hashgram
 
 if TYPE_CHECKING:
@@ -71,9 +73,9 @@ class House:
         document = {"model": "auto", "messages": [{"role": "user", "content": content}], **body}
         return self.router.ask(document, *lines, key=f"key-{name}", path=path)
 
-    def last_fact(self) -> Any:
-        self.router.records.fact(0)
-        return self.router.records.facts[-1]
+    def fact(self, index: int) -> Any:
+        """The row of one of the requests, by the order in which they ended."""
+        return self.router.records.fact(index)
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_auto_chooses_by_the_text_and_tells_the_engine_its_name(house: House) ->
     assert len(seen.header(b"x-turnout-knobs")) == 16
     assert house.engine.requests[-1].json["model"] == "big"
     assert house.ask(POEMS).header(b"x-turnout-model") == b"small"
-    fact = house.last_fact()
+    fact = house.fact(1)
     assert (fact.requested_model, fact.selected_model, fact.reason, fact.bundle_version) == (
         "auto",
         "small",
@@ -319,7 +321,7 @@ def test_failover_goes_on_to_the_next_model_of_the_list(house: House, wire: Any)
         b"big",
     )
     assert [request.json["model"] for request in house.engine.requests] == ["big", "small"]
-    fact = house.last_fact()
+    fact = house.fact(0)
     assert [attempt.route.model for attempt in fact.attempts] == ["big", "small"]
     assert (fact.selected_model, [attempt.attempt_no for attempt in fact.attempts]) == ("small", [1, 2])
 
@@ -362,7 +364,7 @@ def test_an_exact_match_is_replayed_byte_for_byte(caching: House) -> None:
     assert second.header(b"x-upstream-request-id") is None
     assert second.header(b"x-turnout-decision") != first.header(b"x-turnout-decision")
     assert len(caching.engine.requests) == 1
-    fact = caching.last_fact()
+    fact = caching.fact(1)
     assert (fact.outcome, fact.cache_match, fact.cost_basis, fact.cost_nusd) == ("cached", "exact", "cache", 0)
     assert fact.cache_source == first.header(b"x-turnout-decision").decode()
     assert (fact.tokens_in, fact.attempts) == (3, ())
@@ -498,6 +500,18 @@ def test_what_happened_can_be_scraped(caching: House) -> None:
     assert (found["entries"], sorted(version for version, _ in found["bundles"])) == (1, ["v1", "v2"])
     assert found["selection"][()].count == 3
     assert found["looked"][()].count == 2
+
+
+def test_the_price_book_in_force_wins_over_the_bundle(house: House) -> None:
+    assert house.ask(POEMS).header(b"x-turnout-model") == b"small"
+    house.router.records.book = PriceBook.of(1, [BookPrice(model="big", p_in=0, p_out=0)])
+    watch, selecting = house.router.app._bundles, house.router.app.gateway.selecting
+    assert watch is not None
+    assert selecting is not None
+    before = selecting._library.current
+    house.router.call(watch.reload_now)
+    assert house.router.eventually(lambda: selecting._library.current is not before)
+    assert house.ask(POEMS, b"x-turnout-session: another").header(b"x-turnout-model") == b"big"
 
 
 def test_under_reloads_each_answer_is_of_one_version(house: House) -> None:

@@ -13,7 +13,7 @@ def test_documented_defaults_equal_code() -> None:
     options = Selection()
     stated: dict[str, object] = {
         "bundle_dir": "", "version": "latest", "build_versions": [], "top_p": None, "max_prompt_bytes": 1024,
-        "embed_text": "last_user", "default_model": "", "presets": {}, "pin_enabled": True,
+        "embed_text": "last_user", "default_model": "", "price_source": "price_book", "presets": {}, "pin_enabled": True,
         "pin_max_sessions": 100_000, "pin_ttl_s": 3600.0, "switch_threshold_usd": 0.001, "horizon_turns": 3,
         "tier_upgrade": False, "cold_follow_fresh": False,
     }  # fmt: skip
