@@ -60,7 +60,7 @@ def _run(root: Path, server: Any, rows: int, routes: int) -> None:
     spent = time.perf_counter() - started
     _print("rows stored, calls and attempts", 2 * rows / spent, "rows/s")
     if server is not None:
-        with connection.postgres_engine(url).connect() as conn, conn.begin():
+        with connection.postgres_engine(url, "-c statement_timeout=0").begin() as conn:
             conn.execute(sa.text("ANALYZE"))
     refresher = _refreshes(store, url, rows, keys, rng)
     store.close()

@@ -76,7 +76,7 @@ class Ledger:
         self._recovered = 0
         # Ids of calls that found the queue full: their slots still have them.
         self._overflow: deque[str] = deque()
-        self._refresher = Refresher(options, clock_ms=clock_ms, yields=_yield_to_requests)
+        self._refresher = Refresher(options, clock_ms=clock_ms, yields=self._yield)
         self._closed = False
         self._closing = threading.Event()
         self._deadline = 0.0
@@ -243,7 +243,7 @@ class Ledger:
         }
 
     def _run(self) -> None:
-        _yield_to_requests()
+        self._yield()
         wait_s = self._options.flush_interval_ms / 1000
         adopted = self._spool.adopt()
         if adopted:
@@ -271,6 +271,10 @@ class Ledger:
         self._drain.finish(self._deadline)
         if self._drain.sink is not None:
             self._drain.sink.close()
+
+    def _yield(self) -> None:
+        if self._options.yield_core:
+            _yield_to_requests()
 
     def _recover(self) -> None:
         """Make the requests that a killed process left open into rows, by way of the spool: its file is safe."""
@@ -309,7 +313,7 @@ class Ledger:
 
     def _open(self) -> None:
         """Prepare the database in a thread of its own: calls are spooled meanwhile, however long a migration takes."""
-        _yield_to_requests()
+        self._yield()
         retry_s, failing = RETRY_FIRST_S, False
         pause_s = self._open_delay_s
         while not self._opened.is_set():
