@@ -270,7 +270,7 @@ class App:
             self.meter,
             fleet_rows=facts.rows,
             queue_depths=facts.queue_depths,
-            prefix_stats=facts.prefix_stats,
+            prefix_stats=lambda: {**facts.prefix_stats(), **self._observer.stats()},
             ledger_stats=facts.ledger_stats,
             coordinator_stats=self._coordinator_stats,
             choice_stats=functools.partial(choice_stats, self.gateway, self._bundles),

@@ -12,6 +12,7 @@ import msgspec
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.informant import Informant
+from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.prefix.keys import root_key
 from turnout.engines.sglang import kv_source
@@ -47,6 +48,8 @@ class KvEvents:
         self._on_change = on_change
         self._listener: KvListener | None = None
         self._queue: deque[Heard] = deque()
+        self._ended: dict[str, dict[str, int]] = {}
+        self._changes: dict[tuple[Mode, Mode, str], int] = {}
         self._draining = False
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -61,6 +64,19 @@ class KvEvents:
         self._look()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._discover(endpoint)) for endpoint in self._undiscovered]
+
+    def counts(self) -> dict[str | tuple[str, ...], dict[str, int]]:
+        """Return events per endpoint by type or fault, over its ranks and incarnations."""
+        total: dict[str | tuple[str, ...], dict[str, int]] = {name: dict(kept) for name, kept in self._ended.items()}
+        for (name, _), informant in self.informants.items():
+            _add(total.setdefault(name, {}), informant.counts)
+        return total
+
+    def mode_changes(self) -> dict[tuple[Mode, Mode, str], int]:
+        """Return how often the knowledge of a rank changed, by (from, to, reason)."""
+        for informant in self.informants.values():
+            self._note_changes(informant)
+        return dict(self._changes)
 
     def stop(self) -> None:
         """Unsubscribe."""
@@ -100,12 +116,19 @@ class KvEvents:
                 informant = self.informants.get(key)
                 if informant is not None and informant.endpoint is not state:
                     del self.informants[key]
+                    self._note_changes(informant)
+                    _add(self._ended.setdefault(name, {}), informant.counts)
                     self._listener.remove(key)  # type: ignore[union-attr]  # runs only while there is one
                     informant = None
                 if informant is None and state is not None:
                     self._subscribe(key, endpoint, state)
         for informant in self.informants.values():
             informant.tick(now)
+
+    def _note_changes(self, informant: Informant) -> None:
+        while informant.transitions:
+            change = informant.transitions.popleft()
+            self._changes[change] = self._changes.get(change, 0) + 1
 
     def _subscribe(self, key: tuple[str, int], endpoint: options.Endpoint, state: EndpointState) -> None:
         model = min(endpoint.models)
@@ -175,6 +198,11 @@ class KvEvents:
             start = informant.received(heard.seq, heard.digest, heard.batch, now)
         if start is not None:
             self._listener.replay(heard.key, start)  # type: ignore[union-attr]  # it delivered what was heard
+
+
+def _add(total: dict[str, int], counts: dict[str, int]) -> None:
+    for what, number in counts.items():
+        total[what] = total.get(what, 0) + number
 
 
 def of_rank(address: str, rank: int) -> str:

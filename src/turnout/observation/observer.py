@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
@@ -46,6 +46,27 @@ class Observer:
         self.scraper.start()
         if self.kv is not None:
             self.kv.start()
+
+    def stats(self) -> dict[str, dict[str | tuple[str, ...], Any]]:
+        """Return the figures of what is known of each endpoint, by the sources of the metrics."""
+        now = self._clock()
+        endpoints = list(self._fleet.endpoints.values())
+        learnt = {state.name: state.precisions[state.mode] for state in endpoints}
+        figures: dict[str, dict[str | tuple[str, ...], Any]] = {
+            "mode": {state.name: int(state.mode) for state in endpoints},
+            "precision": {name: precision.estimate for name, precision in learnt.items()},
+            "predicted": {name: precision.predicted_total for name, precision in learnt.items()},
+            "realised": {name: precision.realised_total for name, precision in learnt.items()},
+            "report_age": {e.name: now - e.observed_at for e in endpoints if e.observed_at is not None},
+            "signal_lost": {name: dict(scrapes.lost) for name, scrapes in self.scraper.scrapes.items()},
+        }
+        if self.kv is not None:
+            figures["kv_events"] = self.kv.counts()
+            figures["mode_changes"] = {
+                (old.name.lower(), new.name.lower(), reason): number
+                for (old, new, reason), number in self.kv.mode_changes().items()
+            }
+        return figures
 
     async def stop(self) -> None:
         """Observe no more."""

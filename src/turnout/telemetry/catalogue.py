@@ -117,6 +117,58 @@ PREFIX: tuple[Metric, ...] = (
         "turnout_prefix_evictions_total", "counter", "Entries removed from the index.", ("reason",), source="evictions"
     ),
     Metric("turnout_prefix_purges_total", "counter", "Slots purged from the index.", source="purges"),
+    Metric(
+        "turnout_prefix_mode",
+        "gauge",
+        "Knowledge of the cache: 0 own history, 1 degraded, 2 exact.",
+        ("endpoint",),
+        source="mode",
+    ),
+    Metric(
+        "turnout_prefix_precision",
+        "gauge",
+        "Share of predicted cached tokens that came true.",
+        ("endpoint",),
+        source="precision",
+    ),
+    Metric(
+        "turnout_prefix_predicted_tokens_total",
+        "counter",
+        "Cached tokens predicted, where the engine told the truth.",
+        ("endpoint",),
+        source="predicted",
+    ),
+    Metric(
+        "turnout_prefix_realised_tokens_total",
+        "counter",
+        "Those of them that were cached.",
+        ("endpoint",),
+        source="realised",
+    ),
+    Metric(
+        "turnout_kv_events_total",
+        "counter",
+        "KV events by what they were or what was wrong.",
+        ("endpoint", "type"),
+        source="kv_events",
+    ),
+    Metric(
+        "turnout_prefix_mode_changes_total",
+        "counter",
+        "Changes of knowledge.",
+        ("from", "to", "reason"),
+        source="mode_changes",
+    ),
+    Metric(
+        "turnout_load_report_age_seconds", "gauge", "Age of the last load report.", ("endpoint",), source="report_age"
+    ),
+    Metric(
+        "turnout_load_signal_lost_total",
+        "counter",
+        "Signals that were known and then missing.",
+        ("endpoint", "signal"),
+        source="signal_lost",
+    ),
 )
 """Keys of the prefix index's stats; an absent key gives no sample."""
 

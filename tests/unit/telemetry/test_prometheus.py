@@ -40,7 +40,14 @@ def exposition(meter: Meter) -> Exposition:
         meter,
         fleet_rows=lambda: [EndpointRow("e1", 3, queue_depth=1, kv_usage_ratio=0.5, unreachable=True, breaker="open")],
         queue_depths=lambda: {"m": 2},
-        prefix_stats=lambda: {"entries": 5, "bytes": 500, "slots": 3, "evictions": {"ttl": 7}, "purges": 1},
+        prefix_stats=lambda: {
+            **{metric.source: door_value(metric) for metric in catalogue.PREFIX},
+            "entries": 5,
+            "bytes": 500,
+            "slots": 3,
+            "evictions": {"ttl": 7},
+            "purges": 1,
+        },
         ledger_stats=lambda: {
             "rows": {"calls": 3},
             "dropped": {("attempts", "full"): 1},
