@@ -38,7 +38,7 @@ def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - 
         prefill = member.prefill
         uncached: float = tokens - held if cached else tokens
         running = busy - prefill.prefilling
-        queue = prefill.queue_s(now) if prefill.work_s or now < prefill.heard_until else 0.0
+        queue = prefill.queue_s(now) if prefill.work_s or now < prefill.heard_until or now < prefill.blind_s else 0.0
         evict = guard = 0.0
         if member.cache is not None:
             evict, guard = _memory(member, uncached, ask.block_tokens, decision.costs, now)
@@ -176,7 +176,7 @@ def _memory(
     if not capacity:
         return evict, 0.0
     usage = member.kv_usage_ratio
-    used: float = member.active_tokens
+    used = float(member.active_tokens)
     if usage is not None and now < member.prefill.heard_until:
         used = usage * capacity
     over = (used + uncached) / capacity - costs.guard_ratio
