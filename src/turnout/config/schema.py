@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from turnout.core import coordinator_options, options, selection_options
+from turnout.core import coordinator_options, disagg_options, options, selection_options
 
 
 class Config(options.Section, frozen=True, kw_only=True):
@@ -27,6 +27,7 @@ class Config(options.Section, frozen=True, kw_only=True):
     load: options.Load = msgspec.field(default_factory=options.Load)
     kv_events: options.KvEvents = msgspec.field(default_factory=options.KvEvents)
     coordinator: coordinator_options.Coordinator = msgspec.field(default_factory=coordinator_options.Coordinator)
+    disagg: disagg_options.Disagg = msgspec.field(default_factory=disagg_options.Disagg)
     affinity: coordinator_options.Affinity = msgspec.field(default_factory=coordinator_options.Affinity)
     selection: selection_options.Selection = msgspec.field(default_factory=selection_options.Selection)
     response_cache: selection_options.ResponseCache = msgspec.field(default_factory=selection_options.ResponseCache)

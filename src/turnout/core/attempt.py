@@ -5,6 +5,7 @@ from __future__ import annotations
 from turnout.core.errors import RETRY, UNCOUNTED, ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.seat import Seat
+from turnout.core.scheduling.legs import Legs
 from turnout.core.types import Usage
 
 
@@ -23,6 +24,7 @@ class Attempt:
         "http_status",
         "is_open",
         "kind",
+        "legs",
         "model",
         "no",
         "seat",
@@ -46,6 +48,7 @@ class Attempt:
         self.usage: Usage | None = None
         self.epoch = 0
         self.seat: Seat | None = None
+        self.legs: Legs | None = None
         self.first_output_s: float | None = None
         self.events = 0
         self.tools = False
@@ -90,6 +93,8 @@ def end_attempt(
             seat.ended(now, failed=kind is not None, reports=False)
         else:
             seat.ended(now, failed=kind is not None, tokens_out=usage.tokens_out, cached=usage.tokens_cached)
+    if attempt.legs is not None:
+        attempt.legs.ended(now, kind)
     if kind is None:
         endpoint.last_byte_at = now
         endpoint.breaker.success(attempt.epoch, now)

@@ -202,6 +202,8 @@ class Exchange(RetryLoop):
         trouble = self._in_trouble()
         if self.state is not State.ATTEMPTING or trouble.hedge is not None or self.attempts_left() < 1:
             return None
+        if self._pool.pairs is not None:
+            return None  # a duplicate of two legs would cost a prefill
         ask = self.ask
         slow = self._running("hedge")
         if now + DEADLINE_MARGIN_S > self.deadline_s or not self._budget.has(now):

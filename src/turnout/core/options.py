@@ -315,6 +315,20 @@ class Endpoint(Section, frozen=True, kw_only=True):
         _doc("Dialects it is asked in; empty: openai, and anthropic too for the families auto, vllm and sglang."),
     ] = []
     role: Annotated[Literal["prefill", "decode", "both"], _doc("Which legs it serves.")] = "both"
+    kv_transport: Annotated[
+        Literal["auto", "nixl", "bootstrap"],
+        _doc("How KV blocks travel between roles; auto: bootstrap for sglang, else nixl."),
+    ] = "auto"
+    kv_domain: Annotated[str, Meta(max_length=64), _doc("Only endpoints of one domain exchange KV blocks.")] = ""
+    kv_hosts: Annotated[
+        list[str], _doc("Hosts whose KV blocks it may name as its own; empty: the host of its address.")
+    ] = []
+    bootstrap_port: Annotated[
+        int, Meta(ge=1, le=65_535), _doc("Where a prefill endpoint's bootstrap server listens (sglang).")
+    ] = 8998
+    solo: Annotated[
+        bool | None, _doc("A prefill or decode endpoint serves whole requests, too; absent: not for bootstrap.")
+    ] = None
     provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
     api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""
     context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None

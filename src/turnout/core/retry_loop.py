@@ -222,6 +222,8 @@ class RetryLoop:
         tried = self.ask.tried
         standby = any(e.standby and e.name not in tried and usable(e, self.ask.model, now) for e in self._pool.members)
         follows = standby or (self._owner is not None and self._owner.has_next_model())
+        if self._pool.pairs is not None:
+            return None  # one leg cannot be asked again alone
         if not may_repeat or self._same_tries >= (1 if follows else 2):
             return None
         pause = self._rng.random() * _BACKOFF_BASE_S * 2**self._same_tries
@@ -257,6 +259,8 @@ class RetryLoop:
             attempt.seat = take_seat(decision, self.ask, self._pool, self._fleet, now)
         else:
             attempt.seat = take_seat_again(endpoint, self.ask, self._pool, self._fleet, now)
+        if self._pool.pairs is not None:
+            attempt.legs = self._pool.pairs.legs(decision, self.ask, self._pool, self._fleet, now)
         self.attempts.append(attempt)
         return Open(attempt)
 

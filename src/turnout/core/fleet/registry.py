@@ -6,6 +6,7 @@ Same name again is a new incarnation that inherits nothing (I1); removal is idem
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import msgspec
 
@@ -52,6 +53,23 @@ def roster(members: list[EndpointState]) -> Roster:
     return Roster(members, tuple([member.name for member in members]), bits, alive, [0] * len(members))
 
 
+class Splitter(Protocol):
+    """Schedules a pool whose endpoints have roles, both legs at once (`scheduling.disagg`)."""
+
+    def schedule(self, ask: Any, pool: Pool, fleet: Fleet, now: float, rng: Any) -> Any:
+        """Return the decision of one attempt."""
+
+    def legs(self, decision: Any, ask: Any, pool: Pool, fleet: Fleet, now: float) -> Any:
+        """Bind the second leg of an attempt; None when it has one."""
+
+
+class Joins(Protocol):
+    """Hears of endpoints that join a pool."""
+
+    def joined(self, pool: Pool, state: EndpointState, endpoint: options.Endpoint) -> None:
+        """An endpoint has joined."""
+
+
 class Pool:
     """The endpoints that serve one model, with the state of its rotation. `last` is the name picked before."""
 
@@ -62,6 +80,7 @@ class Pool:
         "last_owners",
         "mean_uncached",
         "model",
+        "pairs",
         "policy",
         "roster",
         "rotation",
@@ -81,6 +100,8 @@ class Pool:
         self.dialects: frozenset[str] = frozenset()
         """What every member speaks: a request in one of these need not look at them one by one."""
         self.roster = roster([])
+        self.pairs: Splitter | None = None
+        """Schedules this pool while some endpoint of it serves one leg only."""
 
     @property
     def members(self) -> list[EndpointState]:
@@ -151,6 +172,7 @@ class Fleet:
         self._policies = {model.id: model.policy for model in models if model.policy is not None}
         self._pools: dict[str, Pool] = {}
         self._incarnations = 0
+        self.pairing: Joins | None = None
         self._pins: LruMap[int, tuple[EndpointState, float]] = LruMap(_PINS_MAX)
 
     @property
@@ -188,6 +210,8 @@ class Fleet:
             if any(member.attempts_total for member in pool.members):
                 state.breaker.start_slowly(now)
             pool.join(state)
+            if self.pairing is not None:
+                self.pairing.joined(pool, state, endpoint)
         return state
 
     def restarted(self, endpoint: EndpointState, now: float) -> EndpointState | None:
@@ -197,6 +221,7 @@ class Fleet:
         state = self.add(self._declared[endpoint.name], now)
         state.context_max = endpoint.context_max
         return state
+
     def reconfigure(self, models: tuple[options.Model, ...]) -> None:
         """Take the policies of new models; pools keep members, rotation and everything learnt."""
         self._policies = {model.id: model.policy for model in models if model.policy is not None}

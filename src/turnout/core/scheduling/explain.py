@@ -14,6 +14,7 @@ import msgspec
 from turnout.core.fleet.precision import Mode
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling import turnout
+from turnout.core.scheduling.legs import PairDecision
 from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
 from turnout.core.scheduling.types import Costs, Decision, Verdict
 
@@ -35,7 +36,7 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
     """Return the document of one decision; JSON types only, floats survive JSON bit for bit."""
     totals = _totals(decision)
     ranks = _ranks(decision, totals)
-    return {
+    document = {
         "v": _VERSION,
         "request_id": request_id,
         "pool": decision.model,
@@ -66,6 +67,7 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
         "uncached_tokens": decision.uncached,
         "prefix_result": decision.prefix_result,
     }
+    return document | _legs(decision) if type(decision) is PairDecision else document
 
 
 def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
@@ -102,6 +104,28 @@ def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
         return None, decision.totals
     position = POLICIES[decision.policy](decision, Rotation(decision.counter), _Replayed(document["draws"]))
     return decision.names[position], _totals(decision)
+
+
+def _legs(decision: PairDecision) -> dict[str, Any]:
+    """What a pool with roles decided: both legs, and why the request was split or not."""
+    facts, prefill = decision.pair, decision.prefill
+    finite = {} if facts is None else {"pair_s": facts.pair_s, "solo_s": facts.solo_s}
+    return {
+        "legs": None
+        if prefill is None
+        else {"prefill": prefill.name, "decode": decision.picked and decision.picked.name},
+        "prefill_uncached_tokens": None if prefill is None else decision.prefill_uncached,
+        "split": None
+        if facts is None
+        else {
+            "decider": facts.decider,
+            "reason": facts.reason,
+            "uncached_tokens": facts.uncached,
+            "tokens": facts.tokens,
+            "transfer_s": facts.transfer_s,
+            **{name: value if value != float("inf") else None for name, value in finite.items()},
+        },
+    }
 
 
 class _Replayed:

@@ -22,6 +22,9 @@ from turnout.core.scheduling.types import Ask, Decision
 
 def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:
     """Decide where this attempt goes; `picked` is None when no candidate is left, and `dropped` says why."""
+    if pool.pairs is not None:
+        both: Decision = pool.pairs.schedule(ask, pool, fleet, now, rng)
+        return both
     index = fleet.index
     if now >= index.due:
         index.advance(now)
@@ -35,7 +38,7 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
         in_flight = [member.in_flight for member in kept]
     members = candidates.members
     busy, reports = busy_column(members, in_flight, now)
-    depths, result = _depths(ask.keys, index, candidates)
+    depths, result = depths_of(ask.keys, index, candidates)
     decision = Decision(
         None,
         ask.model,
@@ -81,8 +84,8 @@ def _all_usable(members: list[EndpointState], floor: int) -> list[float] | None:
     return counts
 
 
-def _depths(keys: list[int], index: PrefixIndex, candidates: Roster) -> tuple[list[int], str]:
-    """Matched blocks per candidate, and the kind of look-up this was."""
+def depths_of(keys: list[int], index: PrefixIndex, candidates: Roster) -> tuple[list[int], str]:
+    """Return matched blocks per candidate, and the kind of look-up this was."""
     if not keys or not index.enabled:
         return candidates.zeros, "no_hash"
     owners = index.match(keys, candidates.alive)

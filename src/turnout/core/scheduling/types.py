@@ -92,7 +92,11 @@ class Ask(msgspec.Struct, gc=False):
     deadline_s: float = float("inf")
     chains: dict[int, list[int]] = {}
     prompt_bytes: int = 0
+    streams: bool = True
+    """Whether the first byte of the answer will be seen as it comes."""
     dialect: str = ""
+    whole: str = ""
+    """Why it must not be split into a prefill and a decode leg; empty: it may."""
 
 
 class Decision(msgspec.Struct, gc=False):

@@ -1,0 +1,321 @@
+"""Whether a request is split, and between which two endpoints: one decision for both legs, before anything is sent.
+
+The default is the adaptive joint choice: the cheapest pair (queue and prefill on P, transfer, load of D) against the
+cheapest endpoint alone (queue and prefill there, dearer for each answer that runs beside it), in seconds. Since both
+sides are priced with the same columns, the ratio of prefill to decode endpoints stops mattering. With policies that are
+not in seconds, D is picked first by its rule, then P by its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from turnout.core.disagg_options import Disagg
+from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.registry import Fleet, Pool, roster
+from turnout.core.kit.rng import Rng
+from turnout.core.scheduling import turnout
+from turnout.core.scheduling.filters import Drop, keep
+from turnout.core.scheduling.knowledge import expected, told
+from turnout.core.scheduling.legs import PairDecision, PairFacts
+from turnout.core.scheduling.load import busy_column
+from turnout.core.scheduling.pairing import Facts, Pairing, Split
+from turnout.core.scheduling.pipeline import depths_of, schedule
+from turnout.core.scheduling.types import Ask, Decision
+
+_BEST = 32
+_HOLD_LOOK_S = 0.05
+_CONDITIONAL_TOKENS, _CONDITIONAL_SHARE = 2048, 0.7
+_UNCACHED, _QUEUE, _RUNNING, _BUSY, _STEP, _EVICT, _GUARD = 0, 3, 4, 6, 7, 8, 9
+
+
+def pairing(options: Disagg) -> Pairing:
+    """Return what a fleet needs to schedule pairs: set it as `fleet.pairing` before endpoints are added."""
+    return Pairing(options, choose)
+
+
+def choose(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:
+    """Decide both legs of one attempt, or that one endpoint serves it alone."""
+    prefill_policy = pairing.options.prefill_policy or ask.policy or pool.policy
+    if prefill_policy in turnout.PRICED and pairing.options.decode_policy is None:
+        return _jointly(pairing, split, ask, pool, fleet, now, rng)
+    return _in_turn(pairing, split, ask, prefill_policy, fleet, now, rng)
+
+
+def never_split(ask: Ask, attempts_max: int) -> str:
+    """Return why this request must not be split whatever it costs; "" when it may."""
+    if ask.whole:
+        return ask.whole
+    return "pair_attempts" if len(ask.tried) >= attempts_max else ""
+
+
+def wants_split(pairing: Pairing, uncached: float, tokens: int, pair_s: float, solo_s: float) -> bool:
+    """Apply the decider to one request: `uncached` u on the best decode endpoint, `tokens` T."""
+    options = pairing.options
+    decider = options.decider
+    if decider == "threshold":
+        return uncached > options.min_uncached_tokens
+    if decider == "always":
+        return True
+    if decider == "conditional":
+        return not (uncached < _CONDITIONAL_TOKENS and uncached / max(1, tokens) < _CONDITIONAL_SHARE)
+    return pair_s + options.margin_s < solo_s
+
+
+def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:
+    options = pairing.options
+    prefills, decodes, dropped, relaxed = _kept(split, ask, now, rng)
+    members = sorted({m.name: m for m in (*prefills, *decodes)}.values(), key=lambda member: member.name)
+    decision = _columns(ask, members, pool, fleet, now, dropped, relaxed)
+    if not members:
+        return decision
+    rows = decision.rows
+    place = {member.name: position for position, member in enumerate(members)}
+    work = _work(decision)
+    facts = split.facts
+    first = {p.name: rows[place[p.name]][_QUEUE] + work[place[p.name]] + rows[place[p.name]][_EVICT] for p in prefills}
+    second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
+    pairs, quarantined = _pairs(pairing, facts, prefills, decodes, first, second, now)
+    best_pair: tuple[float, float, EndpointState, EndpointState] | None = None
+    for p, d in pairs:
+        transfer = pairing.transfer_s(p.name, d.name, rows[place[d.name]][_UNCACHED])
+        total = round(first[p.name] + transfer + second[d.name], 6)
+        # Equal totals: fewer open attempts at either end, then names, as for single endpoints.
+        if best_pair is None or (total, p.in_flight + d.in_flight) < (
+            best_pair[0],
+            best_pair[2].in_flight + best_pair[3].in_flight,
+        ):
+            best_pair = (total, transfer, p, d)
+    solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work)
+    reason = never_split(ask, options.max_pair_attempts)
+    pair_s = best_pair[0] if best_pair is not None else float("inf")
+    solo_s = solo[0] if solo is not None else float("inf")
+    uncached = min([rows[place[d.name]][_UNCACHED] for d in decodes], default=float(ask.tokens))
+    notes = PairFacts(options.decider, uncached, ask.tokens, pair_s, solo_s)
+    if ask.may_hold and not ask.tried and _held(decision, fleet, [rows[place[p.name]][_QUEUE] for p in prefills], solo):
+        return decision
+    if best_pair is None and solo is None:
+        if quarantined:
+            decision.dropped = (*decision.dropped, ("", "pair_quarantined"))
+        return decision
+    whole = solo is not None and (
+        best_pair is None or bool(reason) or not wants_split(pairing, uncached, ask.tokens, pair_s, solo_s)
+    )
+    if whole and solo is not None:
+        notes.reason = reason or ("no_pair" if best_pair is None else options.decider)
+        return _settled(decision, ask, place[solo[1].name], None, notes)
+    if best_pair is None or (reason and reason != "pair_attempts"):
+        notes.reason = reason
+        decision.picked = None
+        decision.dropped = (*decision.dropped, ("", reason or "no_pair"))
+        return decision
+    _, notes.transfer_s, p, d = best_pair
+    notes.reason = options.decider
+    return _settled(decision, ask, place[d.name], place[p.name], notes)
+
+
+def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet, now: float, rng: Rng) -> Decision:
+    """D by the decode rule, then P by the prefill rule among those that can hand over to it."""
+    options = pairing.options
+    facts = split.facts
+    asked, ask.policy = ask.policy, options.decode_policy or "memory_aware"
+    decode = schedule(ask, split.decode, fleet, now, rng)
+    ask.policy = policy
+    reason = never_split(ask, options.max_pair_attempts)
+    d = decode.picked
+    prefill: Decision | None = None
+    if d is not None:
+        able = [m for m in split.prefill.members if facts[m.name].fits(facts[d.name]) and m is not d]
+        able = _not_resting(pairing, able, d, now)
+        if able:
+            whole_pool = split.prefill.roster
+            split.prefill.roster = roster(able)
+            prefill = schedule(ask, split.prefill, fleet, now, rng)
+            split.prefill.roster = whole_pool
+    ask.policy = asked
+    p = prefill.picked if prefill is not None else None
+    if d is None:
+        return decode
+    if p is None or reason:
+        return _alone(facts, decode, prefill, reason or "prefill_saturated", options.solo_relief_tokens)
+    transfer = pairing.transfer_s(p.name, d.name, float(decode.uncached))
+    pair_s = p.prefill.queue_s(now) + p.prefill.work_of(ask.tokens, prefill.uncached) + transfer  # type: ignore[union-attr]  # p is its pick
+    solo_s = float("inf")
+    if facts[d.name].solo:
+        running = max(0, d.in_flight - d.prefill.prefilling)
+        work = d.prefill.work_of(ask.tokens, decode.uncached)
+        solo_s = d.prefill.queue_s(now) + work * (1.0 + options.interference * running)
+    notes = PairFacts(options.decider, float(decode.uncached), ask.tokens, pair_s, solo_s)
+    notes.transfer_s = transfer
+    notes.reason = options.decider
+    if facts[d.name].solo and not wants_split(pairing, float(decode.uncached), ask.tokens, pair_s, solo_s):
+        return _as_pair(decode, None, notes)
+    return _as_pair(decode, prefill, notes)
+
+
+def _alone(facts: dict[str, Facts], decode: Decision, prefill: Decision | None, reason: str, relief: int) -> Decision:
+    """Serve without a pair where that is allowed; else say why nobody can."""
+    d = decode.picked
+    notes = PairFacts("", float(decode.uncached), decode.tokens, float("inf"), float("inf"))
+    notes.reason = reason
+    small = reason != "prefill_saturated" or decode.uncached <= relief or prefill is None
+    if d is not None and facts[d.name].solo and small:
+        return _as_pair(decode, None, notes)
+    decode.picked = None
+    dropped = prefill.dropped if prefill is not None else ()
+    decode.dropped = (*decode.dropped, *dropped, ("", reason))
+    return decode
+
+
+def _not_resting(pairing: Pairing, able: list[EndpointState], d: EndpointState, now: float) -> list[EndpointState]:
+    """Leave out pairs in quarantine, unless that leaves nobody: a soft filter."""
+    rested = [m for m in able if not pairing.resting(m.name, d.name, now)]
+    return rested or able
+
+
+def _kept(
+    split: Split, ask: Ask, now: float, rng: Rng
+) -> tuple[list[EndpointState], list[EndpointState], tuple[Drop, ...], tuple[str, ...]]:
+    """Filter each role for itself: a soft filter relaxed for one leg is named with that leg."""
+    prefills, dropped_p, relaxed_p = keep(ask, split.prefill.members, now, rng)
+    decodes, dropped_d, relaxed_d = keep(ask, split.decode.members, now, rng)
+    dropped = tuple(sorted({*dropped_p, *dropped_d}))
+    relaxed = tuple([f"prefill:{name}" for name in relaxed_p] + [f"decode:{name}" for name in relaxed_d])
+    return prefills, decodes, dropped, relaxed
+
+
+def _columns(
+    ask: Ask,
+    members: list[EndpointState],
+    pool: Pool,
+    fleet: Fleet,
+    now: float,
+    dropped: tuple[Drop, ...],
+    relaxed: tuple[str, ...],
+) -> PairDecision:
+    """What the default policy reads, for every candidate of either role."""
+    index = fleet.index
+    if now >= index.due:
+        index.advance(now)
+    candidates = roster(members)
+    in_flight: list[float] = [member.in_flight for member in members]
+    busy, reports = busy_column(members, in_flight, now)
+    depths, result = depths_of(ask.keys, index, candidates)
+    decision = PairDecision(
+        None, ask.model, "turnout", members, candidates.names, depths, busy, in_flight, len(ask.keys), ask.tokens,
+        ask.block_tokens, fleet.scheduling.affinity_beta, result, now, pool.rotation.counter, pool.last, dropped,
+        relaxed, reports,
+    )  # fmt: skip
+    if members:
+        if ask.chains and fleet.exact.live:
+            told(decision, ask, fleet)
+        if decision.prefix_result == "match":
+            decision.cached = expected(decision, ask)
+        turnout.rows(decision, ask, fleet)
+    return decision
+
+
+def _work(decision: Decision) -> list[float]:
+    """Seconds of prefill per candidate, for what it does not hold."""
+    tokens = decision.tokens
+    return [row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
+
+
+def _decode_s(row: Sequence[float]) -> float:
+    """What one more answer costs where others run: alone it spreads answers over decode endpoints."""
+    return row[_BUSY] * row[_STEP]
+
+
+def _pairs(
+    pairing: Pairing,
+    facts: dict[str, Facts],
+    prefills: list[EndpointState],
+    decodes: list[EndpointState],
+    first: dict[str, float],
+    second: dict[str, float],
+    now: float,
+) -> tuple[list[tuple[EndpointState, EndpointState]], bool]:
+    """Return the pairs that can hand over and are not resting (resting ones when no other is left)."""
+    if len(prefills) * len(decodes) > pairing.options.max_pairs:
+        prefills = sorted(prefills, key=lambda m: (first[m.name], m.name))[:_BEST]
+        decodes = sorted(decodes, key=lambda m: (second[m.name], m.name))[:_BEST]
+    fitting = [(p, d) for p in prefills for d in decodes if p is not d and facts[p.name].fits(facts[d.name])]
+    rested = [(p, d) for p, d in fitting if not pairing.resting(p.name, d.name, now)]
+    return (rested or fitting), len(rested) < len(fitting)
+
+
+def _best_solo(
+    interference: float,
+    memory_max: float,
+    facts: dict[str, Facts],
+    members: list[EndpointState],
+    rows: Sequence[tuple[float, ...]],
+    work: list[float],
+) -> tuple[float, EndpointState] | None:
+    """Return the cheapest endpoint that may serve the whole request, and its total."""
+    best: tuple[float, float, EndpointState] | None = None
+    for member, row, seconds in zip(members, rows, work, strict=True):
+        usage = member.kv_usage_ratio
+        if not facts[member.name].solo or (usage is not None and usage > memory_max and member.in_flight):
+            continue
+        total = row[_QUEUE] + seconds * (1.0 + interference * row[_RUNNING]) + row[_EVICT] + row[_GUARD]
+        total = round(total + _decode_s(row), 6)
+        if best is None or (total, row[_BUSY]) < best[:2]:
+            best = (total, row[_BUSY], member)
+    return None if best is None else (best[0], best[2])
+
+
+def _held(decision: Decision, fleet: Fleet, queues: list[float], solo: tuple[float, EndpointState] | None) -> bool:
+    """Bind late while every prefill endpoint has enough queued: the choice stays open until it matters."""
+    limit = fleet.scheduling.hold_prefill_s
+    if not limit or not queues:
+        return False
+    if solo is not None:
+        queues = [row[_QUEUE] for row in decision.rows]
+    shortest = min(queues)
+    if shortest <= limit:
+        return False
+    decision.held = "queue"
+    decision.retry_at = decision.now + max(shortest - limit, _HOLD_LOOK_S)
+    return True
+
+
+def _settled(decision: PairDecision, ask: Ask, position: int, prefill: int | None, notes: PairFacts) -> PairDecision:
+    """Fill in what the picked endpoints mean for seats and explanations."""
+    decision.picked = decision.members[position]
+    decision.pair = notes
+    depth, predicted, uncached = _believed(decision, ask, position)
+    decision.matched_blocks, decision.predicted = depth, predicted
+    decision.uncached = max(1, uncached)
+    if prefill is not None:
+        decision.predicted, decision.uncached = 0, 1  # what it lacks is sent to it, and its own count is not used
+        decision.prefill = decision.members[prefill]
+        decision.prefill_depth, decision.prefill_predicted, uncached = _believed(decision, ask, prefill)
+        decision.prefill_uncached = max(1, uncached)
+    return decision
+
+
+def _believed(decision: Decision, ask: Ask, position: int) -> tuple[int, int, int]:
+    """Return (blocks, tokens predicted to be cached, tokens to prefill) of one candidate."""
+    depth = decision.depths[position]
+    predicted = int(decision.credits[position]) if decision.credits else min(int(depth * ask.block_tokens), ask.tokens)
+    if decision.modes:
+        decision.mode = decision.modes[position]
+    cached = decision.cached[position] if decision.cached else 0.0
+    return depth, predicted if depth else 0, ask.tokens - int(cached)
+
+
+def _as_pair(decode: Decision, prefill: Decision | None, notes: PairFacts) -> PairDecision:
+    """Turn the decisions of two rules into one."""
+    columns = {name: getattr(decode, name) for name in Decision.__struct_fields__}
+    decision = PairDecision(**columns)
+    decision.pair = notes
+    if prefill is not None:
+        decision.prefill = prefill.picked
+        decision.prefill_depth = prefill.matched_blocks
+        decision.prefill_predicted = prefill.predicted
+        decision.prefill_uncached = prefill.uncached
+        decision.dropped = tuple(sorted({*decode.dropped, *prefill.dropped}))
+        decision.prefill_columns = prefill
+        decision.predicted, decision.uncached = 0, 1
+    return decision
