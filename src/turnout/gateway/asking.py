@@ -55,6 +55,7 @@ class Asker:
         ask = Ask(pool.model, keys, tokens, run.floor, (), session_key, relax=True, block_tokens=block_tokens)
         ask.policy = run.prepared.policy
         ask.prompt_bytes = prompt_bytes
+        ask.streams = request.stream
         if chains:
             ask.chains = chains
         if request.dialect not in pool.dialects:

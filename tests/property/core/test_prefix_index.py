@@ -38,6 +38,8 @@ class Model:
         period = TTL_S / (GENERATIONS - 1)
         while now >= self.opened_at + period:
             self.close(self.opened_at + period)
+            if now - (self.opened_at + period) > period * GENERATIONS and not self.entries:
+                self.opened_at = now  # nothing is held: the grid may begin anew
 
     def record(self, keys: list[int], bit: int, now: float) -> tuple[dict[int, set[int]], list[int]] | None:
         self.advance(now)

@@ -59,6 +59,7 @@ class Prefill:
         "_square_time",
         "a",
         "b",
+        "blind_s",
         "factor",
         "finish_s",
         "foreign_s",
@@ -87,6 +88,8 @@ class Prefill:
         self.prefilling = 0
         self.work_s = 0.0
         self.finish_s = 0.0
+        self.blind_s = 0.0
+        """When the work of attempts should be done whose first byte nobody sees: answers that come as a whole."""
         self.opened_s = 0.0
         """Σ W of every attempt ever opened: two readings tell what was opened in between."""
         self.heard_until = 0.0
@@ -110,6 +113,11 @@ class Prefill:
         self.finish_s = max(now, self.finish_s) + work_s
         self._paced_s = self._paced_s * math.exp(min(0.0, self._paced_at - now) / _PACE_TAU_S) + work_s
         self._paced_at = now
+
+    def opened_blind(self, work_s: float, now: float) -> None:
+        """An attempt opens whose answer comes as a whole: only the clock tells when its prompt is done."""
+        self.opened_s += work_s
+        self.blind_s = (max(now, self.blind_s)) + work_s
 
     def closed(self, work_s: float, now: float) -> None:
         """Its first byte came, or it ended without one; once per attempt, with the work it was opened with."""
@@ -135,6 +143,8 @@ class Prefill:
                 queue = least
             elif queue > work:
                 queue = work
+        if now < self.blind_s:
+            queue += self.blind_s - now
         if now < self.heard_until:
             queue = max(queue + self.foreign_s, self.reported_s + self.opened_s)
         return queue
@@ -187,6 +197,8 @@ class Prefill:
 
 def settle(models: list[Prefill]) -> None:
     """Fit the pool's `a` and `b` to everybody's samples, and give each replica its speed."""
+    if not any(model.samples for model in models):
+        return  # whoever learnt has left the pool
     shared = _solved(models)
     known = sorted(model.slowness for model in models if model.samples >= _EARLY)
     # Speeds are relative to the middle one; what they have in common belongs to the model.

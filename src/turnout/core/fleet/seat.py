@@ -34,6 +34,7 @@ class Seat:
         "_placement",
         "_pool",
         "_queue_s",
+        "_streams",
         "_work_s",
         "endpoint",
         "first_byte_s",
@@ -58,6 +59,7 @@ class Seat:
         predicted: int,
         block_tokens: float,
         now: float,
+        streams: bool = True,
         chain: list[int] | None = None,
         mode: Mode = Mode.APPROXIMATE,
     ) -> None:
@@ -77,7 +79,11 @@ class Seat:
         prefill = endpoint.prefill
         self._queue_s = prefill.queue_s(now) if prefill.work_s else 0.0
         self._work_s = work_s = prefill.work_of(tokens, uncached)
-        prefill.opened(work_s, now)
+        self._streams = streams
+        if streams:
+            prefill.opened(work_s, now)
+        else:
+            prefill.opened_blind(work_s, now)
         endpoint.opened(tokens, uncached)
         pool.scheduled(uncached)
         endpoint.tokens_total += tokens
@@ -102,6 +108,8 @@ class Seat:
         endpoint.ttft_s = waited if before is None else before + _TTFT_WEIGHT * (waited - before)
         endpoint.first_byte(uncached)
         prefill = endpoint.prefill
+        if not self._streams:
+            return
         prefill.closed(self._work_s, now)
         if self._queue_s > _SHORT_QUEUE * self._work_s + _SHORT_QUEUE_S:
             return
@@ -138,10 +146,11 @@ class Seat:
         first = self.first_byte_s
         if first is None:
             endpoint.first_byte(self.uncached)
-            endpoint.prefill.closed(self._work_s, now)
+            if self._streams:
+                endpoint.prefill.closed(self._work_s, now)
             if failed and self._placement is not None:
                 self._fleet.index.rollback(self._placement)
-        elif tokens_out is not None and tokens_out > 1:
+        elif self._streams and tokens_out is not None and tokens_out > 1:
             endpoint.prefill.stepped((now - first) / (tokens_out - 1))
         self._placement = None
         if self._fleet.index.refcounted and self.keys and endpoint.bit:

@@ -26,6 +26,7 @@ def take_seat(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, now: float
         predicted=decision.predicted,
         block_tokens=ask.block_tokens,
         now=now,
+        streams=ask.streams,
         chain=ask.chains.get(picked.block_tokens) if picked.streams else None,
         mode=decision.mode,
     )
@@ -44,4 +45,5 @@ def take_seat_again(endpoint: EndpointState, ask: Ask, pool: Pool, fleet: Fleet,
         predicted=0,
         block_tokens=ask.block_tokens,
         now=now,
+        streams=ask.streams,
     )

@@ -109,6 +109,19 @@ def test_work_already_done_is_credited() -> None:
     assert prefill.queue_s(100.0) == pytest.approx(0.1 * work)
 
 
+def test_answer_that_comes_as_a_whole_queues_prefill_only_as_long_as_it_takes() -> None:
+    world = World("a")
+    seat = world.seat(world.ask(chain(1, 100), may_hold=False, streams=False))
+    prefill = world["a"].prefill
+    work = 51_200 / 8000
+    assert prefill.queue_s(1.0) == pytest.approx(work - 1.0)
+    assert prefill.queue_s(7.0) == 0.0
+    assert world.decide(world.ask(chain(2, 10)), 7.0).verdict is Verdict.PICKED
+    seat.first_byte(60.0)
+    seat.ended(60.0, failed=False, tokens_out=500)
+    assert (prefill.work_s, prefill.prefilling, prefill.samples) == (0.0, 0, 0)
+
+
 def test_equal_endpoints_take_turns() -> None:
     world = World("a", "b", "c", "d")
     seconds = 3 * BLOCK / 8000 + 0.02
