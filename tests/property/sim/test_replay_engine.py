@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from turnout.sim.blocks import extend_chain
 from turnout.sim.engine import EngineModel
 from turnout.sim.options import EngineOptions
-from turnout.sim.replay.engine import ReplayEngine, Sequence, Shape
+from turnout.sim.replay.engine import ReplayEngine
+from turnout.sim.replay.sequence import Sequence, Shape
 from turnout.sim.sequence import Work
 from turnout.sim.text import TOKEN_BYTES
 from turnout.sim.timing import timing_of

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import msgspec
 
 from turnout.sim.options import KV_TOKENS
-from turnout.sim.replay.engine import Shape
+from turnout.sim.replay.sequence import Shape
 from turnout.sim.timing import ROOFLINES
 
 Knowledge = Literal["exact", "approximate"]

@@ -21,9 +21,9 @@ from turnout.core.scheduling.holding import HeldQueue
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat
 from turnout.core.scheduling.types import Ask, Decision, Verdict
-from turnout.sim.replay.engine import Shape
 from turnout.sim.replay.options import ReplayOptions
 from turnout.sim.replay.record import Job, Record
+from turnout.sim.replay.sequence import Shape
 
 if TYPE_CHECKING:
     from turnout.sim.replay.world import World

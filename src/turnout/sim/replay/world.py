@@ -13,10 +13,11 @@ from typing import Any
 
 from turnout.core.scheduling.types import Decision
 from turnout.sim.replay.arrivals import Arrivals
-from turnout.sim.replay.engine import ReplayEngine, Sequence
+from turnout.sim.replay.engine import ReplayEngine
 from turnout.sim.replay.options import Fault, ReplayOptions
 from turnout.sim.replay.record import Job, Record, record_of
 from turnout.sim.replay.router import EngineFacts, Router
+from turnout.sim.replay.sequence import Sequence
 from turnout.sim.replay.trace import Trace
 
 _PROBE_S = 2.0
