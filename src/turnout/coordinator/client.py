@@ -15,6 +15,7 @@ import zmq
 
 from turnout.coordinator.sockets import Reader
 from turnout.engines import megatron as wire
+from turnout.engines import megatron_framed as framed_wire
 from turnout.engines.megatron import Header
 
 _HIGH_WATER = 100_000
@@ -43,13 +44,17 @@ class _Open:
 
 
 class CoordinatorClient:
-    """Connects on `connect`; also an async context manager. `server_key` (Z85) is a CURVE door's public key."""
+    """Connects on `connect`; also an async context manager. `server_key` (Z85) is a CURVE door's public key.
+
+    `framed` speaks the second dialect, which the door must speak too (`coordinator.dialect`).
+    """
 
     def __init__(
         self,
         address: str,
         *,
         ours: bool = True,
+        framed: bool = False,
         identity: bytes | None = None,
         server_key: bytes | None = None,
         keys: tuple[bytes, bytes] | None = None,
@@ -58,6 +63,7 @@ class CoordinatorClient:
         self.errors: list[str] = []
         """Refusals that name no request, the newest 100."""
         self._ours = ours
+        self._framed = framed
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
@@ -95,7 +101,7 @@ class CoordinatorClient:
     ) -> asyncio.Future[dict[str, Any]]:
         """Ask; the future holds the finished map. Cancelling it aborts the request."""
         number, opened = self._begin(None)
-        self.send(wire.submit(number, prompt, sampling or {}, multimodal))
+        self._ask(number, prompt, sampling or {}, multimodal)
         opened.final.add_done_callback(lambda future: self._cancelled(number) if future.cancelled() else None)
         return opened.final
 
@@ -105,7 +111,7 @@ class CoordinatorClient:
         """Ask and yield each partial map, then the finished one. Leaving the loop early aborts the request."""
         updates: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         number, opened = self._begin(updates)
-        self.send(wire.submit(number, prompt, {**(sampling or {}), "streaming": True}))
+        self._ask(number, prompt, {**(sampling or {}), "streaming": True}, None)
         try:
             while (partial := await updates.get()) is not None:
                 yield partial
@@ -120,9 +126,9 @@ class CoordinatorClient:
         """Send a control or lifecycle signal; the door does not answer."""
         self.send(wire.signal(header, epoch))
 
-    def send(self, payload: bytes) -> None:
+    def send(self, *frames: bytes) -> None:
         """Send one message as it is. Raises zmq.Again when the door has not read for very long."""
-        self._socket.send(payload, zmq.NOBLOCK)
+        self._socket.send_multipart(frames, zmq.NOBLOCK)
         self._reader.touch()
 
     def close(self, *, goodbye: bool = True) -> None:
@@ -138,6 +144,15 @@ class CoordinatorClient:
         self._socket.close(linger=_LINGER_MS if goodbye else 0)
         self._context.term()
 
+    def _ask(self, number: int, prompt: str | list[int], sampling: Mapping[str, Any], multimodal: Any) -> None:
+        if not self._framed:
+            self.send(wire.submit(number, prompt, sampling, multimodal))
+        elif multimodal is None:
+            self.send(*framed_wire.submit(number, prompt, sampling))
+        else:
+            del self._open[number]
+            raise ValueError("multimodal is given, expected none: framed messages have no place for it")
+
     def _begin(self, updates: asyncio.Queue[dict[str, Any] | None] | None) -> tuple[int, _Open]:
         number = self._next
         self._next += 1
@@ -149,7 +164,7 @@ class CoordinatorClient:
             self.send(wire.abort(number))
 
     def _received(self, frames: list[bytes]) -> None:
-        message = msgspec.msgpack.decode(frames[-1])
+        message = [*msgspec.msgpack.decode(frames[0]), *map(msgspec.msgpack.decode, frames[1:])]
         header = message[0]
         if header == Header.CONNECT_ACK:
             if self._welcome is not None and not self._welcome.done():

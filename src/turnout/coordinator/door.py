@@ -22,7 +22,8 @@ from turnout.coordinator.tally import Tally
 from turnout.core.coordinator_options import Affinity, Coordinator
 from turnout.engines import megatron as wire
 from turnout.engines.megatron import OURS, Header
-from turnout.engines.megatron_messages import REQUESTS, Message, Refusal, Sender, is_reply, read
+from turnout.engines.megatron_framed import dialect_of
+from turnout.engines.megatron_messages import REQUESTS, Message, Refusal, Sender
 
 _LOOK_S = 1.0  # how often peers are looked through for probes
 
@@ -53,6 +54,7 @@ class Door:
         self.closing = False
         self.kind = ""  # type of the message handled last
         self._out: list[Send] = []
+        self._dialect = dialect_of(options.dialect)
         self.chooser = Chooser(affinity, options.max_requests, now)
         self.roster = Roster(self.chooser)
         self.requests = Requests(
@@ -64,6 +66,7 @@ class Door:
             first_id=first_id,
             timer=timer,
             wall_s=wall_s,
+            dialect=self._dialect,
             detokenize=detokenize,
         )
         self.clients = Clients(options.clients_max, self._out)
@@ -88,11 +91,11 @@ class Door:
         return len(self.roster) >= max(1, self.options.expected_engines) and not self.closing
 
     def on_message(self, frames: Sequence[bytes], now: float) -> list[Send]:
-        """Take one message as it came off the socket, `[identity, payload]`."""
+        """Take one message as it came off the socket, `[identity, payload]` and bodies when framed."""
         identity = frames[0] if frames else b""
         client = self.clients.get(identity)
         engine = None if client is not None else self.roster.speaker(identity)
-        if client is None and engine is None and identity in self.roster.lost and is_reply(frames):
+        if client is None and engine is None and identity in self.roster.lost and self._dialect.is_reply(frames):
             engine = self._register(identity, "adopted", now)
         sender = Sender.CLIENT if client is not None else Sender.ENGINE if engine is not None else Sender.NOBODY
         if sender is Sender.NOBODY and self.offenders.is_muted(identity, now):
@@ -102,7 +105,7 @@ class Door:
         accepted = self.tally.accepted
         message: Message | Refusal | None = None
         try:
-            message = read(frames, sender, _nobody_open if client is None else client.open.__contains__)
+            message = self._dialect.read(frames, sender, _nobody_open if client is None else client.open.__contains__)
             header = message.header
             self.kind = "REGISTRATION" if header is None else header.name
             if isinstance(message, Refusal):
@@ -260,7 +263,7 @@ class Door:
         deliver = self.requests.answered if header is Header.ENGINE_REPLY else self.requests.progressed
         if not engine.parity_known and header is Header.ENGINE_REPLY:
             self._compare_hashes(engine, message, now)
-        if deliver(engine, message.values, message.raw, now):
+        if deliver(engine, message, now):
             self.tally.internal_errors[header.name] += 1
             self.records.message_error("internal_error", header.name, "foreign", [identity], now)
 

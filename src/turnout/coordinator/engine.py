@@ -16,6 +16,7 @@ import zmq
 from turnout.coordinator.control import State
 from turnout.coordinator.sockets import Reader
 from turnout.engines import megatron as wire
+from turnout.engines import megatron_framed as framed_wire
 from turnout.engines.megatron import Header
 
 _HIGH_WATER = 100_000
@@ -64,6 +65,7 @@ class EnginePeer:
         generator: Generator,
         *,
         on_end: Callable[[str], object] = bool,
+        framed: bool = False,
         server_key: bytes | None = None,
         keys: tuple[bytes, bytes] | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class EnginePeer:
         self._address = address
         self._generator = generator
         self._on_end = on_end
+        self._framed = framed
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, identity)
@@ -131,8 +134,12 @@ class EnginePeer:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _received(self, frames: list[bytes]) -> None:
-        for payload in frames:  # a real engine reads frame by frame
-            message = msgspec.msgpack.decode(payload)
+        messages = [msgspec.msgpack.decode(frame) for frame in frames]  # a real engine reads frame by frame
+        if self._framed:
+            first, *bodies = messages
+            # As the packed form has it: the prompt stands before the sampling.
+            messages = [[*first[:2], *bodies, *first[2:]]]
+        for message in messages:
             header = Header(message[0])
             if header in {Header.SUBMIT_REQUEST, Header.SUBMIT_REQUEST_WITH_KV}:
                 if self.state is State.RUNNING:
@@ -190,10 +197,13 @@ class EnginePeer:
         if self._socket.closed:
             return
         if partials:
-            self._socket.send(wire.progressed(partials), zmq.NOBLOCK)
+            self._say(framed_wire.progressed(partials) if self._framed else (wire.progressed(partials),))
         if finished:
-            self._socket.send(wire.replied(finished), zmq.NOBLOCK)
+            self._say(framed_wire.replied(finished) if self._framed else (wire.replied(finished),))
         self._reader.touch()
+
+    def _say(self, frames: tuple[bytes, ...]) -> None:
+        self._socket.send_multipart(frames, zmq.NOBLOCK)
 
     def _whole(self, number: int, generation: _Generation, finished: Mapping[str, Any]) -> dict[str, Any]:
         return {

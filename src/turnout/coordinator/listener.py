@@ -70,7 +70,7 @@ class CoordinatorListener:
         self._report = report
         self._on_shutdown = on_shutdown
         self._outboxes: dict[bytes, Outbox] = {}
-        self._local: dict[bytes, Callable[[bytes], object]] = {}
+        self._local: dict[bytes, Callable[[Send], object]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._reader: Reader | None = None
@@ -116,7 +116,7 @@ class CoordinatorListener:
             send = work.popleft()
             local = self._local.get(send.identity)
             if local is not None:
-                self._guarded(local, send.payload)
+                self._guarded(local, send)
                 continue
             outbox = self._outboxes.get(send.identity)
             if outbox is not None:
@@ -125,7 +125,7 @@ class CoordinatorListener:
                 work.extend(self._sent(send))
         self._touch()
 
-    def attach(self, identity: bytes, deliver: Callable[[bytes], object]) -> None:
+    def attach(self, identity: bytes, deliver: Callable[[Send], object]) -> None:
         """Messages to this identity go to a function of this process instead of the wire."""
         self._local[identity] = deliver
 
@@ -185,7 +185,7 @@ class CoordinatorListener:
 
     def _sent(self, send: Send) -> list[Send]:
         try:
-            self._socket.send_multipart((send.identity, send.payload), zmq.NOBLOCK)
+            self._socket.send_multipart((send.identity, send.payload, *send.bodies), zmq.NOBLOCK)
         except zmq.Again:
             outbox = self._outboxes[send.identity] = Outbox()
             self._at("flush", _FLUSH_S, self._flush)
@@ -218,7 +218,8 @@ class CoordinatorListener:
                 continue
             try:
                 while outbox.waiting:
-                    self._socket.send_multipart((identity, outbox.waiting[0].payload), zmq.NOBLOCK)
+                    first = outbox.waiting[0]
+                    self._socket.send_multipart((identity, first.payload, *first.bodies), zmq.NOBLOCK)
                     outbox.sent()
             except zmq.Again:
                 pass

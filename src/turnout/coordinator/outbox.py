@@ -19,11 +19,11 @@ class Outbox:
     def put(self, send: Send) -> None:
         """Append."""
         self.waiting.append(send)
-        self.size_bytes += len(send.payload)
+        self.size_bytes += send.size_bytes
 
     def sent(self) -> None:
         """The first one is away."""
-        self.size_bytes -= len(self.waiting.popleft().payload)
+        self.size_bytes -= self.waiting.popleft().size_bytes
 
     def is_full(self, messages: int, size_bytes: int) -> bool:
         """Say whether a bound is reached."""

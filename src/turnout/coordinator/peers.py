@@ -15,6 +15,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     """One message to carry out. `server_id` names the attempt that it opens; `adopts` asks to hear of success too.
 
     `control` is what a signal's engine was told before it, which holds again when the signal could not be sent.
+    `bodies` are the further frames of the framed dialect.
     """
 
     identity: bytes
@@ -22,6 +23,12 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     server_id: int = 0
     adopts: bool = False
     control: State | None = None
+    bodies: tuple[bytes, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """All frames but the identity."""
+        return len(self.payload) + sum(map(len, self.bodies))
 
 
 class Engine:

@@ -32,6 +32,8 @@ class Rehearsal:
     ) -> None:
         self.now = _START_S
         self.inbox: dict[bytes, list[bytes]] = defaultdict(list)
+        self.bodies: dict[bytes, list[tuple[bytes, ...]]] = defaultdict(list)
+        """Further frames of the messages that had some, in the same order."""
         self.gone: set[bytes] = set()
         self.door = Door(
             options or Coordinator(),
@@ -44,9 +46,9 @@ class Rehearsal:
             detokenize=detokenize,
         )
 
-    def say(self, identity: bytes, payload: bytes) -> None:
+    def say(self, identity: bytes, *frames: bytes) -> None:
         """A peer sends one message."""
-        self.carry(self.door.on_message([identity, payload], self.now))
+        self.carry(self.door.on_message([identity, *frames], self.now))
 
     def wait(self, seconds: float, step_s: float = 0.05) -> None:
         """Time passes, with ticks."""
@@ -62,6 +64,8 @@ class Rehearsal:
                 self.carry(self.door.unreachable(send, self.now))
                 continue
             self.inbox[send.identity].append(send.payload)
+            if send.bodies:
+                self.bodies[send.identity].append(send.bodies)
             if send.adopts:
                 self.carry(self.door.reached(send.identity, self.now))
 

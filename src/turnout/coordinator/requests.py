@@ -7,7 +7,7 @@ through `_close`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,6 +21,8 @@ from turnout.coordinator.tally import Tally
 from turnout.core.coordinator_options import Coordinator
 from turnout.engines import megatron as wire
 from turnout.engines.megatron import Header
+from turnout.engines.megatron_framed import Dialect
+from turnout.engines.megatron_messages import Message
 
 OUR_FAULT = frozenset(
     {"no_engine", "saturated", "engine_lost", "deadline", "draining", "pending_full", "internal", "aborted"}
@@ -42,6 +44,7 @@ class Requests:
         first_id: int,
         timer: Callable[[], float],
         wall_s: Callable[[], float],
+        dialect: Dialect,
         detokenize: Callable[[list[int]], str] | None = None,
     ) -> None:
         self.options = options
@@ -59,6 +62,7 @@ class Requests:
         self._failures = 0
         self._timer = timer
         self._wall_s = wall_s
+        self._dialect = dialect
         self._detokenize = detokenize
         self._aborting: dict[Attempt, float] = {}
         self._timed: dict[Request, None] = {}
@@ -81,10 +85,10 @@ class Requests:
             del self.pending[request]
             self._dispatch(request, self._roster.eligible, now)
 
-    def answered(self, engine: Engine, items: list[Any], raw: Sequence[msgspec.Raw], now: float) -> int:
+    def answered(self, engine: Engine, message: Message, now: float) -> int:
         """Deliver final replies; returns how many belonged to another engine."""
         foreign = 0
-        for item, part in zip(items, raw, strict=True):
+        for item, part in zip(message.values, message.raw, strict=True):
             attempt = self._owned(engine, item["request_id"])
             if attempt is None:
                 foreign += item["request_id"] in self.open
@@ -94,15 +98,17 @@ class Requests:
             self._detach(attempt)
             self._close(request)
             self._tally.completed += 1
-            whole = part if self._detokenize is None else self._with_text(item, self._detokenize)
-            self._deliver(request, wire.delivered(Header.ENGINE_REPLY, request.number, whole))
+            whole: msgspec.Raw | bytes = part
+            if self._detokenize is not None and attempt.server_id not in message.as_they_are:
+                whole = self._with_text(item, self._detokenize)
+            self._deliver(request, Header.ENGINE_REPLY, whole)
         engine.heard_at = now
         return foreign
 
-    def progressed(self, engine: Engine, items: list[Any], raw: Sequence[msgspec.Raw], now: float) -> int:
+    def progressed(self, engine: Engine, message: Message, now: float) -> int:
         """Deliver partial replies; returns how many belonged to another engine."""
         foreign = 0
-        for item, part in zip(items, raw, strict=True):
+        for item, part in zip(message.values, message.raw, strict=True):
             attempt = self._owned(engine, item["request_id"])
             if attempt is None:
                 foreign += item["request_id"] in self.open
@@ -113,7 +119,7 @@ class Requests:
                 continue
             attempt.first_partial = True
             request.parts = ()  # it can no longer be resent: the client has seen a part of it
-            self._deliver(request, wire.delivered(Header.ENGINE_REPLY_PARTIAL, request.number, part))
+            self._deliver(request, Header.ENGINE_REPLY_PARTIAL, part)
         engine.heard_at = now
         return foreign
 
@@ -218,7 +224,8 @@ class Requests:
             transient=reason in OUR_FAULT,
             timestamp=self._wall_s(),
         )
-        self._out.append(Send(client.identity, wire.failed(number, reply)))
+        payload, *bodies = self._dialect.delivered(Header.ENGINE_REPLY, number, wire.item(reply))
+        self._out.append(Send(client.identity, payload, bodies=tuple(bodies)))
 
     def drain(self) -> None:
         """Take no more; what waits ends at once."""
@@ -266,9 +273,8 @@ class Requests:
         engine.open[attempt.server_id] = attempt
         request.attempt = attempt
         attempt.placement = self._chooser.record(request.keys, engine, now)
-        self._out.append(
-            Send(engine.identity, wire.forwarded(request.header, attempt.server_id, request.parts), attempt.server_id)
-        )
+        payload, *bodies = self._dialect.forwarded(request.header, attempt.server_id, request.parts)
+        self._out.append(Send(engine.identity, payload, attempt.server_id, bodies=tuple(bodies)))
         if self.options.schedule_path:
             self.log.add(
                 Scheduled(
@@ -324,5 +330,6 @@ class Requests:
         self.pending.pop(request, None)
         self._timed.pop(request, None)
 
-    def _deliver(self, request: Request, payload: bytes) -> None:
-        self._out.append(Send(request.client.identity, payload))
+    def _deliver(self, request: Request, header: Header, item: msgspec.Raw | bytes) -> None:
+        payload, *bodies = self._dialect.delivered(header, request.number, item)
+        self._out.append(Send(request.client.identity, payload, bodies=tuple(bodies)))

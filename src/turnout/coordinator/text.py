@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from turnout.coordinator.listener import CoordinatorListener
-from turnout.coordinator.peers import Client, Engine, Request
+from turnout.coordinator.peers import Client, Engine, Request, Send
 from turnout.coordinator.tokenizers import Detokenizer, Tokenizer
 from turnout.engines import megatron_openai as openai
 from turnout.engines.megatron import Header
@@ -115,8 +115,9 @@ class TextEngines:
             raise openai.Unsupported("prompt", "the prompt has no tokens")
         return tokens
 
-    def _delivered(self, payload: bytes) -> None:
-        header, number, content, *_ = msgspec.msgpack.decode(payload)
+    def _delivered(self, send: Send) -> None:
+        header, number, *rest = msgspec.msgpack.decode(send.payload)
+        content = msgspec.msgpack.decode(send.bodies[0]) if send.bodies else rest[0]
         generation = self._generations.get(number)
         if generation is None:
             return

@@ -31,6 +31,10 @@ class Coordinator(Section, frozen=True, kw_only=True):
         doc("Bind may be no loopback address. Without CURVE its peers cannot authenticate: trusted networks only."),
     ] = False
     port_fallback: Annotated[bool, doc("Take a free port when this one is in use, as upstream does.")] = False
+    dialect: Annotated[
+        Literal["packed", "framed"],
+        doc("packed: one payload a message, as released Megatron speaks; framed: prompts and replies as own frames."),
+    ] = "packed"
     curve_secret_file: Annotated[
         str, doc("File with the door's CURVE key pair (*.key_secret as zmq.auth writes it); empty for none.")
     ] = ""
@@ -69,6 +73,10 @@ class Coordinator(Section, frozen=True, kw_only=True):
         Seconds,
         doc("ZMTP heartbeat, three unanswered ones end a connection; also the silence after which engines are probed."),
     ] = 5.0
+    snapshot_path: Annotated[
+        str,
+        doc("File that keeps the engines of the door, so that it finds them again after a restart; empty for none."),
+    ] = ""
     kv_handoff: Annotated[bool, doc("Serve requests that bring KV blocks of another engine.")] = False
     allow_control: Annotated[bool, doc("Clients may pause, suspend and stop engines.")] = True
     allow_shutdown: Annotated[bool, doc("Clients may close the door.")] = False

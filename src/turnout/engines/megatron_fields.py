@@ -50,7 +50,7 @@ def value_of(raw: msgspec.Raw | bytes, depth: int = 0) -> Any:
     return value if acceptable(value, DEPTH_MAX - depth) else BAD
 
 
-def prompt_of(raw: msgspec.Raw, depth: int) -> Any:
+def prompt_of(raw: msgspec.Raw | bytes, depth: int) -> Any:
     """Decode a prompt; token ids, the usual case, in one typed step: a tuple says that each id was checked."""
     try:
         return _tokens(raw)

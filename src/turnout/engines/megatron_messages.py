@@ -98,13 +98,15 @@ _BY_NUMBER: dict[int, Header] = {header.value: header for header in TABLE}
 class Message(msgspec.Struct, frozen=True, gc=False):
     """A message that may be acted on. `values` and `raw` are its elements after the header, decoded and as received.
 
-    Of a reply they are the good items; `bad_items` counts the others. `header` is None for a registration.
+    Of a reply they are the good items; `bad_items` counts the others, `as_they_are` names those whose text the engine
+    does not leave to the door. `header` is None for a registration.
     """
 
     header: Header | None
     values: list[Any] = []
     raw: Sequence[msgspec.Raw] = ()
     bad_items: int = 0
+    as_they_are: frozenset[int] = frozenset()
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):
@@ -123,7 +125,7 @@ def read(frames: Sequence[bytes], sender: Sender, is_open: Callable[[int], bool]
     payload = frames[1]
     if payload == REGISTRATION:
         return Refusal("role_conflict", "REGISTRATION") if sender is Sender.CLIENT else Message(None)
-    peeked = _peek(payload)
+    peeked = header_of(payload)
     rule = TABLE.get(peeked) if peeked is not None else None
     if len(payload) > (rule.max_bytes if rule is not None else PLAIN_MAX_BYTES):
         return Refusal("too_large", _name(peeked), peeked)
@@ -144,6 +146,34 @@ def is_reply(frames: Sequence[bytes]) -> bool:
     return len(frames) == _FRAMES and frames[1].startswith(_REPLY_HEADS)
 
 
+def request_id_of(values: list[Any]) -> int | None:
+    """Element 1 when it can be the id of a request, so that a refusal can be answered."""
+    return values[1] if len(values) > 1 and fields.is_int(values[1]) and values[1] >= 0 else None
+
+
+def unwelcome(header: Header, rule: Rule, sender: Sender) -> str | None:
+    """Why this sender may not send it (check 6 and 7), or None."""
+    if sender in rule.senders:
+        return None
+    if not rule.senders:
+        return "unexpected_header"
+    if header is Header.CONNECT:
+        return "role_conflict"
+    return "unknown_sender" if sender is Sender.NOBODY else "wrong_direction"
+
+
+def first_bad(header: Header, rule: Rule, values: list[Any], is_open: Callable[[int], bool]) -> str | None:
+    """Reason of the first field that is wrong (checks 9 to 12), or None; `values` begin with the header."""
+    # Fewer values than checks are legal: the last field of some messages may be missing.
+    for value, check in zip(values[1:], rule.checks, strict=False):
+        name = check(value)
+        if name is not None:
+            return f"bad_field:{name}"
+        if check is rule.checks[0] and header in REQUESTS and is_open(value):
+            return "duplicate_id"
+    return None
+
+
 def _judged(
     values: list[Any], raw: list[msgspec.Raw], sender: Sender, is_open: Callable[[int], bool]
 ) -> Message | Refusal:
@@ -155,38 +185,17 @@ def _judged(
     if header is None:
         return Refusal("unknown_header", "unknown")
     rule = TABLE[header]
-    client_id = values[1] if len(values) > 1 and fields.is_int(values[1]) and values[1] >= 0 else None
-    reason = _unwelcome(header, rule, sender)
+    client_id = request_id_of(values)
+    reason = unwelcome(header, rule, sender)
     if reason is None and len(values) not in rule.arities:
         reason = "arity"
     if reason is None and rule.splits:
         return _split(header, values[1], raw[1])
     if reason is None:
-        reason = _first_bad(header, rule, values, is_open)
+        reason = first_bad(header, rule, values, is_open)
     if reason is not None:
         return Refusal(reason, header.name, header, client_id)
     return Message(header, values[1:], raw[1:])
-
-
-def _unwelcome(header: Header, rule: Rule, sender: Sender) -> str | None:
-    if sender in rule.senders:
-        return None
-    if not rule.senders:
-        return "unexpected_header"
-    if header is Header.CONNECT:
-        return "role_conflict"
-    return "unknown_sender" if sender is Sender.NOBODY else "wrong_direction"
-
-
-def _first_bad(header: Header, rule: Rule, values: list[Any], is_open: Callable[[int], bool]) -> str | None:
-    # Fewer values than checks are legal: the last field of some messages may be missing.
-    for value, check in zip(values[1:], rule.checks, strict=False):
-        name = check(value)
-        if name is not None:
-            return f"bad_field:{name}"
-        if check is rule.checks[0] and header in REQUESTS and is_open(value):
-            return "duplicate_id"
-    return None
 
 
 def _split(header: Header, items: Any, raw: msgspec.Raw) -> Message | Refusal:
@@ -222,7 +231,7 @@ _ARRAY_HEADS: Final = {0xDC: 3, 0xDD: 5}
 _INT_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 
 
-def _peek(payload: bytes) -> Header | None:
+def header_of(payload: bytes) -> Header | None:
     """The header before anything is decoded, in any of msgpack's spellings of a small integer."""
     first = payload[0]
     at = 1 if first & _HIGH_NIBBLE == _SHORT_ARRAY else _ARRAY_HEADS.get(first, 0)

@@ -114,6 +114,33 @@ def test_byte_level_peers_follow_the_published_script() -> None:
     run(script)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_framed_dialect_serves_streams_refusals_and_losses(ours: bool) -> None:  # noqa: FBT001 - a parameter
+    async def script() -> None:
+        async with door(dialect="framed", outbox_max=50) as listener:
+            peers = [EnginePeer(listener.address, b"mp-coord-%d" % n, Echo(0.01), framed=True) for n in range(2)]
+            for peer in peers:
+                peer.start()
+            await eventually(lambda: len(listener.door.roster) == 2)
+            async with CoordinatorClient(listener.address, ours=ours, framed=True) as client:
+                tokens: list[int] = []
+                async for update in client.stream("abc", {"num_tokens_to_generate": 6}):
+                    tokens += update.get("new_tokens", [])
+                assert tokens == update["generated_tokens"] == list(b"abcabc")
+                with pytest.raises(RequestFailed, match="bad_field:prompt"):
+                    await client.submit("")
+                futures = [client.submit([number, 1], {"num_tokens_to_generate": 9}) for number in range(10)]
+                await eventually(lambda: peers[0].requests + peers[1].requests == 11)
+                peers[0].close(goodbye=False)
+                futures += [client.submit([99, 1], {"num_tokens_to_generate": 1}) for _ in range(2)]
+                answers = await asyncio.gather(*futures)
+                assert [answer["generated_tokens"][0] for answer in answers[:10]] == list(range(10))
+                assert listener.door.tally.resent
+            peers[1].close()
+
+    run(script)
+
+
 def test_every_reply_reaches_its_client_once() -> None:
     async def script() -> None:
         async with door() as listener:

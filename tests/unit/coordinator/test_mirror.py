@@ -20,7 +20,7 @@ class Stage:
         self.fleet = Fleet(options.Scheduling(), options.Prefix(), options.Breaker())
         self.listener = CoordinatorListener(Coordinator(model="m", max_requests=7), Affinity(), clock=lambda: 100.0)
         for identity in (A, B, X):
-            self.listener.attach(identity, bytes)
+            self.listener.attach(identity, id)
         self.upstreams: dict[str, EngineSource] = {}
 
         def made(source: EngineSource) -> Any:
@@ -92,7 +92,7 @@ def test_identities_that_come_and_go_leave_a_bounded_rest() -> None:
     stage = Stage()
     for number in range(400):
         identity = b"e%d" % number
-        stage.listener.attach(identity, bytes)
+        stage.listener.attach(identity, id)
         stage.say(identity, wire.REGISTRATION)
         stage.say(identity, wire.DISCONNECT)
     assert len(stage.upstreams) == 256

@@ -52,7 +52,7 @@ class Stage:
         self.now = 100.0
         self.listener = CoordinatorListener(Coordinator(model="m"), Affinity(), clock=lambda: self.now)
         self.sent: list[bytes] = []
-        self.listener.attach(ENGINE, self.sent.append)
+        self.listener.attach(ENGINE, lambda send: self.sent.append(send.payload))
         self.say(wire.REGISTRATION)
         self.engines = TextEngines(self.listener, ByteTokenizer(), lambda: self.now)
         self.door = self.listener.door
