@@ -34,7 +34,8 @@ from turnout.dialects.openai_prompt import render_salt
 from turnout.dialects.openai_shapes import INT_MAX
 from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, around_array, members, small_members
 
-MESSAGES, COUNT_TOKENS = b"/v1/messages", b"/v1/messages/count_tokens"
+MESSAGES: bytes = b"/v1/messages"
+COUNT_TOKENS: bytes = b"/v1/messages/count_tokens"
 
 _NUMBERS = ("temperature", "top_p")
 _NOTHING = (b"null", b"[]")
