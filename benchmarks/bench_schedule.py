@@ -38,6 +38,7 @@ def main() -> None:
 
 def small(policy: str) -> None:
     """The shape of the small-request benchmark: 4 lightly used endpoints, 0 to 2 blocks."""
+    _settle()
     rng = random.Random(1)
     fleet, pool = _fleet(4, policy)
     for member in pool.members:
@@ -83,7 +84,7 @@ def large() -> None:
     entries = fleet.index.entries
     recent = chats[-4000:]
     chats.clear()
-    gc.collect()
+    _settle()
     print(f"index: {entries:,} entries, {(_rss() - before) / entries:.0f} B of process memory each")
     asks = [Ask("m", rng.choice(recent), 8192, 6000) for _ in range(4000)]
     misses = [Ask("m", [rng.getrandbits(64) for _ in range(128)], 8192, 6000) for _ in range(4000)]
@@ -123,7 +124,7 @@ def exact() -> None:
         chats.append(chat)
     recent = chats[-4000:]
     chats.clear()
-    gc.collect()
+    _settle()
     pairs = fleet.exact.pairs
     print(f"exact index: {pairs:,} pairs, {(_rss() - before) / pairs:.0f} B of process memory each")
     asks = [Ask("m", chat, 8192, 6000, chains={64: chat}) for chat in recent]
@@ -139,6 +140,13 @@ def _fleet(size: int, policy: options.PolicyName) -> tuple[Fleet, Pool]:
     if pool is None:
         raise AssertionError("the model has no pool")
     return fleet, pool
+
+
+def _settle() -> None:
+    """Treat the collector as the router does after its start."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _time(asks: list[Ask], fleet: Fleet, pool: Pool, rng: random.Random, batch: int) -> list[float]:
