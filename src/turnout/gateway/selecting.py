@@ -263,6 +263,8 @@ class Selecting:
         options, prompt = self._options, request.prompt
         pool = self._fleet.pool(model)
         members = pool.members if pool is not None else []
+        if pool is not None and request.dialect not in pool.dialects:
+            members = [member for member in members if request.dialect in member.dialects]
         chars = self._catalogue.entry(model).chars_per_token if pool is not None else 4.0
         own = None
         if chars != 4.0 and not prompt.tokens:  # noqa: PLR2004 - the default divisor
