@@ -206,7 +206,9 @@ def _end_of(pattern: re.Pattern[bytes], body: bytes, start: int) -> int:
 
 def _depth_exceeds(body: bytes, depth_max: int) -> bool:
     """Peel the innermost brackets off, one level a pass: as many passes as levels, each at the speed of C."""
-    brackets = _STRING.sub(b"", body).translate(_ONE_KIND, _NOT_BRACKET)
+    # Escapes hide no bracket, only quotes; without them every second piece between quotes is text.
+    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"") if body.find(_BACKSLASH) >= 0 else body
+    brackets = b"".join(bare.split(b'"')[::2]).translate(_ONE_KIND, _NOT_BRACKET)
     for _ in range(depth_max):
         peeled = brackets.replace(b"[]", b"")
         if not peeled:
