@@ -12,7 +12,7 @@ from turnout.sim.world.router import Settings
 from turnout.sim.world.scenarios import SCENARIOS, Scenario
 from turnout.sim.world.world import World, play
 
-SEEDS = 3
+SEEDS = 2
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

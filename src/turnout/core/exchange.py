@@ -128,7 +128,7 @@ class Exchange(RetryLoop):
         status: int | None = None,
         retry_after_s: float | None = None,
         attempt: Attempt | None = None,
-        sent: bool = True,
+        died: bool | None = None,
     ) -> Next:
         """End an attempt as failed and say what follows.
 
@@ -138,7 +138,7 @@ class Exchange(RetryLoop):
             status: HTTP status of the engine's answer, None when it gave none.
             retry_after_s: what the answer asked for.
             attempt: the one that failed; the latest one unless said.
-            sent: whether the engine can have read the request.
+            died: whether its connection was lost with the request on it; None: as the kind says.
 
         """
         if attempt is None or not attempt.is_open:
@@ -158,7 +158,7 @@ class Exchange(RetryLoop):
         if any(other.is_open for other in self.attempts):
             self.ask.tried = (*self.ask.tried, attempt.endpoint.name)
             return GoOn()
-        if is_death(kind, sent=sent) and self._deadly(attempt.endpoint.name):
+        if (is_death(kind) if died is None else died) and self._deadly(attempt.endpoint.name):
             return GiveUp(Outcome.UPSTREAM_UNREACHABLE, code="poison_suspected")
         if self.state is State.COMMITTED:
             self.ask.tried = (*self.ask.tried, attempt.endpoint.name)

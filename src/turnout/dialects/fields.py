@@ -114,8 +114,8 @@ def check_controls(raw: bytes) -> None:
         raise InvalidField("turnout", raw, "an object of controls") from None
     try:
         refuse_duplicates(raw)
-    except DuplicateMember as error:
-        raise DuplicateMember(f"turnout.{error.key}") from None
+    except DuplicateMember as twice:  # names differ because a compiled local has one type
+        raise DuplicateMember(f"turnout.{twice.key}") from None
     for name, value in members.items():
         if name in controls.KNOBS:
             try:

@@ -99,7 +99,7 @@ def unusable(run: Run) -> Next:
     exchange = run.exchange
     if exchange is None:
         return GiveUp(Outcome.STREAM_INTERRUPTED)
-    return exchange.attempt_failed(ErrorKind.CANCELLED, run.clock(), sent=False)
+    return exchange.attempt_failed(ErrorKind.CANCELLED, run.clock())
 
 
 class Rescues:

@@ -20,7 +20,7 @@ from turnout.gateway import answers
 from turnout.gateway.holding import FAST
 from turnout.gateway.patience import first_answer_limit_s
 from turnout.gateway.upstream import Reach
-from turnout.http.client import EngineConnection
+from turnout.http.client import AFTER_LOSS, EngineConnection
 from turnout.http.response_head import ResponseHead
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class AttemptResponse:
         "head_at_s",
         "joiner",
         "kept",
+        "lost",
         "mode",
         "plain",
         "tap",
@@ -89,6 +90,7 @@ class AttemptResponse:
         self._hold = FAST
         self.plain = False
         self.kept: list[bytes] | None = None
+        self.lost = False
         self.joiner: Joiner | None = None
         self.upstream: Reach | None = None
         self._asked_s = attempt.started_s
@@ -160,8 +162,9 @@ class AttemptResponse:
         else:
             self._refused()
 
-    def on_failure(self, kind: ErrorKind, detail: str) -> None:  # noqa: ARG002 - the kind says all a client may know
+    def on_failure(self, kind: ErrorKind, detail: str) -> None:
         """Hear that the engine will not complete this response."""
+        self.lost = detail == AFTER_LOSS or kind in (ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT)
         if kind is ErrorKind.STREAM_CUT and self.first_output_s is None:
             kind = ErrorKind.BAD_RESPONSE  # nothing was shown yet: a body shorter than announced
         self._run.failed(self, kind, None if self.head is None else self.head.status)

@@ -120,13 +120,12 @@ class Run(OpenRun):
         self, response: AttemptResponse, kind: ErrorKind, status: int | None, retry_after_s: float | None = None
     ) -> None:
         """End an attempt that failed and do what follows."""
-        sent = response.connection is not None or response.head is not None or kind is not ErrorKind.CONNECT_ERROR
         self.cancel(response)
         attempt = response.attempt
         attempt.note(response.first_output_s, response.events, tools=response.tap is not None and response.tap.tools)
         exchange, now = self._exchange, self.clock()
         following = exchange.attempt_failed(
-            kind, now, status=status, retry_after_s=retry_after_s, attempt=attempt, sent=sent
+            kind, now, status=status, retry_after_s=retry_after_s, attempt=attempt, died=response.lost
         )
         if type(following) is GoOn:
             if response is self.response:

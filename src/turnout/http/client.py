@@ -25,6 +25,9 @@ _ANY_FRAMING = 2**64  # an engine may write token by token: L4 is a bound on cli
 _HEAD_END = b"\r\n\r\n"
 
 
+AFTER_LOSS = "the connection was lost with the request on it, and there was no new one"
+
+
 class Sink(Protocol):
     """Receives one response. After `on_end` or `on_failure` nothing more comes.
 
@@ -140,7 +143,7 @@ class EngineConnection(asyncio.Protocol):
         if sink is None:
             return
         if self._head is None and self.reused and not self._seen_bytes:
-            self._pool.resend(self._request, sink)
+            self._pool.resend(self._request, sink, lost=True)
         elif self._head is None:
             sink.on_failure(ErrorKind.CONNECTION_RESET, "closed before the response head")
         elif exc is None and self._chunks is None and self._head.length is None:
@@ -246,10 +249,10 @@ class EndpointPool:
             return
         self.resend(request, sink)
 
-    def resend(self, request: bytes, sink: Sink) -> None:
-        """Send on a fresh connection."""
+    def resend(self, request: bytes, sink: Sink, *, lost: bool = False) -> None:
+        """Send on a fresh connection; `lost`: a first one broke with the request on it."""
         sink.connection = None
-        self._connecting[sink] = self._loop.create_task(self._connect(request, sink))
+        self._connecting[sink] = self._loop.create_task(self._connect(request, sink, lost=lost))
 
     def cancel(self, sink: Sink) -> None:
         """Give up a request wherever it is: connecting, or on a connection."""
@@ -301,7 +304,7 @@ class EndpointPool:
         for connection in list(self._open):
             connection.transport.abort()
 
-    async def _connect(self, request: bytes, sink: Sink) -> None:
+    async def _connect(self, request: bytes, sink: Sink, *, lost: bool) -> None:
         self.connects_total += 1
         failure: tuple[ErrorKind, str]
         try:
@@ -323,4 +326,4 @@ class EndpointPool:
             return
         self.connect_failures_total += 1
         if self._connecting.pop(sink, None) is not None:
-            sink.on_failure(*failure)
+            sink.on_failure(failure[0], AFTER_LOSS if lost else failure[1])

@@ -137,7 +137,7 @@ def test_refused_connections_are_nobody_s_poison(scene: Make) -> None:
     play = scene("a", "b", "c")
     play.exchange.begin(100.0)
     for now in (100.1, 100.2):
-        following = play.exchange.attempt_failed(ErrorKind.CONNECT_ERROR, now, sent=False)
+        following = play.exchange.attempt_failed(ErrorKind.CONNECT_ERROR, now)
         assert type(following).__name__ == "Open"
 
 

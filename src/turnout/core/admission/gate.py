@@ -200,14 +200,16 @@ class Gate:
 
     def _over_queue_share(self, applicant: Applicant) -> bool:
         mine = self._queued.of(applicant.tenant)
-        if applicant.anonymous:
-            return mine >= max(self._options.queue_max - 1, 1)
-        return mine >= self._options.tenant_max_queued
+        most = self._options.queue_max
+        return mine >= (max(most - 1, 1) if applicant.anonymous else self._options.tenant_max_queued)
 
     def _has_room(self, applicant: Applicant) -> bool:
         if self._bodies + applicant.body_bytes > self._options.queue_bodies_max_bytes:
             return False
-        return all(self._roles.of(role) < self._options.queue_max for role in applicant.roles)
+        free = self._options.queue_max - max(map(self._roles.of, applicant.roles))
+        # While others wait, too, nobody holds more than is still free: two tenants must not fill it for a third.
+        shared = len(self._queued) > 1
+        return free > 0 and not (shared and self._queued.of(applicant.tenant) > free)
 
     def _give_slot(self, ticket: Ticket) -> None:
         self._queued.give(ticket.tenant)

@@ -18,15 +18,9 @@ _DIGESTS_MAX = 1024
 _DEATHS = frozenset((ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT))
 
 
-def is_death(kind: ErrorKind, *, sent: bool) -> bool:
-    """Tell whether an attempt that ended so may have killed its endpoint.
-
-    Args:
-        kind: why it ended.
-        sent: whether the engine can have read the request; a refused connection is nobody's poison.
-
-    """
-    return sent and (kind in _DEATHS or kind is ErrorKind.CONNECT_ERROR)
+def is_death(kind: ErrorKind) -> bool:
+    """Tell whether an attempt that ended so may have killed its endpoint; a refused connection is nobody's poison."""
+    return kind in _DEATHS
 
 
 class PoisonFence:

@@ -173,9 +173,7 @@ class Run:
         router = self._router
         self._generation = None
         name = self.exchange.current.endpoint.name
-        following = self.exchange.attempt_failed(
-            kind, router.clock.now, status=status, sent=kind is not ErrorKind.CONNECT_ERROR
-        )
+        following = self.exchange.attempt_failed(kind, router.clock.now, status=status)
         if kind is ErrorKind.CONNECT_ERROR:
             router.engine_died(name)
         if isinstance(following, GiveUp) and following.outcome is Outcome.STREAM_INTERRUPTED:

@@ -127,6 +127,17 @@ def test_q10_anonymous_requests_leave_one_place_and_one_queue_slot() -> None:
     assert gate.verdict(applicant("named"), FULL, NOW) is Entry.QUEUE
 
 
+def test_two_tenants_cannot_fill_the_queue_for_a_third() -> None:
+    gate = gate_of(queue_max=12)
+    for tenant in ("a", "b", "c"):
+        while gate.verdict(applicant(tenant), FULL, NOW) is Entry.QUEUE and gate.queue.size < 12:
+            waiting(gate, 1, tenant)
+            if tenant == "a" and gate._queued.of("a") == 6:
+                break
+    assert [gate._queued.of(tenant) for tenant in "abc"] == [6, 4, 2]
+    assert shown(gate.verdict(applicant("a"), FULL, NOW)).startswith("queue_full")
+
+
 def test_q10_one_place_is_still_a_place_for_anonymous_requests() -> None:
     assert gate_of().verdict(applicant("", anonymous=True), Room(capacity=1), NOW) is Entry.ADMIT
 

@@ -10,9 +10,7 @@ from turnout.core.recovery.poison import PoisonFence, is_death
 
 @pytest.mark.parametrize("kind", list(ErrorKind))
 def test_only_lost_connections_are_deaths(kind: ErrorKind) -> None:
-    lost = {ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT, ErrorKind.CONNECT_ERROR}
-    assert is_death(kind, sent=True) is (kind in lost)
-    assert not is_death(kind, sent=False)
+    assert is_death(kind) is (kind in {ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT})
 
 
 def test_a_fenced_body_is_held_for_ten_minutes() -> None:
