@@ -113,6 +113,7 @@ def knowledge(lab: Lab) -> None:
     changes: dict[str, dict[str, Any]] = {
         "as it should be": {},
         "4 routers, no bus, reports every 50 ms": {"routers": 4},
+        "4 routers, no bus, waiting tokens only": {"routers": 4, "reports": "waiting"},
         "4 routers, no bus, vLLM's counts only": {"routers": 4, "reports": "counts"},
         "4 routers with a bus": {"routers": 4, "bus": True},
         "KV events 5 s late": {"event_delay_s": 5.0},

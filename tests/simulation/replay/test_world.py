@@ -149,6 +149,7 @@ def test_a_slow_engine_gets_less() -> None:
         {"report_delay_s": 1.0},
         {"reports": "none"},
         {"reports": "counts"},
+        {"reports": "waiting"},
         {"estimate_sigma": 0.5},
         {"routers": 4},
         {"routers": 4, "bus": True},

@@ -160,6 +160,10 @@ class ReplayEngine:
         found = self.store.found
         return sum(each.total - found(each.chain, (each.total - 1) // size) * size for each in self.waiting)
 
+    def uncomputed_tokens(self) -> int:
+        """All prompt tokens that are still to be computed: those of waiting sequences and the rest of started ones."""
+        return self.waiting_uncached_tokens() + sum(each.total - each.computed for each in self._prefilling)
+
     def _after(self, count: int) -> float:
         """Seconds from the start of the plan to the end of its step number `count`."""
         return count * self._first_s + self._growth_s * (count * (count - 1) // 2)

@@ -12,7 +12,7 @@ from turnout.sim.replay.sequence import Shape
 from turnout.sim.timing import ROOFLINES
 
 Knowledge = Literal["exact", "approximate"]
-Reports = Literal["counts", "tokens", "none"]
+Reports = Literal["tokens", "waiting", "counts", "none"]
 CONTEXT_TOKENS = {"8b": 131_072, "70b": 131_072, "moe": 163_840}
 """What models of these sizes accept (ADR 0032)."""
 
@@ -63,7 +63,8 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     report_delay_s: float = 0.0
     """How old a load report is when it arrives."""
     reports: Reports = "tokens"
-    """What engines report: counts as vLLM does, or also waiting uncached tokens as SGLang does."""
+    """What engines report beyond counts of requests, as vLLM does: all prompt tokens still to be computed, those of
+    waiting requests only, no more than `counts`, or nothing at all."""
     knowledge: Knowledge = "exact"
     """KV events, or the routers' own history only."""
     event_delay_s: float = 0.0

@@ -181,11 +181,16 @@ class Router:
             if not alive[place]:
                 continue
             engine = engines[place]
-            with_tokens = self._options.reports == "tokens"
+            kind = self._options.reports
+            tokens = None
+            if kind == "tokens":
+                tokens = engine.uncomputed_tokens()
+            elif kind == "waiting":
+                tokens = engine.waiting_uncached_tokens()
             report = Report(
                 running=len(engine.running),
                 waiting=len(engine.waiting),
-                waiting_uncached_tokens=engine.waiting_uncached_tokens() if with_tokens else None,
+                waiting_uncached_tokens=tokens,
                 kv_usage_ratio=engine.store.used / engine.store.hold_max,
                 kv_capacity_tokens=self._facts.kv_tokens,
             )
