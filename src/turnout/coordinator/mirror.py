@@ -38,6 +38,14 @@ class EngineSource:
         """Nobody waits any more."""
         self._engines.cancel(number)
 
+    def pause(self, number: int) -> None:
+        """The client reads slowly."""
+        self._engines.pause(number)
+
+    def resume(self, number: int) -> None:
+        """It has caught up."""
+        self._engines.resume(number)
+
 
 class Mirror:
     """Keeps fleet and upstreams in step with the door. `make` builds the gateway's side of one engine."""

@@ -47,7 +47,7 @@ class Receiver(Protocol):
 
 
 class _Generation:
-    __slots__ = ("ask", "detokenizer", "is_open", "prompt_tokens", "receiver", "sent", "writer")
+    __slots__ = ("ask", "detokenizer", "is_open", "is_paused", "kept", "prompt_tokens", "receiver", "sent", "writer")
 
     def __init__(self, ask: openai.Ask, receiver: Receiver, detokenizer: Detokenizer, prompt_tokens: int) -> None:
         self.ask = ask
@@ -57,6 +57,8 @@ class _Generation:
         self.writer = openai.AnswerWriter(ask, os.urandom(12).hex(), int(time.time()))
         self.sent = 0
         self.is_open = False
+        self.is_paused = False
+        self.kept: list[int] = []
 
 
 class TextEngines:
@@ -101,6 +103,20 @@ class TextEngines:
             self._listener.door.requests.abandon(self._client, number)
             self._listener.carry(self._listener.door.take())
 
+    def pause(self, number: int) -> None:
+        """The client reads slowly: keep tokens, which are a fraction of the events made of them."""
+        generation = self._generations.get(number)
+        if generation is not None:
+            generation.is_paused = True
+
+    def resume(self, number: int) -> None:
+        """Write what was kept, as one event."""
+        generation = self._generations.get(number)
+        if generation is not None and generation.is_paused:
+            generation.is_paused = False
+            kept, generation.kept = generation.kept, []
+            self._write(generation, kept)
+
     def _tokens(self, ask: openai.Ask) -> Sequence[int]:
         if ask.messages is not None:
             try:
@@ -131,9 +147,15 @@ class TextEngines:
             self._finished(generation, content)
 
     def _progressed(self, generation: _Generation, tokens: list[int]) -> None:
-        generation.sent += len(tokens)
         if not generation.ask.stream:
             return
+        if generation.is_paused:
+            generation.kept += tokens
+        else:
+            self._write(generation, tokens)
+
+    def _write(self, generation: _Generation, tokens: list[int]) -> None:
+        generation.sent += len(tokens)
         text = generation.detokenizer.feed(tokens)
         if text:
             self._open(generation)

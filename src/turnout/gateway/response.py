@@ -173,16 +173,15 @@ class AttemptResponse:
 
     def pause(self) -> None:
         """Stop reading from the engine until the client caught up."""
-        if self.connection is not None and not self._paused:
-            self._paused = True
-            self.connection.pause()
+        if self.upstream is not None and not self._paused:
+            self._paused = self.upstream.pool.pause(self)
 
     def resume(self) -> None:
         """Read on; the time spent waiting for the client is no stall of the engine."""
-        if self.connection is not None and self._paused:
+        if self.upstream is not None and self._paused:
             self._paused = False
             self._last_event_s = self._last_output_s = self._run.clock()
-            self.connection.resume()
+            self.upstream.pool.resume(self)
 
     def due(self, now: float) -> tuple[ErrorKind | None, float]:
         """Return the timeout that has passed, if any, and when to look again."""

@@ -1,7 +1,7 @@
 """An endpoint that is no HTTP server: answers written in this process that look to the gateway like any other's.
 
-Whatever makes the text stands behind `TextSource`; app.py joins the two. There is no connection to pause, so that a
-slow client holds at most one answer in memory.
+Whatever makes the text stands behind `TextSource`; app.py joins the two. A client that reads slowly pauses
+the source, which then keeps what is shortest.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ class TextSource(Protocol):
 
     def cancel(self, number: int) -> None:
         """Nobody waits any more."""
+        ...
+
+    def pause(self, number: int) -> None:
+        """Write nothing until `resume`, but for the end."""
+        ...
+
+    def resume(self, number: int) -> None:
+        """Write what came since."""
         ...
 
 
@@ -106,6 +114,19 @@ class TextPool:
             answer.drop()
             if number is not None:
                 self._source.cancel(number)
+
+    def pause(self, sink: Sink) -> bool:
+        """Let the source write nothing for now."""
+        _, number = self._answers.get(sink, (None, None))
+        if number is not None:
+            self._source.pause(number)
+        return number is not None
+
+    def resume(self, sink: Sink) -> None:
+        """Let it go on."""
+        _, number = self._answers.get(sink, (None, None))
+        if number is not None:
+            self._source.resume(number)
 
     def forget(self, sink: Sink) -> None:
         """The answer has ended."""

@@ -24,6 +24,12 @@ class RequestPool(Protocol):
     def cancel(self, sink: Sink) -> None:
         """Give an answer up."""
 
+    def pause(self, sink: Sink) -> bool:
+        """Take nothing more from the engine for now; False when it has not been reached yet."""
+
+    def resume(self, sink: Sink) -> None:
+        """Go on."""
+
     def sweep(self, now: float) -> None:
         """Close what was idle for too long."""
 

@@ -263,6 +263,18 @@ class EndpointPool:
             sink.connection.cancel()
         sink.connection = None
 
+    def pause(self, sink: Sink) -> bool:
+        """Stop reading an answer; False while there is no connection to stop."""
+        if sink.connection is None:
+            return False
+        sink.connection.pause()
+        return True
+
+    def resume(self, sink: Sink) -> None:
+        """Read on."""
+        if sink.connection is not None:
+            sink.connection.resume()
+
     def release(self, connection: EngineConnection) -> None:
         """Keep a clean connection for the next request."""
         if self._retired or len(self._idle) >= self._options.idle_max:

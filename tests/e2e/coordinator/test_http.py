@@ -149,6 +149,31 @@ def test_a_client_that_leaves_aborts_at_the_engine() -> None:
     run(script)
 
 
+def test_a_slow_client_holds_tokens_not_events() -> None:
+    async def script() -> None:
+        async with house() as there:
+            await there.add(b"mp-coord-0", step_s=0.0001)
+            host, _, port = there.app.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+            words = 30_000
+            body = json.dumps(chat("long", stream=True, max_tokens=words)).encode()
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            await eventually(lambda: there.app.gateway.runs)
+            (run_of_it,) = there.app.gateway.runs
+            await eventually(lambda: not there.listener.door.requests.open)
+            held = run_of_it.client._transport.get_write_buffer_size()
+            # Each token is an event of some 200 bytes; without the pause 6 MB would lie here.
+            assert 0 < held < 1_000_000
+            raw = b""
+            while not raw.endswith(b"[DONE]\n\n\r\n0\r\n\r\n"):
+                raw += await reader.read(65_536)
+            assert b'"finish_reason":"length"' in raw
+            writer.close()
+
+    run(script)
+
+
 def test_an_engine_lost_before_its_first_token_is_replaced() -> None:
     async def script() -> None:
         async with house() as there:

@@ -104,6 +104,27 @@ def test_a_chat_streams_from_partial_replies() -> None:
     }
 
 
+def test_a_paused_answer_keeps_tokens_and_goes_on_with_one_event() -> None:
+    stage = Stage()
+    heard, number = stage.ask(stream=True)
+    assert number is not None
+    stage.progress("ab")
+    stage.engines.pause(number)
+    before = heard.bytes
+    for letter in "cdef":
+        stage.progress(letter)
+    assert heard.bytes == before
+    stage.engines.resume(number)
+    assert [event["choices"][0]["delta"].get("content") for event in heard.events] == ["", "ab", "cdef"]
+    stage.engines.pause(number)
+    stage.progress("g")
+    stage.finish("abcdefgh")
+    assert [event["choices"][0]["delta"].get("content") for event in heard.events[3:]] == ["gh", None]
+    assert heard.end == "ended"
+    stage.engines.pause(number)
+    stage.engines.resume(number)
+
+
 def test_a_whole_answer_waits_for_the_final_reply() -> None:
     stage = Stage()
     heard, _ = stage.ask(max_tokens=2)
