@@ -345,7 +345,7 @@ class Facts:
 
     def queue_depths(self) -> dict[str, int]:
         """Return how many exchanges wait for an attempt, by model: those that the retry budget holds back (N5)."""
-        waiting = [run.model for run in self._gateway.runs if run.exchange and run.exchange.queued_at_s is not None]
+        waiting = [run.model for run in self._gateway.runs if run.exchange and run.exchange.waits]
         return {model: waiting.count(model) for model in self._gateway.fleet.models}
 
     def prefix_stats(self) -> dict[str, Any]:

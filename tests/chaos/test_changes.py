@@ -171,7 +171,7 @@ def test_a_slow_first_token_is_hedged(processes: Any, chaos: Any) -> None:
     assert processes.eventually(lambda: engines[0].state["connections"] <= 3)
 
 
-def test_t87_poison_kills_at_most_two(processes: Any, chaos: Any) -> None:
+def test_poison_kills_at_most_two(processes: Any, chaos: Any) -> None:
     engines = processes.engines(4)
     router = processes.serve(engines)
     for engine in engines:

@@ -40,6 +40,12 @@ class Exchange(RetryLoop):
         return self._gate
 
     @property
+    def waits(self) -> bool:
+        """Whether it waits for a place or for the retry budget."""
+        trouble = self.trouble
+        return self.queued_at_s is not None or (trouble is not None and trouble.ticket is not None)
+
+    @property
     def current(self) -> Attempt:
         """The latest attempt."""
         return self.attempts[-1]

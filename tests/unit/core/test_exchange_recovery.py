@@ -18,7 +18,7 @@ GATE = options.Admission()
 # -- admission --------------------------------------------------------------------------------------------------------
 
 
-def test_t20_queue_verdict_has_a_queue(scene: Make) -> None:
+def test_queue_verdict_has_a_queue(scene: Make) -> None:
     """What waits is served when a place is free, or ends by its time."""
     play = scene("a full=1", admission=GATE)
     play.play(
@@ -35,7 +35,7 @@ def test_t20_queue_verdict_has_a_queue(scene: Make) -> None:
     assert play.gate.queue.size == 0
 
 
-def test_t40_leaving_client_frees_capacity(scene: Make) -> None:
+def test_leaving_client_frees_capacity(scene: Make) -> None:
     play = scene("a full=1", admission=GATE)
     play.play((100.0, "others 1", "-"), (100.0, "begin", "queue"), (101.0, "closes client_gone", "-"))
     assert (play.gate.queue.size, play.gate.queued(), play.gate.queued_bytes) == (0, 0, 0)
@@ -117,7 +117,7 @@ def test_a_retry_that_waits_in_vain_ends_with_what_it_knows(scene: Make) -> None
 # -- poison -----------------------------------------------------------------------------------------------------------
 
 
-def test_t87_poison_kills_at_most_two(scene: Make) -> None:
+def test_poison_kills_at_most_two(scene: Make) -> None:
     play = scene("a", "b", "c")
     play.play((100.0, "begin", "open a first"), (100.1, "fails connection_reset", "open b other"))
     last = play.exchange.attempt_failed(ErrorKind.CONNECTION_RESET, 100.2)
@@ -271,7 +271,7 @@ def test_n1_three_models_and_six_attempts_at_most(scene: Make) -> None:
 
 
 @pytest.mark.parametrize("ending", [Outcome.CLIENT_GONE, Outcome.SHUTDOWN, Outcome.DEADLINE_EXCEEDED])
-def test_t15_permits_return_on_every_exit(scene: Make, ending: Outcome) -> None:
+def test_permits_return_on_every_exit(scene: Make, ending: Outcome) -> None:
     """From every state that holds something."""
     ways = {
         "queued": ("others 1", "begin"),

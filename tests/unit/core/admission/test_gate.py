@@ -67,7 +67,7 @@ def test_an_empty_pool_lets_wait_when_told_so() -> None:
     assert gate.verdict(applicant(), Room(routable=(False,), anybody=False), NOW) is Entry.QUEUE
 
 
-def test_t88_full_is_503_greedy_is_429() -> None:
+def test_full_is_503_greedy_is_429() -> None:
     gate = gate_of(queue_max=4, tenant_max_queued=2)
     waiting(gate, 2, "greedy")
     refused = gate.verdict(applicant("greedy"), FULL, NOW)
@@ -83,7 +83,7 @@ def test_t88_full_is_503_greedy_is_429() -> None:
     assert shown(gate.verdict(applicant("greedy"), FULL, NOW)).startswith("principal_over_share")
 
 
-def test_t21_every_refusal_has_retry_after() -> None:
+def test_every_refusal_has_retry_after() -> None:
     full = gate_of(queue_max=1)
     waiting(full, 1)
     slow = gate_of()
@@ -149,7 +149,7 @@ def test_q4_bodies_are_bounded_too() -> None:
     assert shown(gate.verdict(applicant("b", body_bytes=401), FULL, NOW)).startswith("queue_full")
 
 
-def test_t19_decode_side_pushes_back() -> None:
+def test_decode_side_pushes_back() -> None:
     """A split request waits before any prefill work is spent, and needs a slot in both roles."""
     gate = gate_of(queue_max=2)
     split = applicant(roles=("prefill", "decode"))

@@ -158,7 +158,7 @@ def test_foreign_requests_fill_an_endpoint_too() -> None:
     assert level(endpoint, 101.0, options.Admission()) is Level.CRITICAL
 
 
-def test_t80_busy_is_not_dead() -> None:
+def test_busy_is_not_dead() -> None:
     endpoint = member("a")
     assert not makes_progress(endpoint, None, 100.0)
     assert makes_progress(endpoint, 95.0, 100.0)
