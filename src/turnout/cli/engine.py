@@ -12,7 +12,7 @@ import uvloop
 
 from turnout.sim.faults import parse_fault
 from turnout.sim.kv_journal import KvEncoding, KvHashes
-from turnout.sim.options import EngineOptions, MetricNames, Profile
+from turnout.sim.options import EngineOptions, FailurePolicy, MetricNames, Profile, Role
 from turnout.sim.server import SimEngineServer
 
 Transport = Literal["http", "zmq"]
@@ -49,6 +49,10 @@ def engine(
     events: Annotated[KvEncoding, typer.Option(help="Encoding of KV events.")] = "array",
     event_hashes: Annotated[KvHashes, typer.Option(help="Type of the block hashes in KV events.")] = "bytes",
     event_delay: Annotated[float, typer.Option(help="Seconds by which KV events are late.")] = 0.0,
+    role: Annotated[Role, typer.Option(help="Leg of a bootstrap hand-over that it takes.")] = "both",
+    kv_host: Annotated[str, typer.Option(help="Host that a prefill engine names as its own.")] = "",
+    kv_lease_s: Annotated[float, typer.Option(help="How long blocks are kept that nobody has fetched.")] = 30.0,
+    kv_load_failure_policy: Annotated[FailurePolicy, typer.Option(help="What a failed transfer means.")] = "fail",
     transport: Annotated[Transport, typer.Option(help="http listens; zmq registers at a coordinator door.")] = "http",
     connect: Annotated[str, typer.Option(help="Transport zmq: address of the door.")] = "tcp://127.0.0.1:5600",
     fault: Annotated[
@@ -91,6 +95,10 @@ def engine(
             kv_encoding=events,
             kv_hashes=event_hashes,
             kv_delay_s=event_delay,
+            role=role,
+            kv_host=kv_host,
+            kv_lease_s=kv_lease_s,
+            kv_load_failure_policy=kv_load_failure_policy,
             faults=tuple(parse_fault(text) for text in fault or ()),
         )
     except ValueError as error:

@@ -39,6 +39,7 @@ class EngineModel:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._live: dict[int, Sequence] = {}
+        self._pinned: dict[int, Sequence] = {}
         self._batch: list[Sequence] = []
         self._step_end: float | None = None
 
@@ -51,6 +52,26 @@ class EngineModel:
     def waiting(self) -> int:
         """Sequences not yet admitted, or preempted."""
         return len(self._waiting)
+
+    @property
+    def pinned(self) -> int:
+        """Ended sequences whose blocks are still held for another engine."""
+        return len(self._pinned)
+
+    def unpin(self, number: int) -> None:
+        """Give back the blocks of an ended sequence; unknown ids are ignored."""
+        sequence = self._pinned.pop(number, None)
+        if sequence is not None:
+            self._release(sequence)
+
+    def lacks(self, work: Work) -> int:
+        """Tokens of a prompt that the store does not have."""
+        size = self.options.block_tokens
+        chain: list[int] = []
+        root = xxhash.xxh3_64_intdigest(f"{self.options.model}\0{work.cache_salt}".encode())
+        extend_chain(chain, work.tokens, self._block_bytes, root)
+        total = len(work.tokens) // TOKEN_BYTES
+        return total - self.store.found(chain[: (total - 1) // size]) * size
 
     @property
     def idle(self) -> bool:
@@ -210,7 +231,7 @@ class EngineModel:
             return False
         sequence.held = depth
         sequence.partial = fresh
-        sequence.computed = depth * size
+        sequence.computed = total - 1 if sequence.work.transferred and sequence.cached_tokens is None else depth * size
         self.counters.prefix_tokens_asked += total
         self.counters.prefix_tokens_found += sequence.computed
         return True
@@ -289,7 +310,10 @@ class EngineModel:
             self.counters.length += 1
         del self._live[sequence.id]
         self._running.remove(sequence)
-        self._release(sequence)
+        if sequence.work.pinned:
+            self._pinned[sequence.id] = sequence
+        else:
+            self._release(sequence)
 
     def _drop_aborted(self) -> None:
         for sequence in [each for each in self._running if each.aborted]:

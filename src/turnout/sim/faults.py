@@ -47,6 +47,11 @@ FaultKind = Literal[
     "event_restart",
     "event_stop",
     "event_garbage",
+    "transfer_fail",
+    "transfer_slow",
+    "lease_expire",
+    "no_kv_params",
+    "room_conflict",
 ]
 KINDS: tuple[str, ...] = get_args(FaultKind)
 MID_ANSWER: tuple[FaultKind, ...] = (

@@ -16,6 +16,8 @@ DEFAULT_BLOCKS = 32_768
 
 Profile = Literal["default", "8b", "70b", "moe"]
 MetricNames = Literal["old", "new", "renamed"]
+Role = Literal["prefill", "decode", "both"]
+FailurePolicy = Literal["fail", "recompute"]
 
 KV_TOKENS: dict[str, int] = {"8b": 390_000, "70b": 430_000, "moe": 2_500_000}
 """KV capacity of each roofline profile in tokens (engines §7)."""
@@ -62,6 +64,16 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_encoding: KvEncoding = "array"
     kv_hashes: KvHashes = "bytes"
     kv_delay_s: float = 0.0
+    role: Role = "both"
+    """Which leg of a bootstrap hand-over it takes; those of NIXL say so themselves."""
+    kv_host: str = ""
+    """Host that a prefill engine names as its own; empty: `host`."""
+    kv_lease_s: float = 30.0
+    """How long blocks are kept that nobody has fetched."""
+    kv_load_failure_policy: FailurePolicy = "fail"
+    kv_bytes_per_token: float = 131_072.0
+    transfer_bytes_per_s: float = 10e9
+    transfer_setup_s: float = 0.002
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
@@ -110,4 +122,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("speed", 1e-3, 1e6),
     ("jitter", 0, 0.3),
     ("kv_delay_s", 0, 3600),
+    ("kv_lease_s", 1e-3, 86_400),
+    ("kv_bytes_per_token", 1, 1e9),
+    ("transfer_bytes_per_s", 1e3, 1e15),
+    ("transfer_setup_s", 0, 3600),
 )

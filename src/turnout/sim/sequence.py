@@ -17,6 +17,10 @@ class Work(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
+    pinned: bool = False
+    """Its blocks stay held after its end, until `unpin`: another engine fetches them."""
+    transferred: bool = False
+    """The blocks of its prompt have come from another engine: only the last token is computed."""
 
 
 class Emitted(msgspec.Struct, frozen=True, gc=False):

@@ -18,6 +18,7 @@ from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
 from turnout.sim.anthropic import MessagesReader
 from turnout.sim.faults import HEADER, MID_ANSWER, Fault, FaultPlan, parse_header
 from turnout.sim.faults_before import Draw, strike_before_answer
+from turnout.sim.handover import KV_PATH, MEMBERS, Handovers
 from turnout.sim.http import Connection, HttpRequest
 from turnout.sim.pump import Pump
 from turnout.sim.requests import Generate, RefusalError
@@ -50,6 +51,7 @@ class SimEngineServer:
         self._stale: bytes | None = None
         self._alive = False
         self._pump: Pump = Pump(msgspec.structs.replace(options, kv_events=""), self.faults)
+        self._handovers = self._new_handovers()
         self._routes: dict[tuple[str, str], Callable[[Connection, HttpRequest], None]] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/completions"): self._completion,
@@ -62,6 +64,8 @@ class SimEngineServer:
             ("GET", "/version"): self._version,
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
+            ("POST", "/abort_request"): self._abort,
+            ("POST", KV_PATH): self._fetch,
             ("GET", "/sim/state"): self._state,
             ("GET", "/sim/faults"): self._faults_listed,
             ("POST", "/sim/faults"): self._faults_added,
@@ -71,6 +75,7 @@ class SimEngineServer:
     async def start(self) -> tuple[str, int]:
         """Listen, and return host and port; after `stop`, a new incarnation. Raises OSError if the port is taken."""
         self._pump = Pump(self.options, self.faults)
+        self._handovers = self._new_handovers()
         self._alive = True
         await self._listen()
         if (refuse := self.faults.draw("refuse")) is not None:
@@ -124,6 +129,9 @@ class SimEngineServer:
             "kv_events": self.kv_addresses[0],
             "kv_replay": self.kv_addresses[1],
             "connections": len(self._connections),
+            "pinned": model.pinned,
+            "offers": self._handovers.open,
+            "handovers": dict(self._handovers.counts),
             "requests": list(self._recent),
         }
 
@@ -139,6 +147,9 @@ class SimEngineServer:
             backlog=4096,
         )
         self._port = self._listener.sockets[0].getsockname()[1]
+
+    def _new_handovers(self) -> Handovers:
+        return Handovers(self.options, self._pump, self.faults, lambda: self._port)
 
     def _close_listener(self) -> None:
         if self._listener is not None:
@@ -168,6 +179,7 @@ class SimEngineServer:
         self._alive = False
         self._close_listener()
         self._pump.stop()
+        self._handovers.stop()
         for connection in tuple(self._connections):
             connection.gone = None
             connection.kill()
@@ -177,6 +189,7 @@ class SimEngineServer:
             return
         self._vanish()
         self._pump = Pump(self.options, self.faults)
+        self._handovers = self._new_handovers()
         self._stale = None
         self._alive = True
         self._spawn_listen(fault.seconds)
@@ -243,6 +256,12 @@ class SimEngineServer:
             f"{prefix}-{given or xxhash.xxh3_64_hexdigest(f'{self.options.name}:{number}'.encode(), self.options.seed)}"
         )
 
+    def _abort(self, connection: Connection, request: HttpRequest) -> None:
+        self._handovers.abort(connection, request)
+
+    def _fetch(self, connection: Connection, request: HttpRequest) -> None:
+        self._handovers.fetch(connection, request)
+
     def _chat(self, connection: Connection, request: HttpRequest) -> None:
         self._generate(connection, request, self._reader.chat(request.body))
 
@@ -257,6 +276,10 @@ class SimEngineServer:
             model=self.options.model,
             with_logprobs=asked.logprobs,
         )
+        if any(member in request.body for member in MEMBERS) and self._handovers.take(
+            connection, request, asked, shape
+        ):
+            return
         self._answer(connection, request, asked, shape)
 
     def _messages(self, connection: Connection, request: HttpRequest) -> None:

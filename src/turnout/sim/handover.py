@@ -1,0 +1,370 @@
+"""Both roles of both hand-overs: blocks pinned on a lease, rendezvous by room, transfers that take their time.
+
+The prefill side offers; the decode side fetches over HTTP (`POST /sim/kv` at the address it was given, the engine's own
+listener), and its generation begins when the blocks are there. Real engines use a side channel of their own for this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from turnout.sim import wire
+from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
+from turnout.sim.requests import Generate, RefusalError, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.sim.faults import FaultPlan
+    from turnout.sim.http import Connection, HttpRequest
+    from turnout.sim.options import EngineOptions
+    from turnout.sim.pump import Pump
+    from turnout.sim.sequence import Emitted
+
+KV_PATH = "/sim/kv"
+OFFERS_MAX = 4096
+MEMBERS = (b'"kv_transfer_params"', b'"bootstrap_room"')
+"""A body with one of these is one leg of two."""
+_ANSWER_MAX = 65_536
+_OK = b"HTTP/1.1 200"
+
+
+class _Params(msgspec.Struct):
+    do_remote_decode: bool = False
+    do_remote_prefill: bool = False
+    remote_engine_id: str | None = None
+    remote_host: str | None = None
+    remote_port: int | None = None
+
+
+class _Legs(msgspec.Struct):
+    kv_transfer_params: _Params | None = None
+    bootstrap_host: str | None = None
+    bootstrap_port: int | None = None
+    bootstrap_room: int | None = None
+    rid: str | None = None
+
+
+class _Fetch(msgspec.Struct):
+    id: str
+    lacks: int = 0
+
+
+_legs = msgspec.json.Decoder(_Legs)
+_fetch = msgspec.json.Decoder(_Fetch)
+Delegate = StreamAnswer | WholeAnswer
+
+
+class Offer:
+    """Blocks of one prompt, waiting for the engine that fetches them."""
+
+    __slots__ = ("fetching", "number", "ready", "release", "timer", "waiting")
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.ready = False
+        self.fetching = False
+        self.release: Callable[[bool], None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.waiting: tuple[Connection, int] | None = None
+
+
+class Handovers:
+    """The hand-overs of one incarnation of an engine."""
+
+    def __init__(self, options: EngineOptions, pump: Pump, faults: FaultPlan, port: Callable[[], int]) -> None:
+        self._options = options
+        self._pump = pump
+        self._faults = faults
+        self._port = port
+        self._offers: dict[str, Offer] = {}
+        self._rids: dict[str, Connection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serial = 0
+        self.counts = {"offered": 0, "fetched": 0, "expired": 0, "failed": 0, "recomputed": 0}
+
+    @property
+    def open(self) -> int:
+        """Offers that nobody has fetched yet."""
+        return len(self._offers)
+
+    def stop(self) -> None:
+        """Forget everything, as a process that ends does."""
+        for task in self._tasks:
+            task.cancel()
+        for offer in self._offers.values():
+            if offer.timer is not None:
+                offer.timer.cancel()
+        self._offers.clear()
+
+    def take(self, connection: Connection, request: HttpRequest, asked: Generate, shape: Shape) -> bool:
+        """Serve one leg of two; False when the request is whole after all. Raises RefusalError."""
+        legs = decode(_legs, request.body)
+        params = legs.kv_transfer_params
+        if legs.rid is not None:
+            self._rids[legs.rid] = connection
+        if legs.bootstrap_room is not None:
+            if self._options.role == "decode":
+                address = (legs.bootstrap_host or "", legs.bootstrap_port or 0, str(legs.bootstrap_room))
+                self._fetch_first(connection, asked, shape, address)
+            else:
+                self._offer_room(connection, asked, shape, str(legs.bootstrap_room))
+            return True
+        if params is None:
+            return False
+        if params.do_remote_decode:
+            self._offer(connection, asked, shape)
+            return True
+        if params.do_remote_prefill:
+            address = (params.remote_host or "", params.remote_port or 0, params.remote_engine_id or "")
+            self._fetch_first(connection, asked, shape, address)
+            return True
+        return False
+
+    # -- the prefill side ---------------------------------------------------------------------------------------------
+
+    def _offer(self, connection: Connection, asked: Generate, shape: Shape) -> None:
+        """NIXL: answer with what the decode side needs, and keep the blocks."""
+        self._serial += 1
+        name = f"{self._options.name}-{self._serial}"
+        short = asked.prompt_tokens < self._options.block_tokens
+        empty = short or self._faults.draw("no_kv_params") is not None
+        params = None if empty else self._params(name, asked.prompt_tokens)
+        offering = OfferingShape(shape, params)
+        answer = WholeAnswer(connection, asked, offering, None, cached_tokens=self._options.cached_tokens)
+        work = msgspec.structs.replace(asked.work, max_tokens=1, min_tokens=0, pinned=not empty)
+        if empty:
+            self._run(connection, work, answer)
+            return
+        offer = self._new_offer(name)
+        offer.number = self._run(connection, work, Watched(answer, functools.partial(self._ready, name)))
+
+    def _params(self, name: str, tokens: int) -> dict[str, Any]:
+        blocks = -(-tokens // self._options.block_tokens)
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": name,
+            "remote_block_ids": list(range(min(blocks, 16))),
+            "remote_host": self._options.kv_host or self._options.host,
+            "remote_port": self._port(),
+            "tp_size": 1,
+        }
+
+    def _offer_room(self, connection: Connection, asked: Generate, shape: Shape, room: str) -> None:
+        """Bootstrap: the answer waits until the decode side has fetched."""
+        known = self._offers.get(room)
+        if (known is not None and known.number >= 0) or self._faults.draw("room_conflict") is not None:
+            raise RefusalError(400, f"bootstrap_room {room} is in use")
+        offer = known or self._new_offer(room)
+        work = msgspec.structs.replace(asked.work, max_tokens=1, min_tokens=0, pinned=True)
+        held: list[Emitted] = []
+
+        def finish(fetched: bool) -> None:  # noqa: FBT001 - a callback
+            if not connection.busy:
+                return
+            if not fetched:
+                connection.reply(500, wire.error_body(500, "KV transfer failed", "InternalServerError"))
+                return
+            cached = self._options.cached_tokens
+            make = StreamAnswer if asked.stream else WholeAnswer
+            make(connection, asked, shape, None, cached_tokens=cached).emitted(held[0])
+
+        def emitted(event: Emitted) -> bool:
+            held.append(event)
+            return True
+
+        offer.release = finish
+        number = self._run(connection, work, Watched(Collected(emitted), functools.partial(self._ready, room)))
+        offer.number = number
+
+        def left() -> None:
+            self._pump.abort(number)
+            self._drop(room, fetched=False)
+
+        connection.gone = left
+
+    def _new_offer(self, name: str) -> Offer:
+        if len(self._offers) >= OFFERS_MAX:
+            raise RefusalError(503, f"offers = {len(self._offers)}: expected fewer than {OFFERS_MAX}")
+        offer = self._offers[name] = Offer()
+        self.counts["offered"] += 1
+        return offer
+
+    def _ready(self, name: str) -> None:
+        """The prompt is computed: the lease begins."""
+        offer = self._offers.get(name)
+        if offer is None:
+            return
+        offer.ready = True
+        loop = asyncio.get_running_loop()
+        expired = self._faults.draw("lease_expire") is not None
+        offer.timer = loop.call_later(0.0 if expired else self._options.kv_lease_s, self._expired, name)
+        if offer.waiting is not None and not expired:
+            connection, lacks = offer.waiting
+            self._transfer(connection, name, offer, lacks)
+
+    def _expired(self, name: str) -> None:
+        offer = self._offers.get(name)
+        if offer is not None and not offer.fetching:
+            self.counts["expired"] += 1
+            self._drop(name, fetched=False)
+
+    def _drop(self, name: str, *, fetched: bool) -> None:
+        offer = self._offers.pop(name, None)
+        if offer is None:
+            return
+        if offer.timer is not None:
+            offer.timer.cancel()
+        self._pump.model.unpin(offer.number)
+        if offer.waiting is not None and not fetched and offer.waiting[0].busy:
+            offer.waiting[0].reply(404, wire.to_json({"error": "no such blocks"}))
+        if offer.release is not None:
+            offer.release(fetched)
+
+    def fetch(self, connection: Connection, request: HttpRequest) -> None:
+        """`POST /sim/kv`: another engine wants the blocks of one prompt."""
+        asked = decode(_fetch, request.body)
+        offer = self._offers.get(asked.id)
+        if offer is None and asked.id.isdigit():
+            offer = self._new_offer(asked.id)  # the decode leg came first
+            offer.timer = asyncio.get_running_loop().call_later(self._options.kv_lease_s, self._expired, asked.id)
+        if offer is None:
+            connection.reply(404, wire.to_json({"error": "no such blocks"}))
+            return
+        offer.waiting = (connection, asked.lacks)
+        if offer.ready:
+            self._transfer(connection, asked.id, offer, asked.lacks)
+
+    def _transfer(self, connection: Connection, name: str, offer: Offer, lacks: int) -> None:
+        options = self._options
+        offer.fetching = True
+        if self._faults.draw("transfer_fail") is not None:
+            self.counts["failed"] += 1
+            offer.waiting = None
+            connection.reply(500, wire.to_json({"error": "transfer failed"}))
+            self._drop(name, fetched=False)
+            return
+        seconds = (options.transfer_setup_s + lacks * options.kv_bytes_per_token / options.transfer_bytes_per_s) / (
+            options.speed
+        )
+        slow = self._faults.draw("transfer_slow")
+        if slow is not None:
+            seconds = seconds * slow.factor
+        asyncio.get_running_loop().call_later(seconds, self._transferred, connection, name)
+
+    def _transferred(self, connection: Connection, name: str) -> None:
+        if name not in self._offers:
+            return
+        self.counts["fetched"] += 1
+        if connection.busy:
+            connection.reply(200, b"{}")
+        self._drop(name, fetched=True)
+
+    # -- the decode side ----------------------------------------------------------------------------------------------
+
+    def _fetch_first(
+        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str]
+    ) -> None:
+        task = asyncio.get_running_loop().create_task(self._fetched(connection, asked, shape, address))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        connection.gone = task.cancel  # type: ignore[assignment]  # what cancel returns is of no interest
+
+    async def _fetched(
+        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str]
+    ) -> None:
+        host, port, name = address
+        lacks = self._pump.model.lacks(asked.work)
+        arrived = await _asked(host.strip("[]"), port, msgspec.json.encode({"id": name, "lacks": lacks}))
+        if not connection.busy:
+            return
+        if not arrived and self._options.kv_load_failure_policy == "fail":
+            self.counts["failed"] += 1
+            connection.gone = None
+            connection.reply(500, wire.error_body(500, "KV transfer failed", "InternalServerError"))
+            return
+        if not arrived:
+            self.counts["recomputed"] += 1
+        make = StreamAnswer if asked.stream else WholeAnswer
+        answer = make(connection, asked, shape, None, cached_tokens=self._options.cached_tokens)
+        self._run(connection, msgspec.structs.replace(asked.work, transferred=arrived), answer)
+
+    def abort(self, connection: Connection, request: HttpRequest) -> None:
+        """`POST /abort_request`: end one request by its `rid`; unknown ones are fine."""
+        rid = decode(_legs, request.body).rid
+        known = self._rids.pop(rid, None) if rid is not None else None
+        connection.reply(200, b"")
+        if known is not None and known.busy and known is not connection:
+            known.kill()
+
+    def _run(self, connection: Connection, work: Any, answer: Any) -> int:
+        pump = self._pump
+        number = pump.run(work, answer)
+        connection.gone = functools.partial(pump.abort, number)
+        if len(self._rids) > OFFERS_MAX:
+            self._rids = {rid: known for rid, known in self._rids.items() if known.busy}
+        return number
+
+
+class Watched:
+    """An answer that tells when its generation has ended."""
+
+    def __init__(self, answer: Any, ended: Callable[[], None]) -> None:
+        self._answer = answer
+        self._ended = ended
+
+    def emitted(self, event: Emitted) -> bool:
+        """Pass the token on, then tell."""
+        lives: bool = self._answer.emitted(event)
+        if event.finish is not None:
+            self._ended()
+        return lives
+
+
+class Collected:
+    """An answer that only hands its tokens over."""
+
+    def __init__(self, take: Callable[[Emitted], bool]) -> None:
+        self.emitted = take
+
+
+class OfferingShape:
+    """A whole answer with `kv_transfer_params` in it."""
+
+    done = b""
+    malformed = b""
+
+    def __init__(self, shape: Shape, params: dict[str, Any] | None) -> None:
+        self._shape = shape
+        self._params = params
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shape, name)
+
+    def whole(self, texts: list[str], finish: str, stop_hit: str | None, usage_now: dict[str, Any]) -> bytes:
+        """The complete answer."""
+        body = msgspec.json.decode(self._shape.whole(texts, finish, stop_hit, usage_now))
+        return wire.to_json({**body, "kv_transfer_params": self._params})
+
+
+async def _asked(host: str, port: int, body: bytes) -> bool:
+    """Fetch blocks from another engine; False when it cannot give them."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    try:
+        writer.write(
+            b"POST %b HTTP/1.1\r\nhost: kv\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (KV_PATH.encode(), len(body), body)
+        )
+        return (await reader.read(_ANSWER_MAX)).startswith(_OK)
+    except OSError:
+        return False
+    finally:
+        writer.close()
