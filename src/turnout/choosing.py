@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turnout.config.schema import Config
@@ -16,6 +17,8 @@ from turnout.telemetry.meter import SCHEDULE_S, Histogram
 if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
     from turnout.core.selection.bundle import Price
+    from turnout.core.selection.embedder import Embedder
+    from turnout.core.selection_options import Selection
     from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger
 
@@ -30,11 +33,10 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
     selection, cache = config.selection, config.response_cache
     if not (selection.bundle_dir or cache.enabled):
         return None
-    from turnout.core.selection.embedder import Hashgram
-
-    embedder, watch = Hashgram(), None
+    embedder, watch = _embedder(selection), None
     if selection.bundle_dir:
         from turnout.bundles.watch import Watch, open_library
+        from turnout.gateway.embedding import Embedding
         from turnout.gateway.selecting import Selecting
 
         def book() -> dict[str, Price]:
@@ -44,7 +46,12 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
         selecting = gateway.selecting = Selecting(
             selection,
             library=library,
-            embedder=embedder,
+            embedding=Embedding(
+                embedder,
+                timeout_s=selection.embed_timeout_ms / 1000,
+                concurrency=selection.embed_concurrency,
+                queue_max=selection.embed_queue_max,
+            ),
             fleet=gateway.fleet,
             catalogue=gateway.catalogue,
             clock=gateway.clock,
@@ -64,6 +71,17 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
         gateway.response_cache = Replaying(cache, gateway, embedder, selection.max_prompt_bytes, Histogram(SCHEDULE_S))
         gateway.told += b"x-turnout-cache: bypass\r\n"
     return watch
+
+
+def _embedder(options: Selection) -> Embedder:
+    """Return what bundles must have been fitted with; the libraries of an exported encoder load only with one."""
+    if options.embedder_dir:
+        from turnout.bundles.onnx import open_onnx
+
+        return open_onnx(Path(options.embedder_dir))
+    from turnout.core.selection.embedder import Hashgram
+
+    return Hashgram()
 
 
 def _prices(gateway: Gateway, ledger: Ledger) -> dict[str, Price]:

@@ -34,6 +34,12 @@ class Selection(Section, frozen=True, kw_only=True):
     embed_text: Annotated[
         Literal["last_user", "conversation"], doc("The newest user message with text, or all of them.")
     ] = "last_user"
+    embedder_dir: Annotated[
+        str, doc("Folder of an exported encoder (extra onnx); empty: the built-in hashgram-v1.")
+    ] = ""
+    embed_timeout_ms: Annotated[Count, doc("How long a text may wait for its vector, queue included.")] = 1500
+    embed_concurrency: Annotated[Count, doc("Texts embedded at a time, by embedders that run on threads.")] = 2
+    embed_queue_max: Annotated[Count, doc("Texts that wait for those; more are embed_busy.")] = 64
     default_model: Annotated[str, doc("Serves when there is no score; empty: 503 selector_unavailable.")] = ""
     price_source: Annotated[
         Literal["price_book", "bundle"], doc("Whose prices count where both know a model; looked at every 30 s.")

@@ -6,12 +6,14 @@ might matter. Nothing here imports the libraries that selection needs.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-from turnout.core.errors import RETRY, Outcome
+from turnout.core.errors import RETRY, ErrorKind, Outcome
 from turnout.gateway.controls import NO_CONTROLS, Controls
 
 if TYPE_CHECKING:
+    from turnout.gateway.embedding import Embedded
     from turnout.gateway.response_cache import Ticket
     from turnout.gateway.run import Run
     from turnout.gateway.selecting import Chosen
@@ -38,14 +40,24 @@ class Refused(Exception):
         self.outcome, self.message, self.extra = outcome, message, tuple(extra.items())
 
 
+class NeedsVector(Exception):
+    """A choice that cannot be made before an embedder off the loop has made the vector of `text`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("the text has no vector yet")
+        self.text = text
+
+
 class Extra:
     """Mutable companion of one run. `told` are the response headers that tell of it."""
 
-    __slots__ = ("chosen", "controls", "models", "replayed", "ticket", "told")
+    __slots__ = ("chosen", "controls", "embedded", "models", "replayed", "ticket", "told")
 
     def __init__(self, controls: Controls = NO_CONTROLS) -> None:
         self.controls = controls
         self.chosen: Chosen | None = None
+        self.embedded: Embedded | None = None
+        """What an embedder off the loop made of the text."""
         self.ticket: Ticket | None = None
         self.replayed: dict[str, Any] | None = None
         self.models: list[tuple[int, str]] = []
@@ -72,9 +84,26 @@ def choose(run: Run) -> str:
     except Refused as refused:
         run.refuse(refused.outcome, refused.message, extra=refused.extra)
         return ""
+    except NeedsVector as needs:
+        gateway = run.gateway
+        gateway.runs.add(run)
+        run.client.attach(run)
+        selecting.embedding.start(needs.text, functools.partial(_embedded, run), run.total_s())
+        return ""
     selection = chosen.selection
     extra.told += b"".join([f"{name}: {value}\r\n".encode() for name, value in selection.headers])
     return selection.models[0]
+
+
+def _embedded(run: Run, result: Embedded) -> None:
+    """Begin again, now that the text has its vector or will have none."""
+    if run.outcome is not None or run.extra is None:
+        return
+    if run.clock() >= run.started_s + run.total_s():
+        run.interrupt(Outcome.DEADLINE_EXCEEDED, ErrorKind.DEADLINE)
+        return
+    run.extra.embedded = result
+    run.begin()
 
 
 def next_model(run: Run, outcome: Outcome) -> str:

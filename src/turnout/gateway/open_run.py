@@ -117,7 +117,8 @@ class OpenRun:
         self.status = 499
         self._close_exchange(Outcome.CLIENT_GONE)
         self._end(Outcome.CLIENT_GONE, self.clock())
-        self.place_freed()
+        if self.exchange is not None:  # who left while it waited for a vector or an equal request held no place
+            self.place_freed()
 
     def place_freed(self) -> None:
         """Wake who waits for the place that this run has given back."""
@@ -207,6 +208,8 @@ class OpenRun:
 
     def cancel(self, response: AttemptResponse) -> None:
         """Close the connection of an attempt, wherever it is."""
+        if response.attempt.legs is not None:
+            response.attempt.legs.driver.abort()
         if response.upstream is not None:
             response.upstream.pool.cancel(response)
 

@@ -5,26 +5,37 @@ The body is that of the real call. Errors are refusals in the path's dialect.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from turnout.core.errors import ENDINGS
+from turnout.core.admission.precheck import estimate_floor
+from turnout.core.errors import ENDINGS, Outcome
+from turnout.core.scheduling.foresight import foreseen
 from turnout.core.selection.controls import KNOBS, InvalidControl, overrides
 from turnout.core.types import Refusal, Request
-from turnout.dialects.openai import CHAT, decode
+from turnout.dialects.anthropic import MESSAGES
+from turnout.dialects.dialect import PATHS
+from turnout.dialects.openai import CHAT
 from turnout.gateway.controls import Controls, refusal, resolve
-from turnout.gateway.extra import Refused
+from turnout.gateway.extra import NeedsVector, Refused
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
+    from turnout.gateway.embedding import Embedded
+    from turnout.gateway.prepare import Prepared
+    from turnout.gateway.run import Run
     from turnout.gateway.selecting import Selecting
     from turnout.gateway.service import Gateway
     from turnout.http.head import Head
+    from turnout.http.server import Connection
 
 PREVIEW = b"/v1/route/preview"
 _RANKED_MAX = 10
 _VARIANTS_MAX = 16
+_TIMER_SLACK_S = 0.001
+_DIALECTS = {"openai": CHAT, "anthropic": MESSAGES}
 
 
 class _Variant(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,75 +53,167 @@ class _Preview(msgspec.Struct, forbid_unknown_fields=True):
 _PREVIEW = msgspec.json.Decoder(_Preview)
 
 
-def route(gateway: Gateway, head: Head, body: bytes, depth_max: int) -> bytes | Refusal:
-    """Answer one of the paths."""
+def route(gateway: Gateway, connection: Connection, head: Head, body: bytes, depth_max: int) -> None:
+    """Answer one of the paths, at once or when an embedder off the loop has made the vector."""
     selecting, principal = gateway.selecting, head.prepared.identity
     assert selecting is not None  # the path exists only with it
     assert isinstance(principal, Principal)  # on_head refused everybody else
-    if head.path == PREVIEW:
-        if "preview" not in principal.permissions:
+    asking = _Asking(gateway, selecting, connection, head, principal, body, depth_max)
+    try:
+        answer = asking.decide()
+    except NeedsVector as needs:
+        connection.attach(asking)
+        selecting.embedding.start(needs.text, asking.embedded, selecting.decide_within_s)
+    else:
+        gateway.routed(connection, head, answer)
+
+
+class _Question(msgspec.Struct, frozen=True):
+    """What `Asker.ask` reads of a run."""
+
+    request: Request
+    prepared: Prepared
+    principal: Principal
+    model: str
+    floor: int
+
+
+class _Asking:
+    """One request for a decision (`http.server.Exchanged` while it waits)."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        selecting: Selecting,
+        connection: Connection,
+        head: Head,
+        principal: Principal,
+        body: bytes,
+        depth_max: int,
+    ) -> None:
+        self._gateway, self._selecting, self._connection = gateway, selecting, connection
+        self._head, self._principal, self._body, self._depth_max = head, principal, body, depth_max
+        self._embedded: Embedded | None = None
+        self._until_s = gateway.clock() + selecting.decide_within_s
+        self._gone = False
+
+    def client_gone(self) -> None:
+        """Forget the answer."""
+        self._gone = True
+
+    def client_paused(self) -> None:
+        """Nothing flows."""
+
+    def client_resumed(self) -> None:
+        """Nothing flows."""
+
+    def embedded(self, result: Embedded) -> None:
+        """Decide, now that the text has its vector or will have none."""
+        if self._gone:
+            return
+        self._embedded = result
+        self._gateway.routed(self._connection, self._head, self._late() or self.decide())
+
+    def decide(self) -> bytes | Refusal:
+        """Return the answer.
+
+        Raises:
+            NeedsVector: it takes an embedder that runs off the loop.
+
+        """
+        if self._head.path == PREVIEW:
+            return self._preview()
+        body = self._body
+        path = MESSAGES if b"anthropic-version" in self._head.headers else CHAT
+        request = PATHS[path].decode(path, body, self._depth_max, self._gateway.catalogue.default)
+        if isinstance(request, Refusal):
+            return request
+        prepared = self._head.prepared
+        controls = resolve(prepared.controls, body if request.has_controls else None, self._principal)
+        if isinstance(controls, Refusal):
+            return controls
+        return _answer(self._decided(request, controls, prepared.session or prepared.session_fallback or ""))
+
+    def _decided(self, request: Request, controls: Controls, session: str) -> dict[str, Any] | Refusal:
+        gateway, principal, selecting = self._gateway, self._principal, self._selecting
+        named = gateway.catalogue.resolve(request.model)
+        if named:
+            if not principal.may_use(named):
+                return Refusal(
+                    403, "model_not_allowed", f"This key may not use the model {named!r}.", "model", "permission_error"
+                )
+            endpoint = self._endpoint(request, named)
+            return {"model": named, "endpoint": endpoint, "reason": "named", "pin": None, "bundle": None, "ranked": []}
+        if not selecting.wants(request.model):
+            return Refusal(404, "model_not_found", f"The model {request.model[:64]!r} does not exist.", "model")
+        try:
+            chosen = selecting.decide(
+                request, principal, controls, gateway.clock(), session=session, embedded=self._embedded
+            )
+        except Refused as refused:
+            return _refusal(refused)
+        document = selecting.document(chosen, _RANKED_MAX)
+        model = document["model"]
+        return {"model": model, "endpoint": self._endpoint(request, model), **document}
+
+    def _endpoint(self, request: Request, model: str) -> str | None:
+        """Return where scheduling would send it now; None while no endpoint would take it."""
+        gateway = self._gateway
+        pool = gateway.fleet.pool(model)
+        if pool is None:
+            return None
+        prompt, chars = request.prompt, gateway.catalogue.entry(model).chars_per_token
+        floor = (
+            max(1, len(prompt.tokens))
+            if prompt.tokens
+            else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, chars)
+        )
+        question = _Question(request, self._head.prepared, self._principal, model, floor)
+        ask = gateway.ask(cast("Run", question), pool)
+        picked = foreseen(ask, pool, gateway.fleet, gateway.clock(), copy.copy(gateway.rng)).picked
+        return picked.name if picked is not None else None
+
+    def _preview(self) -> bytes | Refusal:
+        if "preview" not in self._principal.permissions:
             return Refusal(
                 403, "path_not_allowed", "This key may not use the path /v1/route/preview.", type="permission_error"
             )
-        return _preview(gateway, selecting, principal, body, depth_max)
-    request = decode(CHAT, body, depth_max, gateway.catalogue.default)
-    if isinstance(request, Refusal):
-        return request
-    controls = resolve(head.prepared.controls, body if request.has_controls else None, principal)
-    if isinstance(controls, Refusal):
-        return controls
-    session = head.prepared.session or head.prepared.session_fallback or ""
-    return _answer(_decided(gateway, selecting, request, principal, controls, session))
-
-
-def _decided(
-    gateway: Gateway,
-    selecting: Selecting,
-    request: Request,
-    principal: Principal,
-    controls: Controls,
-    session: str = "",
-) -> dict[str, Any] | Refusal:
-    named = gateway.catalogue.resolve(request.model)
-    if named:
-        if not principal.may_use(named):
-            return Refusal(
-                403, "model_not_allowed", f"This key may not use the model {named!r}.", "model", "permission_error"
+        try:
+            asked = _PREVIEW.decode(self._body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            return Refusal(400, "invalid_request", f"The body is no preview: {error}.")
+        path = _DIALECTS.get(asked.dialect)
+        if path is None or len(asked.variants) > _VARIANTS_MAX:
+            known = " or ".join(_DIALECTS)
+            return Refusal(400, "invalid_request", f"expected dialect {known} and at most {_VARIANTS_MAX} variants.")
+        request = PATHS[path].decode(path, bytes(asked.request), self._depth_max, self._gateway.catalogue.default)
+        if isinstance(request, Refusal):
+            return request
+        found = []
+        for variant in asked.variants or [_Variant()]:
+            document = self._late() or _variant(
+                self._gateway, self._selecting, self._principal, request, variant, self._embedded
             )
-        return {"model": named, "endpoint": None, "reason": "named", "pin": None, "bundle": None, "ranked": []}
-    if not selecting.wants(request.model):
-        return Refusal(404, "model_not_found", f"The model {request.model[:64]!r} does not exist.", "model")
-    try:
-        chosen = selecting.decide(request, principal, controls, gateway.clock(), session=session)
-    except Refused as refused:
-        return _refusal(refused)
-    document = selecting.document(chosen, _RANKED_MAX)
-    return {"model": document["model"], "endpoint": None, **document}
+            if isinstance(document, Refusal):
+                return document
+            found.append(document)
+        return _answer({"variants": found})
 
-
-def _preview(
-    gateway: Gateway, selecting: Selecting, principal: Principal, body: bytes, depth_max: int
-) -> bytes | Refusal:
-    try:
-        asked = _PREVIEW.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        return Refusal(400, "invalid_request", f"The body is no preview: {error}.")
-    if asked.dialect != "openai" or len(asked.variants) > _VARIANTS_MAX:
-        return Refusal(400, "invalid_request", f"expected dialect openai and at most {_VARIANTS_MAX} variants.")
-    request = decode(CHAT, bytes(asked.request), depth_max, gateway.catalogue.default)
-    if isinstance(request, Refusal):
-        return request
-    found = []
-    for variant in asked.variants or [_Variant()]:
-        document = _variant(gateway, selecting, principal, request, variant)
-        if isinstance(document, Refusal):
-            return document
-        found.append(document)
-    return _answer({"variants": found})
+    def _late(self) -> Refusal | None:
+        if self._gateway.clock() < self._until_s - _TIMER_SLACK_S:
+            return None
+        ending = ENDINGS[Outcome.DEADLINE_EXCEEDED]
+        limit_s = self._selecting.decide_within_s
+        return Refusal(ending.status, ending.code, f"The decision took longer than {limit_s:g} s.", type=ending.type)
 
 
 def _variant(
-    gateway: Gateway, selecting: Selecting, principal: Principal, request: Request, variant: _Variant
+    gateway: Gateway,
+    selecting: Selecting,
+    principal: Principal,
+    request: Request,
+    variant: _Variant,
+    embedded: Embedded | None,
 ) -> dict[str, Any] | Refusal:
     unknown = next((name for name in variant.knobs if name not in KNOBS), None)
     try:
@@ -120,7 +223,9 @@ def _variant(
     except InvalidControl as error:
         return refusal(error)
     try:
-        chosen = selecting.decide(request, principal, controls, gateway.clock(), preset=variant.preset)
+        chosen = selecting.decide(
+            request, principal, controls, gateway.clock(), preset=variant.preset, embedded=embedded
+        )
     except Refused as refused:
         return _refusal(refused)
     return {

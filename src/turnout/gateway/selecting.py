@@ -21,7 +21,7 @@ from turnout.core.selection.blend import Blend, NotFinite, Weighted, centroid_sh
 from turnout.core.selection.bundle import CacheThresholds
 from turnout.core.selection.controls import InvalidControl
 from turnout.core.selection.eligibility import Asked, Candidate, Eligible, eligible
-from turnout.core.selection.embedder import Embedder, NoText, length_feature, tail
+from turnout.core.selection.embedder import length_feature, tail
 from turnout.core.selection.explain import explain
 from turnout.core.selection.knobs import InvalidKnobs
 from turnout.core.selection.loaded import BundleSet
@@ -31,7 +31,8 @@ from turnout.core.selection_options import Selection as Options
 from turnout.core.types import Request
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import Controls
-from turnout.gateway.extra import Refused
+from turnout.gateway.embedding import Embedded, Embedding
+from turnout.gateway.extra import NeedsVector, Refused
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Selecting:
         options: Options,
         *,
         library: Library,
-        embedder: Embedder,
+        embedding: Embedding,
         fleet: Fleet,
         catalogue: Catalogue,
         clock: Callable[[], float],
@@ -78,7 +79,7 @@ class Selecting:
         warn: Callable[[str], None],
         took: tuple[Counts, Counts],
     ) -> None:
-        self._options, self._library, self._embedder = options, library, embedder
+        self._options, self._library, self.embedding = options, library, embedding
         self._fleet, self._catalogue, self._clock, self._warn = fleet, catalogue, clock, warn
         self._excluded = frozenset(options.excluded_models)
         self._pins = pins.Pins(options.pin_max_sessions, options.pin_ttl_s) if options.pin_enabled else None
@@ -90,6 +91,8 @@ class Selecting:
         self.counts: Counter[tuple[str, ...]] = Counter()
         self.took = took
         """Seconds of whole selections, and of their embeddings."""
+        self.decide_within_s = 5.0
+        """How long a decision-only path may take."""
         self.on_change: list[Callable[[BundleSet], None]] = []
 
     @staticmethod
@@ -115,10 +118,11 @@ class Selecting:
             run.started_s,
             session=explicit or prepared.session_fallback or "",
             agent=prepared.agent,
+            embedded=extra.embedded,
         )
         self._explained.put(run.call_id, chosen.selection)
         self.took[0].observe(run.clock() - started_s)
-        self.took[1].observe(chosen.embed_s)
+        self.took[1].observe(chosen.embed_s if extra.embedded is None else started_s - run.started_s)
         return chosen
 
     def loaded(self) -> list[tuple[str, str]]:
@@ -136,11 +140,13 @@ class Selecting:
         session: str = "",
         agent: str = "",
         preset: str | None = None,
+        embedded: Embedded | None = None,
     ) -> Chosen:
         """Make one selection; nothing is remembered of it but counters.
 
         Raises:
             Refused: a caller's error, nobody eligible, or no selector.
+            NeedsVector: `embedded` is missing, and the embedder runs off the loop.
 
         """
         blend, weighted = self._weighted(
@@ -161,16 +167,20 @@ class Selecting:
             return Chosen(self._fall_back(candidates, EmbedFailure.NO_BUNDLE))
         try:
             embed_from_s = self._clock()
-            vector, length = self._embed(texts.question)
+            vector = self._embed(texts.question) if embedded is None else embedded
             embed_s = self._clock() - embed_from_s
+            if isinstance(vector, EmbedFailure):
+                return Chosen(self._fall_back(candidates, vector))
+            length = length_feature(len(texts.question.encode("utf-8", "surrogatepass")))
             selection, _, _ = select(blend, weighted, vector, length, candidates)
-        except (_NoScore, NotFinite) as error:
-            failure = error.failure if isinstance(error, _NoScore) else EmbedFailure.EMBED_INVALID
-            return Chosen(self._fall_back(candidates, failure))
+        except NotFinite:
+            return Chosen(self._fall_back(candidates, EmbedFailure.EMBED_INVALID))
         if self._pins is not None:
             selection = pinned(selection, self._verdict(pin, selection, blend, tokens, now))
         self._count(selection)
-        return Chosen(selection, vector, self._embedder.id, texts.question, key, tokens, embed_s)
+        for _, reason in candidates.dropped:
+            self.counts["dropped", str(reason)] += 1
+        return Chosen(selection, vector, self.embedding.embedder.id, texts.question, key, tokens, embed_s)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """Remember which model a session completed a turn with, or that it was refused."""
@@ -251,9 +261,9 @@ class Selecting:
             else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, 4.0)
         )
         found = eligible(candidates, Asked(floor, has_tools=request.tools_requested, has_images=texts.has_images))
-        for _, reason in found.dropped:
-            self.counts["dropped", str(reason)] += 1
         if found.outcome is not None:
+            for _, reason in found.dropped:
+                self.counts["dropped", str(reason)] += 1
             raise _nobody(found, candidates, floor)
         return found
 
@@ -281,12 +291,13 @@ class Selecting:
             estimate_floor=own,
         )
 
-    def _embed(self, question: str) -> tuple[Any, float]:
-        try:
-            vector = self._embedder.embed(tail(question, self._options.max_prompt_bytes))
-        except NoText:
-            raise _NoScore(EmbedFailure.NO_TEXT) from None
-        return vector, length_feature(len(question.encode("utf-8", "surrogatepass")))
+    def _embed(self, question: str) -> Embedded:
+        text = tail(question, self._options.max_prompt_bytes)
+        if self.embedding.inline:
+            return self.embedding.now(text)
+        if not text.strip():
+            return EmbedFailure.NO_TEXT
+        raise NeedsVector(text)
 
     def _fall_back(self, candidates: Eligible, failure: EmbedFailure) -> Selection:
         self.counts["embed_failure", str(failure)] += 1
@@ -317,12 +328,6 @@ class Selecting:
         self.counts["selected", str(selection.reason), selection.preset, selection.models[0]] += 1
         if selection.pin is not None:
             self.counts["pin", str(selection.pin.reason)] += 1
-
-
-class _NoScore(Exception):
-    def __init__(self, failure: EmbedFailure) -> None:
-        super().__init__(str(failure))
-        self.failure = failure
 
 
 def _texts(request: Request, *, conversation: bool) -> Texts:

@@ -154,11 +154,7 @@ class Gateway:
         elif path in _PUBLIC:
             self._public(connection, head)
         elif path in _ROUTE:
-            answer = route(self, head, body, self._server.json_depth_max)
-            if isinstance(answer, Refusal):
-                self._answer(connection, self.refusal(path, answer, head))
-            else:
-                self._answer(connection, answers.whole(200, self._headers(head), answer))
+            route(self, connection, head, body, self._server.json_depth_max)
         else:
             self._models(connection, head)
 
@@ -287,6 +283,13 @@ class Gateway:
         else:
             status, body = 200, b'{"name":"turnout"}'
         self._answer(connection, answers.whole(status, self._headers(head), body), head=head)
+
+    def routed(self, connection: Connection, head: Head, answer: bytes | Refusal) -> None:
+        """Answer a decision-only path."""
+        if isinstance(answer, Refusal):
+            self._answer(connection, self.refusal(head.path, answer, head))
+        else:
+            self._answer(connection, answers.whole(200, self._headers(head), answer))
 
     def _models(self, connection: Connection, head: Head) -> None:
         document = models_document(self, head)

@@ -45,6 +45,11 @@ class Embedder(Protocol):
         """Length of the vectors."""
         ...
 
+    @property
+    def inline(self) -> bool:
+        """Whether it is quick enough for the event loop; others run on threads."""
+        ...
+
     def embed(self, text: str) -> Floats32:
         """Return the text's unit vector; raises `NoText` when there is nothing to embed."""
         ...
@@ -55,6 +60,7 @@ class Hashgram:
 
     id = HASHGRAM_ID
     dim = HASHGRAM_DIM
+    inline = True
 
     def embed(self, text: str) -> Floats32:
         """Return the unit vector of words and adjacent pairs; raises `NoText` without any word."""
@@ -92,8 +98,8 @@ def is_unit(vector: object, dim: int) -> bool:
     """Tell whether an embedder kept its contract: float vector of the right length, finite, norm 1 ± 1e-3."""
     if not isinstance(vector, np.ndarray) or vector.shape != (dim,) or vector.dtype.kind != "f":
         return False
-    norm = float(np.sqrt(np.dot(vector.astype(np.float64), vector.astype(np.float64))))
-    return math.isfinite(norm) and abs(norm - 1.0) <= NORM_SLACK
+    # float32 is enough for a slack of a thousandth, and NaN fails the comparison.
+    return abs(math.sqrt(float(vector @ vector)) - 1.0) <= NORM_SLACK
 
 
 def length_feature(text_bytes: int) -> float:

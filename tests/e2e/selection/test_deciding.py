@@ -1,0 +1,174 @@
+"""Decision-only paths and embedders off the loop, through a real router."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from turnout.bundles.directory import BundleDirectory
+from turnout.bundles.fitting.build import Price, bundle_files
+from turnout.bundles.fitting.fit import Fitted
+from turnout.bundles.fitting.labels import Labels
+from turnout.bundles.writing import promote, write
+from turnout.core.selection.embedder import Hashgram
+from turnout.gateway.embedding import Embedding
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Engine, Router
+
+    from turnout.core.selection.arrays import Floats32
+
+MATHS, POEMS = "prove the integral theorem", "write a poem with rhymes"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    embedder = Hashgram()
+    centroids = np.array([embedder.embed(text) for text in (MATHS, POEMS)], dtype=np.float64)
+    labels = Labels((MATHS,), ("",), ("big", "small"), np.array([[1.0, 0.0]]))
+    about = {"top_p": 1, "default_routing_knobs": {"alpha": [0.7, 0.7]}}
+    prices = {"big": Price(10, 30), "small": Price(0.5, 1)}
+    fitted = Fitted(centroids, np.array([[0.9, 0.1], [0.5, 0.5]]))
+    files = bundle_files("v1", labels, fitted, embedder, prices=prices, provider="p", about=about)
+    write(BundleDirectory(tmp_path), "v1", files)
+    promote(BundleDirectory(tmp_path), "v1")
+    return tmp_path
+
+
+def start(router: Callable[..., Router], engine: Engine, root: Path, endpoints: int = 1, **more: Any) -> Router:
+    named = [
+        {"name": f"e{number}", "url": engine.url, "models": ["big", "small"], "context_max": 4000}
+        for number in range(1, endpoints + 1)
+    ]
+    digest = "sha256:" + hashlib.sha256(b"key-plain").hexdigest()
+    keys = [{"name": "plain", "tenant": "t1", "digest": digest, "permissions": ["preview"]}]
+    return router(endpoint=named, key=keys, selection={"bundle_dir": str(root), **more})
+
+
+def ask(started: Router, path: bytes, content: str = MATHS, *lines: bytes, **body: Any) -> Any:
+    document = {"model": "auto", "messages": [{"role": "user", "content": content}], **body}
+    return started.ask(document, *lines, key="key-plain", path=path)
+
+
+CHAT, ROUTE = b"/v1/chat/completions", b"/v1/route"
+
+
+def test_route_names_the_endpoint_that_the_call_then_gets(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    started = start(router, script_engine(), root, endpoints=4)
+    seen = set()
+    for number in range(12):
+        text = f"{MATHS} {number % 5} " + "and more of it " * 80
+        foreseen = [ask(started, ROUTE, text).json["endpoint"] for _ in range(3)]
+        served = ask(started, CHAT, text).header(b"x-turnout-endpoint").decode()
+        assert foreseen == [served] * 3
+        seen.add(served)
+    assert len(seen) > 1
+    assert ask(started, ROUTE, model="small").json["endpoint"] in {"e1", "e2", "e3", "e4"}
+
+
+def test_route_reads_anthropics_dialect_too(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    started = start(router, script_engine(), root)
+    seen = ask(started, ROUTE, POEMS, b"anthropic-version: 2023-06-01", max_tokens=5, system="be brief")
+    assert (seen.status, seen.json["model"]) == (200, "small")
+    body = {"request": {"model": "auto", "max_tokens": 5, "messages": [{"role": "user", "content": POEMS}]}}
+    seen = started.ask(body | {"dialect": "anthropic"}, key="key-plain", path=b"/v1/route/preview")
+    assert seen.json["variants"][0]["model"] == "small"
+    assert started.ask(body | {"dialect": "gemini"}, key="key-plain", path=b"/v1/route/preview").status == 400
+
+
+class Slow:
+    """The built-in vectors from a thread, when the gate is open."""
+
+    id, dim, inline = Hashgram.id, Hashgram.dim, False
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self._embedder = Hashgram()
+
+    def embed(self, text: str) -> Floats32:
+        self.gate.wait(10)
+        return self._embedder.embed(text)
+
+
+@pytest.fixture
+def slow(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> tuple[Router, Engine, Slow, Callable[..., None]]:
+    engine = script_engine()
+    started, embedder = start(router, engine, root, default_model="small"), Slow()
+
+    def under(**limits: Any) -> None:
+        selecting = started.app.gateway.selecting
+        assert selecting is not None
+        selecting.embedding = Embedding(embedder, **limits)
+
+    under(timeout_s=30)
+    return started, engine, embedder, under
+
+
+def test_an_embedder_off_the_loop_chooses_as_the_inline_one(slow: Any) -> None:
+    started, _, embedder, _ = slow
+    embedder.gate.set()
+    for content, model in ((MATHS, b"big"), (POEMS, b"small")):
+        seen = ask(started, CHAT, content)
+        assert (seen.status, seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (
+            200,
+            model,
+            b"selected",
+        )
+        assert ask(started, ROUTE, content).json["model"] == model.decode()
+    body = {"request": {"model": "auto", "messages": [{"role": "user", "content": MATHS}]}, "variants": [{}, {}]}
+    seen = started.ask(body, key="key-plain", path=b"/v1/route/preview")
+    assert [variant["model"] for variant in seen.json["variants"]] == ["big", "big"]
+
+
+def test_a_hanging_embedder_falls_back_and_other_requests_go_on(slow: Any) -> None:
+    started, _, embedder, under = slow
+    under(timeout_s=0.05, concurrency=1)
+    seen = ask(started, CHAT)
+    assert (seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason-detail")) == (b"small", b"embed_timeout")
+    assert ask(started, CHAT, "?!", model="big").status == 200
+    under(timeout_s=30, concurrency=1, queue_max=0)
+    client = started.client()
+    client.send(started.request({"model": "auto", "messages": [{"role": "user", "content": MATHS}]}, key="key-plain"))
+    assert started.eventually(lambda: len(started.app.gateway.runs) == 1)
+    assert ask(started, CHAT).header(b"x-turnout-reason-detail") == b"embed_busy"
+    embedder.gate.set()
+    assert client.response().header(b"x-turnout-model") == b"big"
+
+
+def test_who_leaves_or_runs_out_of_time_while_the_vector_is_made_ends_once(slow: Any) -> None:
+    started, engine, embedder, _ = slow
+    client = started.client()
+    client.send(started.request({"model": "auto", "messages": [{"role": "user", "content": MATHS}]}, key="key-plain"))
+    assert started.eventually(lambda: len(started.app.gateway.runs) == 1)
+    client.close()
+    assert started.records.fact(0).outcome == "client_gone"
+    seen = ask(started, CHAT, MATHS, b"x-turnout-timeout-ms: 30")
+    assert (seen.status, started.records.fact(1).outcome) == (504, "deadline_exceeded")
+    embedder.gate.set()
+    assert ask(started, CHAT).status == 200
+    assert [fact.outcome for fact in started.records.facts] == ["client_gone", "deadline_exceeded", "completed"]
+    assert len(engine.requests) == 1
+
+
+def test_route_answers_504_after_its_limit(slow: Any) -> None:
+    started, _, embedder, _ = slow
+    started.app.gateway.selecting.decide_within_s = 0.05
+    seen = ask(started, ROUTE)
+    assert (seen.status, seen.json["error"]["type"]) == (504, "timeout")
+    client = started.client()
+    client.send(started.request({"model": "auto", "messages": []}, key="key-plain", path=ROUTE))
+    client.close()
+    embedder.gate.set()
+    assert started.records.facts == []
