@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,26 @@ def test_a_waiting_client_gets_pings(router: Routers, script_engine: Engines, wi
     client.read(ping)
     gate.open()
     assert client.read(said(STOP)).count(b"event: message_start") == 1
+
+
+def test_a_failure_after_a_ping_raises_in_the_async_sdk_too(router: Routers, script_engine: Engines, wire: Any) -> None:
+    gate = wire.Gate()
+    up = router(script_engine([gate, wire.answer(b"{}", 500)]), relay={"keepalive_s": 0.2})
+
+    async def story() -> None:
+        base_url = f"http://127.0.0.1:{up.port}"
+        async with anthropic.AsyncAnthropic(base_url=base_url, api_key=up.key, max_retries=0, timeout=10.0) as client:
+            stream = await client.messages.create(model=MODEL, messages=ASK, max_tokens=9, stream=True)
+            assert stream.response.headers["request-id"]
+            gate.open()
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                assert [event async for event in stream] == []
+            assert caught.value.status_code == 200
+            body: Any = caught.value.body
+            assert body["type"] == "error"
+
+    asyncio.run(story())
+    assert up.records.fact().cls == "upstream"
 
 
 def test_a_whole_answer_to_a_promised_stream_becomes_one(router: Routers, script_engine: Engines, wire: Any) -> None:
