@@ -21,6 +21,8 @@ from turnout.coordinator.curve import Gatekeeper, arm
 from turnout.coordinator.door import Door
 from turnout.coordinator.outbox import Outbox
 from turnout.coordinator.peers import Send
+from turnout.coordinator.records import Report
+from turnout.coordinator.snapshot import Keeper
 from turnout.coordinator.sockets import Reader
 from turnout.coordinator.tokenizers import Tokenizer
 from turnout.core.coordinator_options import Affinity, Coordinator
@@ -31,8 +33,6 @@ _HIGH_WATER = 1000
 _MESSAGE_MAX_BYTES = 268_435_456
 _HEARTBEATS = 3
 _FRAMES = 2
-
-Report = Callable[[str, str, dict[str, Any]], object]
 
 
 def _silent(level: str, event: str, fields: dict[str, Any]) -> None:
@@ -76,6 +76,7 @@ class CoordinatorListener:
         self._reader: Reader | None = None
         self._gatekeeper: Gatekeeper | None = None
         self._is_stopping = False
+        self._keeper = Keeper(options.snapshot_path, self.door.roster, report) if options.snapshot_path else None
 
     async def start(self) -> str:
         """Bind and begin to serve; returns the address in use. Raises OSError when it cannot be had."""
@@ -88,6 +89,8 @@ class CoordinatorListener:
         except BaseException:
             self._close()
             raise
+        if self._keeper is not None:
+            await self._keeper.restore(self._clock())
         self._reader.start()
         self._tick()
         return self.address
@@ -107,6 +110,8 @@ class CoordinatorListener:
         self.carry(self.door.tick(self._clock()))
         await self._emptied()
         await asyncio.get_running_loop().run_in_executor(None, self.write_schedule)
+        if self._keeper is not None:
+            await self._keeper.finish()
         self._close()
 
     def carry(self, sends: list[Send]) -> None:
@@ -251,6 +256,8 @@ class CoordinatorListener:
     def _pass(self, now: float) -> None:
         self.carry(self.door.tick(now))
         self.on_sweep()
+        if self._keeper is not None:
+            self._keeper.keep(now)
         if self.door.closing and not self._is_stopping:
             self._on_shutdown()
 

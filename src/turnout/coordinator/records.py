@@ -5,7 +5,7 @@ Never a payload: a prompt or a key must not reach a log.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,10 @@ WINDOW_S = 60.0
 MUTED_S = 60.0
 _OFFENDERS_MAX = 4096
 _PEER_BYTES = 16  # 32 hex digits
+
+
+Report = Callable[[str, str, dict[str, Any]], object]
+"""Takes level, event and fields of one record."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

@@ -133,6 +133,12 @@ class Roster:
             if identity not in self.live and len(self.lost) < LOST_MAX:
                 self.lost.setdefault(identity, Lost(State.RUNNING, math.inf))
 
+    def seek(self, identity: bytes, control: State, now: float) -> None:
+        """Probe an identity that an earlier door knew, as long as one that was lost."""
+        known = self.lost.get(identity)
+        if known is not None or len(self.lost) < LOST_MAX:
+            self.lost[identity] = Lost(control, now + LOST_S if known is None else known.until)
+
     def is_contested(self, identity: bytes, now: float) -> bool:
         """Count a registration; True when this identity registered more often than restarts explain."""
         times = [at for at in self._registered_at.peek(identity) or [] if now - at < _CONTESTED_WINDOW_S]

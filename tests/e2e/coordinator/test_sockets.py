@@ -289,12 +289,16 @@ def test_a_restarted_engine_takes_over_its_identity() -> None:
     run(script)
 
 
-def test_a_restarted_door_adopts_the_engines_it_expects() -> None:
+@pytest.mark.parametrize("name", [b"mp-coord-0", b"any name"])
+def test_a_restarted_door_adopts_the_engines_it_expects_or_remembers(name: bytes, tmp_path: Path) -> None:
+    is_expected = name == b"mp-coord-0"
+    kept: dict[str, Any] = {} if is_expected else {"snapshot_path": str(tmp_path / "engines.json")}
+
     async def script() -> None:
-        async with door() as listener:
+        async with door(**kept) as listener:
             address = listener.address
-            (peer,) = await engines(listener, b"mp-coord-0")
-        options = Coordinator(bind=address, expected_engines=1)
+            (peer,) = await engines(listener, name)
+        options = Coordinator(bind=address, expected_engines=int(is_expected), **kept)
         async with contextlib.AsyncExitStack() as stack:
             second = CoordinatorListener(options, Affinity())
             await second.start()
