@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
-from turnout.choosing import choice_stats, choose_and_replay
+from turnout.choosing import choice_pages, choice_stats, choose_and_replay
 from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
 from turnout.config.snapshot import snapshot_of
@@ -279,6 +279,7 @@ class App:
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
         pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
+        pages = (*pages, *choice_pages(self.gateway, self._bundles))
         return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
 
 

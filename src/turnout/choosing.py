@@ -15,6 +15,8 @@ from turnout.gateway.service import Gateway
 from turnout.telemetry.meter import SCHEDULE_S, Histogram
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from turnout.bundles.watch import Watch
     from turnout.core.selection.bundle import Price
     from turnout.core.selection.embedder import Embedder
@@ -69,6 +71,9 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
         from turnout.gateway.response_cache import Replaying
 
         gateway.response_cache = Replaying(cache, gateway, embedder, selection.max_prompt_bytes, Histogram(SCHEDULE_S))
+        gateway.response_cache.audit = lambda dropped, filters: log.warning(
+            "response_cache_purged", dropped=dropped, filters=dict(filters)
+        )
         gateway.told += b"x-turnout-cache: bypass\r\n"
     return watch
 
@@ -96,6 +101,14 @@ def _prices(gateway: Gateway, ledger: Ledger) -> dict[str, Price]:
         if price is not None:
             found[model] = Price(price.p_in, price.p_out)
     return found
+
+
+def choice_pages(gateway: Gateway, watch: Watch | None) -> list[Route]:
+    """Return the pages of response cache and bundles, where there are any."""
+    from turnout.console.choice_pages import bundle_routes, cache_routes
+
+    pages = cache_routes(gateway.response_cache) if gateway.response_cache is not None else []
+    return pages + (bundle_routes(watch.reloaded) if watch is not None else [])
 
 
 def choice_stats(gateway: Gateway, watch: Watch | None) -> dict[str, Any]:

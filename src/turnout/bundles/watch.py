@@ -11,6 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from turnout.bundles.directory import BundleDirectory
 from turnout.bundles.fault import BundleError
@@ -63,7 +64,9 @@ class Watch:
         self._library, self._changed, self._complain, self._poll_s = library, changed, complain, poll_s
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._complaint = ""
+        self.complaint = ""
+        """Why the latest look was refused; empty when it was not."""
+        self._one_at_a_time = asyncio.Lock()
         self.results: Counter[str] = Counter()
         """Looks at the directory, by what came of them."""
 
@@ -78,6 +81,35 @@ class Watch:
         """Look at the directory without waiting for the next time."""
         self._asked.set()
 
+    async def look(self) -> str:
+        """Look at the directory; "loaded", "unchanged", or "refused" with the reason in `complaint`."""
+        async with self._one_at_a_time:
+            try:
+                result = await asyncio.to_thread(self._library.reload)
+            except BundleError as error:
+                self.results["refused"] += 1
+                if str(error) != self.complaint:
+                    self.complaint = str(error)
+                    self._complain(self.complaint)
+                return "refused"
+            self.complaint = ""
+            self.results[result] += 1
+            if result == "loaded" and self._library.current is not None:
+                self._changed(self._library.current)
+            return result
+
+    async def reloaded(self) -> dict[str, Any]:
+        """Look at the directory and return what came of it, with the versions in force."""
+        result = await self.look()
+        current = self._library.current
+        found: dict[str, Any] = {"result": result}
+        if result == "refused":
+            found["problem"] = self.complaint
+        if current is not None:
+            versions = {name: blend.bundle.digest for name, blend in sorted(current.blends.items())}
+            found |= {"default": current.default, "versions": versions, "problems": list(current.problems)}
+        return found
+
     async def stop(self) -> None:
         """End the task."""
         if self._task is not None:
@@ -91,15 +123,4 @@ class Watch:
                 async with asyncio.timeout(self._poll_s):
                     await self._asked.wait()
             self._asked.clear()
-            try:
-                result = await asyncio.to_thread(self._library.reload)
-            except BundleError as error:
-                self.results["refused"] += 1
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    self._complain(self._complaint)
-                continue
-            self._complaint = ""
-            self.results[result] += 1
-            if result == "loaded" and self._library.current is not None:
-                self._changed(self._library.current)
+            await self.look()

@@ -143,7 +143,7 @@ def _change_routes(changes: EndpointChanges | None) -> list[Route]:
 
 def _change(act: Callable[[str], bool], state: str) -> Callable[[Request], Awaitable[Response]]:
     async def changed(request: Request) -> Response:
-        if not _same_origin(request):
+        if not same_origin(request):
             return error(403, "origin_not_allowed", "changes are not taken from pages of other origins", param="origin")
         name = request.path_params["id"]
         if not _ID.fullmatch(name) or not act(name):
@@ -153,7 +153,7 @@ def _change(act: Callable[[str], bool], state: str) -> Callable[[Request], Await
     return changed
 
 
-def _same_origin(request: Request) -> bool:
+def same_origin(request: Request) -> bool:
     """Whether a browser says that the request comes from a page of this listener; other clients say nothing."""
     origin = request.headers.get("origin")
     if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
@@ -171,9 +171,10 @@ def error(status: int, code: str, message: str, *, param: str | None = None) -> 
 async def _http_error(_: Request, exc: Exception) -> Response:
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     if status == 405:  # noqa: PLR2004 - the status it handles
-        answer = error(status, "method_not_allowed", "this path takes GET and HEAD, a change POST")
-        named = exc.headers if isinstance(exc, HTTPException) else None
-        answer.headers["allow"] = "POST" if (named or {}).get("Allow") == "POST" else "GET, HEAD"
+        answer = error(status, "method_not_allowed", "this path takes GET and HEAD, a change POST or DELETE")
+        named = (exc.headers if isinstance(exc, HTTPException) else None) or {}
+        taken = sorted(named.get("Allow", "").split(", "))
+        answer.headers["allow"] = ", ".join(taken) if {"POST", "DELETE"} & set(taken) else "GET, HEAD"
         return answer
     return error(status, "not_found", "no such path on the admin listener")
 

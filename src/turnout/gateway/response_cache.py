@@ -94,6 +94,8 @@ class Replaying:
         )
         self._flights: Flights[Run] = Flights(options.single_flight_max)
         self.counts: Counter[tuple[str, ...]] = Counter()
+        self.audit: Callable[[int, Mapping[str, str]], None] = lambda *_: None
+        """Hears of every purge."""
 
     def refused(self, principal: Principal, controls: Controls) -> Refusal | None:
         """Return the 403 of a request that asks for more than its key allows, or for a looser threshold."""
@@ -155,6 +157,25 @@ class Replaying:
     def keep_versions(self, versions: Mapping[str, object]) -> None:
         """Drop the answers of bundle versions that are no longer loaded."""
         self.store.drop(lambda key: not key.bundle_version or key.bundle_version in versions, "version")
+
+    def cache_document(self) -> dict[str, Any]:
+        """Return what each tenant holds, for the admin listener."""
+        tenants = {
+            name: {"entries": held.entries, "bytes": held.bytes, "matches": held.matches, "saved_nusd": held.saved_nusd}
+            for name, held in sorted(self.store.stats().items())
+        }
+        return {"entries": self.store.entries, "bytes": self.store.bytes, "tenants": tenants}
+
+    def purge(self, filters: Mapping[str, str]) -> int:
+        """Drop the entries that match all of `tenant`, `model` and `bundle` that are given; all of them without any."""
+
+        def kept(key: CacheKey) -> bool:
+            seen = {"tenant": key.tenant, "model": key.model, "bundle": key.bundle_version}
+            return any(seen[name] != value for name, value in filters.items())
+
+        dropped = self.store.drop(kept, "purge")
+        self.audit(dropped, filters)
+        return dropped
 
     # -- look-up ------------------------------------------------------------------------------------------------------
 

@@ -172,3 +172,64 @@ def test_route_answers_504_after_its_limit(slow: Any) -> None:
     client.close()
     embedder.gate.set()
     assert started.records.facts == []
+
+
+def administrated(router: Callable[..., Router], engine: Engine, root: Path) -> Router:
+    keys = [
+        {
+            "name": name, "tenant": name, "permissions": ["response_cache=exact"],
+            "digest": "sha256:" + hashlib.sha256(f"key-{name}".encode()).hexdigest(),
+        }
+        for name in ("t1", "t2")
+    ]  # fmt: skip
+    return router(
+        endpoint=[{"name": "e1", "url": engine.url, "models": ["big", "small"]}], key=keys,
+        selection={"bundle_dir": str(root)}, response_cache={"enabled": True},
+        server={"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"},
+    )  # fmt: skip
+
+
+def admin(started: Router, method: bytes, path: bytes, *lines: bytes) -> Any:
+    return started.ask(None, *lines, method=method, path=path, port=started.admin_port)
+
+
+def test_the_response_cache_can_be_looked_at_and_purged(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    started = administrated(router, script_engine(), root)
+    for name in ("t1", "t1", "t2"):
+        body = {"model": "auto", "messages": [{"role": "user", "content": MATHS}]}
+        assert started.ask(body, b"x-turnout-cache-match: exact", key=f"key-{name}").status == 200
+    page = b"/x/response-cache"
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    assert started.eventually(lambda: cache.store.entries == 2)
+    found = admin(started, b"GET", page).json
+    assert (found["entries"], found["tenants"]["t1"]["matches"], found["tenants"]["t2"]["matches"]) == (2, 1, 0)
+    assert found["bytes"] == sum(held["bytes"] for held in found["tenants"].values()) > 0
+    for query in (b"?tenannt=t1", b"?tenant=", b"?tenant=t1&tenant=t2"):
+        assert admin(started, b"DELETE", page + query).status == 400
+    assert admin(started, b"DELETE", page, b"Origin: http://elsewhere").status == 403
+    assert admin(started, b"DELETE", page + b"?tenant=t1&model=small").json["dropped"] == 0
+    assert admin(started, b"DELETE", page + b"?tenant=t1&model=big&bundle=v1").json["dropped"] == 1
+    assert list(admin(started, b"GET", page).json["tenants"]) == ["t2"]
+    assert admin(started, b"DELETE", page).json == {"dropped": 1}
+    assert admin(started, b"PUT", page).header(b"allow") == b"DELETE, GET, HEAD"
+
+
+def test_the_bundles_can_be_reloaded_by_the_admin(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    started = administrated(router, script_engine(), root)
+    page = b"/x/bundles/reload"
+    assert admin(started, b"POST", page).json["result"] == "unchanged"
+    (root / "v1").rename(root / "v2")
+    promote(BundleDirectory(root), "v2")
+    found = admin(started, b"POST", page).json
+    assert (found["result"], found["default"], list(found["versions"])) == ("loaded", "v2", ["v2"])
+    (root / "latest").write_text("v9")
+    seen = admin(started, b"POST", page)
+    assert (seen.status, seen.json["result"], seen.json["default"]) == (409, "refused", "v2")
+    assert "v9" in seen.json["problem"]
+    assert admin(started, b"POST", page, b"Sec-Fetch-Site: cross-site").status == 403
+    assert admin(started, b"GET", page).status == 405
