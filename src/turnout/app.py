@@ -25,6 +25,7 @@ from turnout.config.schema import Config
 from turnout.config.snapshot import snapshot_of
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.view import view
+from turnout.core.scheduling.disagg import pairing
 from turnout.core.scheduling.explain import explain
 from turnout.gateway import reload
 from turnout.gateway.catalogue import Catalogue
@@ -201,6 +202,7 @@ class App:
         )
         for endpoint in config.endpoint:
             fleet.add(endpoint, now)
+        fleet.pairing = pairing(config.disagg)
         snapshot = snapshot_of(config)
         rng = random.Random(config.scheduling.seed)  # noqa: S311 - spreads load, guards nothing
         return Gateway(

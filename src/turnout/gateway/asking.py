@@ -12,6 +12,7 @@ from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.prefix.keys import TextChains, root_key, token_keys
 from turnout.core.scheduling.types import Ask
 from turnout.gateway.catalogue import Catalogue
+from turnout.gateway.legs_answer import mark_whole
 
 if TYPE_CHECKING:
     from turnout.gateway.run import Run
@@ -60,6 +61,8 @@ class Asker:
             ask.chains = chains
         if request.dialect not in pool.dialects:
             ask.dialect = request.dialect
+        if pool.pairs is not None:
+            mark_whole(ask, request)
         return ask
 
     def _engine_chains(self, run: Run, pool: Pool) -> dict[int, list[int]]:

@@ -9,6 +9,7 @@ from turnout.core.options import Timeout
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
+    from turnout.gateway.legs import LegPair
     from turnout.gateway.run import Run
 
 _NEVER = float("inf")
@@ -18,6 +19,13 @@ _PREDICTED_TIMES = 3.0
 
 def first_answer_limit_s(run: Run, attempt: Attempt) -> float:
     """Return the limit of one attempt, counted from the instant its request was sent."""
+    if attempt.legs is not None:
+        driver: LegPair = attempt.legs.driver
+        return driver.limit_s(lambda: _limit_s(run, attempt))
+    return _limit_s(run, attempt)
+
+
+def _limit_s(run: Run, attempt: Attempt) -> float:
     timeouts: Timeout = run.timeouts
     elsewhere = could_go_elsewhere(run, attempt)
     if run.request.stream:

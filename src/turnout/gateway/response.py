@@ -272,7 +272,7 @@ class AttemptResponse:
                     run.failed(self, ErrorKind.CANCELLED, 200)
                     return
             elif event.keep and not (event.bad and self._hold.validates):
-                shown.append(event.raw)
+                shown.append(event.raw if not self.attempt.legs else self.attempt.legs.driver.rewritten(event.raw))
             if event.output:
                 self._output(now)
             if not event.raw.startswith(b":"):  # D4: pings count, comments and halves of events do not
@@ -338,6 +338,8 @@ class AttemptResponse:
             run.failed(self, ErrorKind.BAD_RESPONSE if self.first_output_s is None else ErrorKind.STREAM_CUT, 200)
             return
         self.usage = self.tap.usage  # type: ignore[union-attr]
+        if self.attempt.legs is not None:
+            self.usage = self.attempt.legs.driver.merged(self.usage)
         if not self.committed:  # held to the end, or an oversized event that nobody looked into
             self._commit()
         run.end_of_body()
@@ -360,6 +362,8 @@ class AttemptResponse:
         if is_error:
             run.failed(self, classify(200, body, run.engine_model(self.attempt)), 200)
             return
+        if self.attempt.legs is not None:
+            body, self.usage = self.attempt.legs.driver.both(body, self.usage)
         if self.usage is None:
             self.events = run.dialect.estimated_tokens(body)
         self.first_output_s = self.head_at_s

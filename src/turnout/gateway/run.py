@@ -16,7 +16,7 @@ from turnout.core.lifecycle import GiveUp, GoOn, Next, Open, Queued, State, Trou
 from turnout.core.options import Timeout
 from turnout.core.retry_loop import Route
 from turnout.dialects.splice import upstream_body
-from turnout.gateway import answers, fallback, replies, rescue
+from turnout.gateway import answers, fallback, legs, replies, rescue
 from turnout.gateway.admission import applicant
 from turnout.gateway.extra import choose, looked_up, next_model
 from turnout.gateway.open_run import OpenRun
@@ -121,6 +121,9 @@ class Run(OpenRun):
     ) -> None:
         """End an attempt that failed and do what follows."""
         self.cancel(response)
+        if attempt.legs is not None:
+            kind = attempt.legs.driver.failing(kind)
+        self.cancel(response)
         attempt = response.attempt
         attempt.note(response.first_output_s, response.events, tools=response.tap is not None and response.tap.tools)
         exchange, now = self._exchange, self.clock()
@@ -153,6 +156,8 @@ class Run(OpenRun):
         exchange = self._exchange
         exchange.completed(response.usage, now, 200)
         if self.rescue is not None:
+        if response.attempt.legs is not None:
+            response.attempt.legs.driver.completed()
             self.gateway.recovery.rescues.rescued += 1
         self._end(Outcome.COMPLETED, now)
         self.client.finish(close=not self.chunked)
@@ -208,6 +213,9 @@ class Run(OpenRun):
         if attempt.kind == "resume" and self.rescue is not None:
             body = self.rescue.body(body)
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        if attempt.legs is not None:
+            legs.send(self, attempt.legs, response, body)
+            return
             upstream.head(request.path),
             self.prepared.forward,
             self.request_id,

@@ -24,7 +24,9 @@ from turnout.core.scheduling.pipeline import depths_of, schedule
 from turnout.core.scheduling.types import Ask, Decision
 
 _BEST = 32
+_WISHES = ("pair_attempts", "one_token")  # reasons that yield when nobody may serve alone
 _HOLD_LOOK_S = 0.05
+_ALIKE_S = 1e-6
 _CONDITIONAL_TOKENS, _CONDITIONAL_SHARE = 2048, 0.7
 _UNCACHED, _QUEUE, _RUNNING, _BUSY, _STEP, _EVICT, _GUARD = 0, 3, 4, 6, 7, 8, 9
 
@@ -46,7 +48,7 @@ def never_split(ask: Ask, attempts_max: int) -> str:
     """Return why this request must not be split whatever it costs; "" when it may."""
     if ask.whole:
         return ask.whole
-    return "pair_attempts" if len(ask.tried) >= attempts_max else ""
+    return "pair_attempts" if ask.pairs >= attempts_max else ""
 
 
 def wants_split(pairing: Pairing, uncached: float, tokens: int, pair_s: float, solo_s: float) -> bool:
@@ -77,15 +79,19 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
     pairs, quarantined = _pairs(pairing, facts, prefills, decodes, first, second, now)
     best_pair: tuple[float, float, EndpointState, EndpointState] | None = None
+    alike: list[tuple[float, float, EndpointState, EndpointState]] = []
     for p, d in pairs:
         transfer = pairing.transfer_s(p.name, d.name, rows[place[d.name]][_UNCACHED])
-        total = round(first[p.name] + transfer + second[d.name], 6)
-        # Equal totals: fewer open attempts at either end, then names, as for single endpoints.
-        if best_pair is None or (total, p.in_flight + d.in_flight) < (
-            best_pair[0],
-            best_pair[2].in_flight + best_pair[3].in_flight,
-        ):
-            best_pair = (total, transfer, p, d)
+        scored = (first[p.name] + transfer + second[d.name], transfer, p, d)
+        if not alike or scored[0] < alike[0][0] - _ALIKE_S:
+            alike = [scored]
+        elif scored[0] <= alike[0][0] + _ALIKE_S:
+            alike.append(scored)
+    if alike:
+        # Equal totals: fewer open attempts at either end, then in turn, as for single endpoints.
+        fewest = min(p.in_flight + d.in_flight for _, _, p, d in alike)
+        alike = [scored for scored in alike if scored[2].in_flight + scored[3].in_flight == fewest]
+        best_pair = alike[pool.rotation.turn(len(alike))] if len(alike) > 1 else alike[0]
     solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work)
     reason = never_split(ask, options.max_pair_attempts)
     pair_s = best_pair[0] if best_pair is not None else float("inf")
@@ -104,7 +110,7 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     if whole and solo is not None:
         notes.reason = reason or ("no_pair" if best_pair is None else options.decider)
         return _settled(decision, ask, place[solo[1].name], None, notes)
-    if best_pair is None or (reason and reason != "pair_attempts"):
+    if best_pair is None or (reason and reason not in _WISHES):
         notes.reason = reason
         decision.picked = None
         decision.dropped = (*decision.dropped, ("", reason or "no_pair"))

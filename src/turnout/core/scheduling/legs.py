@@ -6,7 +6,7 @@ the two, so that everything that ends an attempt (breaker, cooldown, `tried`, le
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -55,8 +55,8 @@ class PairDecision(Decision, gc=False):
 class Legs:
     """The leg beside the attempt: endpoint, seat and breaker epoch, given back exactly once."""
 
-    __slots__ = ("decode", "endpoint", "epoch", "is_open", "opened_s", "pairing", "prefill", "prefilled_s", "seat",
-                 "transfer_s", "transport", "uncached")  # fmt: skip
+    __slots__ = ("decode", "driver", "endpoint", "epoch", "handle", "is_open", "opened_s", "pairing", "prefill",
+                 "prefilled_s", "seat", "transfer_s", "transport", "uncached")  # fmt: skip
 
     def __init__(self, pairing: Pairing, decision: PairDecision, seat: Seat, now: float) -> None:
         assert decision.prefill is not None  # the caller has looked
@@ -69,6 +69,10 @@ class Legs:
         self.epoch = self.endpoint.breaker.opened(now)
         self.is_open = True
         self.opened_s = now
+        self.driver: Any = None
+        """Whoever sends the requests of both legs."""
+        self.handle: object = None
+        """What a prefill that succeeded left for another decode leg; the driver's own."""
         self.prefilled_s: float | None = None
         self.uncached = decision.prefill_uncached
         self.transfer_s = decision.pair.transfer_s if decision.pair is not None else 0.0

@@ -6,6 +6,7 @@ an attribute. The fleet calls `joined`; a pool's roles are sorted out again when
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ from turnout.core.scheduling.types import Ask, Decision
 
 if TYPE_CHECKING:
     Choose = Callable[["Pairing", "Split", Ask, Pool, Fleet, float, Rng], Decision]
+
+_SECONDS_KEPT = 1024
+_NOISE_S = 0.02  # a hand-over that takes this much longer than predicted says nothing: pairs that are alike take turns
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -50,6 +54,8 @@ class Pairing:
         self.rooms = Rooms()
         self.counts: dict[tuple[str, ...], int] = {}
         """Counters of `/x/disagg` and the metrics, by name and labels."""
+        self.seconds: dict[tuple[str, str], deque[float]] = {}
+        """Recent durations by name and pool."""
         self.pools: list[Pool] = []
         self._choose = choose
 
@@ -67,7 +73,7 @@ class Pairing:
         disagg = self.options
         seconds = disagg.transfer_setup_s + tokens * disagg.kv_bytes_per_token / disagg.transfer_bytes_per_s
         state = self.book.peek(prefill, decode)
-        return seconds if state is None or state.excess_s <= 0.0 else seconds + state.excess_s
+        return seconds if state is None or state.excess_s <= _NOISE_S + seconds else seconds + state.excess_s
 
     def resting(self, prefill: str, decode: str, now: float) -> bool:
         """Tell whether a pair is in quarantine."""
@@ -77,6 +83,13 @@ class Pairing:
     def count(self, *labels: str) -> None:
         """Count one event."""
         self.counts[labels] = self.counts.get(labels, 0) + 1
+
+    def observe(self, name: str, pool: str, seconds: float) -> None:
+        """Keep one duration."""
+        recent = self.seconds.get((name, pool))
+        if recent is None:
+            recent = self.seconds[name, pool] = deque(maxlen=_SECONDS_KEPT)
+        recent.append(seconds)
 
 
 class Split:
@@ -113,6 +126,7 @@ class Split:
             pairing.count("decisions", pool.model, "solo", reason)
             return None
         pairing.count("decisions", pool.model, "split", reason)
+        ask.pairs += 1
         return Legs(pairing, decision, prefill_seat(decision, ask, pool, fleet, now), now)
 
 

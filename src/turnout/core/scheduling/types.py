@@ -95,6 +95,8 @@ class Ask(msgspec.Struct, gc=False):
     streams: bool = True
     """Whether the first byte of the answer will be seen as it comes."""
     streams: bool = True
+    pairs: int = 0
+    """Attempts with two legs so far."""
     """Whether the first byte of the answer will be seen as it comes."""
     dialect: str = ""
     whole: str = ""

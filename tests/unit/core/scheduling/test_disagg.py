@@ -133,8 +133,8 @@ def test_what_must_stay_whole_is_never_split() -> None:
 
 def test_after_two_pair_attempts_one_endpoint_alone_is_preferred() -> None:
     fleet = fleet_of(ROLES | {"p2": "prefill"}, Disagg(decider="always"))
-    assert decide(fleet, tried=("p0",)).prefill is not None
-    assert decide(fleet, tried=("p0", "p1")).prefill is None
+    assert decide(fleet, tried=("p0",), pairs=1).prefill is not None
+    assert decide(fleet, tried=("p0", "p1"), pairs=2).prefill is None
 
 
 def test_decode_side_pushes_back() -> None:

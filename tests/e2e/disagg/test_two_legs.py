@@ -1,0 +1,129 @@
+"""Both flows end to end on real sockets: who serves, what the client gets, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+PROMPTS = [
+    f"question number {number}: " + "tell me more about trains and points " * (3 + number % 7) for number in range(8)
+]
+
+
+def body(wire: Any, number: int = 0, **members: Any) -> dict[str, object]:
+    messages = [{"role": "user", "content": PROMPTS[number % len(PROMPTS)] + str(number)}]
+    chat: dict[str, object] = wire.chat(messages=messages, max_tokens=24, **members)
+    return chat
+
+
+def text_of(answer: bytes, *, stream: bool) -> str:
+    if not stream:
+        content: str = json.loads(answer)["choices"][0]["message"]["content"]
+        return content
+    pieces = []
+    for line in answer.split(b"\n"):
+        if line.startswith(b"data: {"):
+            pieces += [choice["delta"].get("content", "") for choice in json.loads(line[6:])["choices"]]
+    assert answer.rstrip().endswith(b"[DONE]")
+    return "".join(pieces)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_is_that_of_one_endpoint_and_both_legs_serve(
+    start_router: Any, fleet_of: Any, flow: str, wire: Any, eventually: Any, *, stream: bool
+) -> None:
+    fleet = fleet_of(flow)
+    alone = fleet_of("nixl", {"whole": "both"})
+    split = start_router(endpoint=fleet.tables, disagg={"decider": "always"})
+    whole = start_router(endpoint=alone.tables)
+    variants: list[dict[str, Any]] = [{}, {"stop": ["e"]}, {"max_tokens": None}, {"max_tokens": 3}]
+    for number, extra in enumerate(variants * 2):
+        asked = body(wire, number, stream=stream)
+        asked |= extra
+        ours, theirs = split.ask(asked), whole.ask(asked)
+        assert ours.status == theirs.status == 200, ours.body
+        assert text_of(ours.body, stream=stream) == text_of(theirs.body, stream=stream)
+        assert ours.header(b"x-turnout-endpoint") in (b"d0", b"d1")
+    assert all(fleet.served().values())
+    assert eventually(fleet.idle), fleet.states()
+    assert split.eventually(lambda: _rest(split) == 0)
+
+
+def _rest(router: Any) -> int:
+    fleet = router.app.gateway.fleet
+    open_ones = sum(e.in_flight + e.pending_prefill_tokens + e.active_tokens for e in fleet.endpoints.values())
+    return int(open_ones) + len(fleet.pairing.rooms)
+
+
+def test_round_robin_serves_each_end_alike(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
+    fleet = fleet_of(flow)
+    policy = {"decider": "always", "prefill_policy": "round_robin", "decode_policy": "round_robin"}
+    router = start_router(endpoint=fleet.tables, disagg=policy)
+    for number in range(40):
+        assert router.ask(body(wire, number)).status == 200
+    assert fleet.served() == {"p0": 20, "p1": 20, "d0": 20, "d1": 20}
+
+
+def test_the_default_spreads_over_all_four(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
+    fleet = fleet_of(flow)
+    router = start_router(endpoint=[table | {"solo": False} for table in fleet.tables])
+    for number in range(10):
+        clients = [router.client() for _ in range(8)]
+        for place, client in enumerate(clients):
+            client.send(router.request(body(wire, number * 8 + place)))
+        assert all(client.response().status == 200 for client in clients)
+    served = fleet.served()
+    for role in ("p", "d"):
+        assert sum(count for name, count in served.items() if name[0] == role) == 80
+    assert min(served.values()) >= 24, served  # 30 % of its role's legs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_is_merged_over_legs(start_router: Any, fleet_of: Any, flow: str, wire: Any, *, stream: bool) -> None:
+    fleet = fleet_of(flow, {"p0": "prefill", "d0": "decode"})
+    router = start_router(endpoint=fleet.tables, disagg={"decider": "always"})
+    asked = body(wire, 6, stream=stream)
+    if stream:
+        asked["stream_options"] = {"include_usage": True}
+    usages = []
+    for _ in range(2):
+        answer = router.ask(asked).body
+        if stream:
+            last = [line for line in answer.split(b"\n") if b'"usage":{' in line][-1]
+            usages.append(json.loads(last[6:])["usage"])
+        else:
+            usages.append(json.loads(answer)["usage"])
+    assert (usages[0]["prompt_tokens_details"] or {}).get("cached_tokens") is None
+    cached = usages[1]["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < cached < usages[1]["prompt_tokens"]
+    assert cached % 16 == 0  # whole blocks of the prefill engine; the decode engine says all but one token
+    assert usages[1]["completion_tokens"] == 24
+    fact = router.records.fact(1)
+    assert fact.tokens_cached == cached
+
+
+def test_decode_target_only_from_registry(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
+    """No client field makes an engine send KV elsewhere; a prefill answer that names another host goes nowhere."""
+    fleet = fleet_of(flow)
+    router = start_router(endpoint=fleet.tables, disagg={"decider": "always"})
+    for field, value in (
+        ("kv_transfer_params", {"do_remote_prefill": True, "remote_host": "10.0.0.9", "remote_port": 1}),
+        ("bootstrap_host", "10.0.0.9"),
+        ("bootstrap_port", 1),
+        ("bootstrap_room", 7),
+    ):
+        refused = router.ask(body(wire, 0) | {field: value})
+        assert (refused.status, refused.code) == (400, "forbidden_field")
+    assert not any(fleet.served().values())
+    assert router.ask(body(wire), b"x-prefiller-host-port: 10.0.0.9:1").status == 200
+
+
+def test_a_hostile_prefill_answer_is_refused(start_router: Any, fleet_of: Any, wire: Any) -> None:
+    fleet = fleet_of("nixl", {"p0": "prefill", "d0": "decode"}, kv_host="10.255.255.1")
+    router = start_router(endpoint=[table | {"solo": False} for table in fleet.tables], disagg={"decider": "always"})
+    assert router.ask(body(wire)).status == 502
+    assert fleet.served() == {"p0": 1, "d0": 0}
+    counts = router.call(lambda: dict(router.app.gateway.fleet.pairing.counts))
+    assert counts[("handover_refused", "p0")] == 1
