@@ -74,6 +74,7 @@ class App:
         self._admin: Any = None
         self._bundles: Watch | None = None
         self._coordinator: Any = None
+        self._door_pages: list[Any] = []
 
     @property
     def address(self) -> str:
@@ -227,7 +228,9 @@ class App:
 
     async def _start_coordinator(self) -> None:
         from turnout.coordinator.listener import CoordinatorListener  # loads the ZeroMQ library
+        from turnout.console.coordinator_pages import routes
         from turnout.coordinator.tokenizers import load_tokenizer
+        from turnout.coordinator.stats import View
 
         def report(level: str, event: str, fields: dict[str, Any]) -> None:
             getattr(self.log, level)(event, **fields)
@@ -241,6 +244,7 @@ class App:
             config.coordinator, config.affinity, report=report, tokenizer=tokenizer, on_shutdown=shut
         )
         if tokenizer is not None and config.coordinator.model:
+        self._door_pages = routes(View(listener))
             from turnout.coordinator.mirror import Mirror
             from turnout.gateway.text_upstream import TextUpstream
 
@@ -281,7 +285,7 @@ class App:
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
         pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
-        pages = (*pages, *choice_pages(self.gateway, self._bundles))
+        pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages)
         return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
 
 

@@ -66,6 +66,21 @@ class Chooser:
             return 0
         return 1 if self._first_only else BLOCKS_PER_REQUEST_MAX
 
+    @property
+    def upstream_policy(self) -> str:
+        """What Megatron's coordinator calls this rule; our own name for those that it has not."""
+        if self.policy == "least_busy":
+            return "load_balanced"
+        if self._first_only:
+            return "first_prefix_block"
+        is_deepest = self.policy == "affinity_load" and self._affinity.match == "deepest_row"
+        return "longest_prefix" if is_deepest else self.policy
+
+    def hashes(self, tokens: int, block_tokens: int) -> int:
+        """How many block hashes Megatron's coordinator would have of a prompt of so many tokens."""
+        blocks = tokens // block_tokens
+        return min(1, blocks) if self._first_only else blocks
+
     def choose(self, keys: list[int], engines: list[Engine], now: float) -> Choice:
         """Pick one of at least one engine. Changes nothing but the rotation and the age of the index."""
         index = self.index

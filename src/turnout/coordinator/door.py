@@ -70,7 +70,13 @@ class Door:
             detokenize=detokenize,
         )
         self.clients = Clients(options.clients_max, self._out)
-        self.blocks = Blocks(options.model, options.block_tokens, self.chooser.blocks_wanted, tokenize)
+        self.blocks = Blocks(
+            options.model,
+            options.block_tokens,
+            self.chooser.blocks_wanted,
+            tokenize,
+            counts=bool(options.schedule_path),
+        )
         self._looked_at = now
         self.roster.expect([b"mp-coord-%d" % number for number in range(options.expected_engines)])
         self._handlers: dict[Header, Callable[[bytes, Message, float], None]] = {
@@ -269,18 +275,13 @@ class Door:
 
     def _compare_hashes(self, engine: Engine, message: Message, now: float) -> None:
         """Compare the engine's own block hashes with ours, once: if they differ, affinity is worth nothing."""
-        for item in message.values:
-            attempt = self.requests.open.get(item["request_id"])
-            if attempt is None or attempt.request.root != self.blocks.root:
-                continue
-            agrees = self.blocks.agrees(item, attempt.request.keys)
-            if agrees is None:
-                continue
-            engine.parity_known = True
-            if not agrees:
-                self.tally.hash_mismatches += 1
-                self.records.add("error", "hash_parity", now, engine=engine.name)
+        agrees = self.blocks.compared(message.values, self.requests.open)
+        if agrees is None:
             return
+        engine.parity_known = True
+        if not agrees:
+            self.tally.hash_mismatches += 1
+            self.records.add("error", "hash_parity", now, engine=engine.name)
 
     def _abort(self, identity: bytes, message: Message, now: float) -> None:
         request = self.clients.known[identity].open.get(message.values[0])

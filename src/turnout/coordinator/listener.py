@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def _silent(level: str, event: str, fields: dict[str, Any]) -> None:
     """Take the place of a log."""
 
 
+def schedule_of(door: Door, *, lines: bool) -> Iterator[bytes]:
+    """Where each request went so far, in parts: line by line, or as upstream's document."""
+    size = max(door.roster.most, door.options.expected_engines)
+    return door.requests.log.lines(size) if lines else door.requests.log.document(size)
+
+
 class CoordinatorListener:
     """One open door. `report` takes level, event and fields of each log record."""
 
@@ -57,7 +63,7 @@ class CoordinatorListener:
         self.unsent = 0
         self.on_sweep: Callable[[], object] = bool
         """Called with every tick, for whoever mirrors the engines of the door."""
-        self._clock = clock
+        self.clock = clock
         first_id = random.SystemRandom().randrange(2**31)
         self.door = Door(
             options,
@@ -90,7 +96,7 @@ class CoordinatorListener:
             self._close()
             raise
         if self._keeper is not None:
-            await self._keeper.restore(self._clock())
+            await self._keeper.restore(self.clock())
         self._reader.start()
         self._tick()
         return self.address
@@ -107,7 +113,7 @@ class CoordinatorListener:
             await asyncio.sleep(_TICK_S)
         for attempt in list(self.door.requests.open.values()):
             self.door.requests.fail(attempt.request, "draining")
-        self.carry(self.door.tick(self._clock()))
+        self.carry(self.door.tick(self.clock()))
         await self._emptied()
         await asyncio.get_running_loop().run_in_executor(None, self.write_schedule)
         if self._keeper is not None:
@@ -139,13 +145,9 @@ class CoordinatorListener:
         path = self.options.schedule_path
         if not path:
             return
-        log, size = self.door.requests.log, len(self.door.roster)
         try:
             with Path(path).open("wb") as file:
-                if path.endswith(".jsonl"):
-                    file.writelines(log.lines(size))
-                else:
-                    file.write(log.document(size))
+                file.writelines(schedule_of(self.door, lines=path.endswith(".jsonl")))
         except OSError as error:
             self._report("error", "coordinator_schedule_unwritten", {"path": path, "reason": str(error)})
 
@@ -183,7 +185,7 @@ class CoordinatorListener:
 
     def _received(self, frames: list[bytes]) -> None:
         started = time.perf_counter()
-        sends = self.door.on_message(frames, self._clock())
+        sends = self.door.on_message(frames, self.clock())
         if sends:
             self.carry(sends)
         self.door.tally.took(self.door.kind, time.perf_counter() - started)
@@ -198,8 +200,8 @@ class CoordinatorListener:
         except zmq.ZMQError:
             # EHOSTUNREACH: nobody has this identity. Whatever else libzmq may say, the message is not away.
             self.unsent += 1
-            return self.door.unreachable(send, self._clock())
-        return self.door.reached(send.identity, self._clock()) if send.adopts else []
+            return self.door.unreachable(send, self.clock())
+        return self.door.reached(send.identity, self.clock()) if send.adopts else []
 
     def _queued(self, outbox: Outbox, send: Send) -> list[Send]:
         options = self.options
@@ -212,7 +214,7 @@ class CoordinatorListener:
         if not outbox.is_full(2 * options.outbox_max, 2 * options.outbox_max_bytes):
             # Full for requests; what concerns requests that it has already must still get through.
             outbox.put(send)
-            return self.door.saturated(send.identity, self._clock(), full=True)
+            return self.door.saturated(send.identity, self.clock(), full=True)
         return self._dropped(send.identity)
 
     def _flush(self) -> None:
@@ -234,7 +236,7 @@ class CoordinatorListener:
             if not outbox.waiting:
                 del self._outboxes[identity]
             if not outbox.is_full(self.options.outbox_max, self.options.outbox_max_bytes):
-                self.carry(self.door.saturated(identity, self._clock(), full=False))
+                self.carry(self.door.saturated(identity, self.clock(), full=False))
         self._touch()
         if self._outboxes:
             self._at("flush", _FLUSH_S, self._flush)
@@ -244,12 +246,12 @@ class CoordinatorListener:
         sends: list[Send] = []
         for send in self._outboxes.pop(identity).waiting:
             self.unsent += 1
-            sends += self.door.unreachable(send, self._clock())
+            sends += self.door.unreachable(send, self.clock())
         return sends
 
     def _tick(self) -> None:
         self._at("tick", _TICK_S, self._tick)  # first: whatever happens below, time goes on
-        self._guarded(self._pass, self._clock())
+        self._guarded(self._pass, self.clock())
         for record in self.door.records.take():
             self._report(record.level, record.event, record.fields)
 
@@ -268,7 +270,7 @@ class CoordinatorListener:
         except Exception as error:  # noqa: BLE001 - see above
             self.door.tally.internal_errors["listener"] += 1
             reason = f"{type(error).__name__}: {error}"[:200]
-            self.door.records.add("error", "coordinator_internal_error", self._clock(), reason=reason)
+            self.door.records.add("error", "coordinator_internal_error", self.clock(), reason=reason)
 
     def _touch(self) -> None:
         if self._reader is not None:

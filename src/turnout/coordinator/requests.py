@@ -50,7 +50,7 @@ class Requests:
         self.options = options
         self.open: dict[int, Attempt] = {}
         self.pending: dict[Request, None] = {}
-        self.log = ScheduleLog(chooser.policy, options.schedule_max)
+        self.log = ScheduleLog(chooser.upstream_policy, options.schedule_max)
         self.draining = False
         self._complete = not options.deterministic
         self._roster = roster
@@ -280,7 +280,7 @@ class Requests:
                 Scheduled(
                     attempt.server_id,
                     self._roster.rank(engine),
-                    len(request.keys),
+                    self._chooser.hashes(request.tokens, self.options.block_tokens),
                     engine.name,
                     choice.matched_blocks,
                     request.tries,

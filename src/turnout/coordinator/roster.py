@@ -46,6 +46,8 @@ class Roster:
         self.departed: dict[bytes, Departed] = {}
         self.lost: dict[bytes, Lost] = {}
         self.version = 0
+        self.most = 0
+        """Most engines there were at a time."""
         self._chooser = chooser
         self._identities: list[bytes] = []
         self._incarnations: LruMap[bytes, int] = LruMap(_INCARNATIONS_MAX)
@@ -76,6 +78,7 @@ class Roster:
         engine = Engine(identity, incarnation, self._chooser.index.assign(now), control, now)
         self.live[identity] = engine
         insort(self._identities, identity)
+        self.most = max(self.most, len(self.live))
         self.lost.pop(identity, None)
         self.changed()
         return engine

@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+_AT_ONCE = 1000  # records encoded in one step, so that no step holds the interpreter for long
+_encoder = msgspec.json.Encoder()
+
 
 class Scheduled(msgspec.Struct, frozen=True, gc=False):
     """One attempt: `rank_index` is the place of the engine among the identities known then, in order."""
@@ -47,13 +50,25 @@ class ScheduleLog:
             "dropped": self.dropped,
         }
 
-    def document(self, data_parallel_size: int) -> bytes:
-        """Upstream's document."""
-        return msgspec.json.encode({**self.head(data_parallel_size), "records": list(self.records)})
+    def document(self, data_parallel_size: int) -> Iterator[bytes]:
+        """Upstream's document, in parts, as it stands now whatever is added later."""
+        head, records = _encoder.encode(self.head(data_parallel_size)), list(self.records)
+        return _document(head, records)
 
     def lines(self, data_parallel_size: int) -> Iterator[bytes]:
-        """One JSON object a line: the head, then each record."""
-        encode = msgspec.json.encode
-        yield encode(self.head(data_parallel_size)) + b"\n"
-        for record in self.records:
-            yield encode(record) + b"\n"
+        """One JSON object a line, in parts: the head, then each record."""
+        head, records = _encoder.encode(self.head(data_parallel_size)), list(self.records)
+        return _lines(head, records)
+
+
+def _document(head: bytes, records: list[Scheduled]) -> Iterator[bytes]:
+    yield head[:-1] + b',"records":['
+    for at in range(0, len(records), _AT_ONCE):
+        yield (b"," if at else b"") + _encoder.encode(records[at : at + _AT_ONCE])[1:-1]
+    yield b"]}"
+
+
+def _lines(head: bytes, records: list[Scheduled]) -> Iterator[bytes]:
+    yield head + b"\n"
+    for at in range(0, len(records), _AT_ONCE):
+        yield _encoder.encode_lines(records[at : at + _AT_ONCE])

@@ -10,8 +10,10 @@ import pytest
 
 from turnout.coordinator.affinity import Chooser
 from turnout.coordinator.control import State
+from turnout.coordinator.listener import schedule_of
 from turnout.coordinator.peers import Attempt, Engine
 from turnout.coordinator.rehearsal import Rehearsal
+from turnout.coordinator.schedule_log import Scheduled, ScheduleLog
 from turnout.core.coordinator_options import Affinity, Coordinator
 from turnout.engines import megatron as wire
 
@@ -205,7 +207,19 @@ def test_upstream_schedule_is_repeated_pick_by_pick(upstream: str, affinity: dic
         else:
             there.say(b"client", wire.submit(number, value, {}))
             opened.append(there.door.clients.known[b"client"].open[number].attempt or pytest.fail("not sent"))
-    assert [record.rank_index for record in there.door.requests.log.records] == pinned["ranks"][upstream]
+    first = there.door.requests.log.records[0].request_id
+    document = json.loads(b"".join(schedule_of(there.door, lines=False)))
+    prompts = [value for what, value in pinned["script"] if what != "finish"]
+    hashes = [len(prompt) // 4 for prompt in prompts]
+    if upstream == "first_prefix_block":
+        hashes = [min(1, count) for count in hashes]
+    assert [
+        {key: record[key] for key in ("request_id", "rank_index", "num_hashes")} for record in document["records"]
+    ] == [
+        {"request_id": first + place, "rank_index": rank, "num_hashes": count}
+        for place, (rank, count) in enumerate(zip(pinned["ranks"][upstream], hashes, strict=True))
+    ]
+    assert (document["policy"], document["data_parallel_size"]) == (upstream, 3)
 
 
 def test_schedule_dump_in_both_spellings() -> None:
@@ -215,8 +229,8 @@ def test_schedule_dump_in_both_spellings() -> None:
     for number in range(3):
         there.say(b"client", wire.submit(number, [1, 2, 3, 4], {}))
     log = there.door.requests.log
-    document = json.loads(log.document(2))
-    lines = [json.loads(line) for line in log.lines(2)]
+    document = json.loads(b"".join(log.document(2)))
+    lines = [json.loads(line) for line in b"".join(log.lines(2)).splitlines()]
     assert {key: document[key] for key in ("policy", "data_parallel_size", "num_requests", "dropped")} == {
         "policy": "affinity_load",
         "data_parallel_size": 2,
@@ -230,6 +244,23 @@ def test_schedule_dump_in_both_spellings() -> None:
     first = document["records"][0]
     assert first["endpoint"] == f"mp-coord-{first['rank_index']}"
     assert (first["num_hashes"], first["attempt"], first["ts_ms"]) == (2, 1, 1_700_000_000_000)
+
+
+def test_the_size_of_the_pool_in_a_dump_is_the_largest_it_had() -> None:
+    there = Rehearsal(Coordinator(schedule_path="x.json"))
+    there.engines(b"a", b"b")
+    there.say(b"a", wire.DISCONNECT)
+    assert json.loads(b"".join(schedule_of(there.door, lines=False)))["data_parallel_size"] == 2
+
+
+def test_a_dump_is_written_in_parts_that_join() -> None:
+    log = ScheduleLog("load_balanced", 5000)
+    for number in range(2500):
+        log.add(Scheduled(number, 0, 0, "a", 0, 1, 0))
+    numbers = list(range(2500))
+    assert [record["request_id"] for record in json.loads(b"".join(log.document(1)))["records"]] == numbers
+    assert [json.loads(line)["request_id"] for line in b"".join(log.lines(1)).splitlines()[1:]] == numbers
+    assert json.loads(b"".join(ScheduleLog("x", 1).document(0)))["records"] == []
 
 
 # T43
