@@ -120,7 +120,7 @@ class Run(OpenRun):
         self, response: AttemptResponse, kind: ErrorKind, status: int | None, retry_after_s: float | None = None
     ) -> None:
         """End an attempt that failed and do what follows."""
-        self.cancel(response)
+        attempt = response.attempt
         if attempt.legs is not None:
             kind = attempt.legs.driver.failing(kind)
         self.cancel(response)
