@@ -201,9 +201,9 @@ class App:
             models=tuple(config.model),
             load=config.load,
         )
+        fleet.pairing = pairing(config.disagg)
         for endpoint in config.endpoint:
             fleet.add(endpoint, now)
-        fleet.pairing = pairing(config.disagg)
         snapshot = snapshot_of(config)
         rng = random.Random(config.scheduling.seed)  # noqa: S311 - spreads load, guards nothing
         return Gateway(
@@ -227,10 +227,10 @@ class App:
         )
 
     async def _start_coordinator(self) -> None:
-        from turnout.coordinator.listener import CoordinatorListener  # loads the ZeroMQ library
         from turnout.console.coordinator_pages import routes
-        from turnout.coordinator.tokenizers import load_tokenizer
+        from turnout.coordinator.listener import CoordinatorListener  # loads the ZeroMQ library
         from turnout.coordinator.stats import View
+        from turnout.coordinator.tokenizers import load_tokenizer
 
         def report(level: str, event: str, fields: dict[str, Any]) -> None:
             getattr(self.log, level)(event, **fields)
@@ -243,8 +243,8 @@ class App:
         self._coordinator = listener = CoordinatorListener(
             config.coordinator, config.affinity, report=report, tokenizer=tokenizer, on_shutdown=shut
         )
-        if tokenizer is not None and config.coordinator.model:
         self._door_pages = routes(View(listener))
+        if tokenizer is not None and config.coordinator.model:
             from turnout.coordinator.mirror import Mirror
             from turnout.gateway.text_upstream import TextUpstream
 

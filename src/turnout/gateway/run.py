@@ -124,7 +124,6 @@ class Run(OpenRun):
         if attempt.legs is not None:
             kind = attempt.legs.driver.failing(kind)
         self.cancel(response)
-        attempt = response.attempt
         attempt.note(response.first_output_s, response.events, tools=response.tap is not None and response.tap.tools)
         exchange, now = self._exchange, self.clock()
         following = exchange.attempt_failed(
@@ -155,9 +154,9 @@ class Run(OpenRun):
         self.status = 200
         exchange = self._exchange
         exchange.completed(response.usage, now, 200)
-        if self.rescue is not None:
         if response.attempt.legs is not None:
             response.attempt.legs.driver.completed()
+        if self.rescue is not None:
             self.gateway.recovery.rescues.rescued += 1
         self._end(Outcome.COMPLETED, now)
         self.client.finish(close=not self.chunked)
@@ -212,10 +211,10 @@ class Run(OpenRun):
         body = upstream_body(request, self.engine_model(attempt), ask_usage=upstream.stream_usage)
         if attempt.kind == "resume" and self.rescue is not None:
             body = self.rescue.body(body)
-        head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
         if attempt.legs is not None:
             legs.send(self, attempt.legs, response, body)
             return
+        head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             upstream.head(request.path),
             self.prepared.forward,
             self.request_id,

@@ -94,11 +94,9 @@ class Ask(msgspec.Struct, gc=False):
     prompt_bytes: int = 0
     streams: bool = True
     """Whether the first byte of the answer will be seen as it comes."""
-    streams: bool = True
+    dialect: str = ""
     pairs: int = 0
     """Attempts with two legs so far."""
-    """Whether the first byte of the answer will be seen as it comes."""
-    dialect: str = ""
     whole: str = ""
     """Why it must not be split into a prefill and a decode leg; empty: it may."""
 
