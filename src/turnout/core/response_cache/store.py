@@ -16,7 +16,9 @@ from turnout.core.response_cache.guard import Features, Kind, differs
 from turnout.core.response_cache.key import CacheKey
 from turnout.core.response_cache.vectors import Vector, Vectors
 
-ENTRY_OVERHEAD_BYTES = 256
+# What the interpreter takes besides bytes of body, head and vectors, as measured: key with its digests, entry, answer,
+# features and their places in four dictionaries; per bucket its key, its dictionary and the objects of its matrices.
+ENTRY_BYTES, BUCKET_BYTES = 1792, 1280
 _BucketKey = tuple[tuple[str | int | bytes, ...], int, str]
 
 
@@ -178,15 +180,16 @@ class ResponseStore:
         """Store an answer under its nearest cluster; False: too large for one body or for the bytes allowed."""
         bounds = self._bounds
         dim = 0 if place is None else len(place.vector)
-        size = answer.size + 4 * dim + ENTRY_OVERHEAD_BYTES
-        if len(answer.body) > bounds.body_bytes or size > min(bounds.tenant_bytes, bounds.total_bytes):
+        size = answer.size + ENTRY_BYTES
+        alone = size + BUCKET_BYTES + 2 * 4 * (dim + 3)  # in a bucket of its own
+        if len(answer.body) > bounds.body_bytes or alone > min(bounds.tenant_bytes, bounds.total_bytes):
             return False
         tenant = self._tenant(key.tenant)
         old = tenant.exact.get(key)
         if old is not None:
             self._remove(tenant, old)
             if not old.bucket.entries:
-                tenant.buckets.pop(old.bucket.key, None)
+                self._forget(tenant, old.bucket)
         cluster = place.clusters[0] if place is not None else -1
         bucket_key = (key.bucket, cluster, place.embedder if place is not None else "")
         bucket = tenant.buckets.get(bucket_key)
@@ -194,6 +197,7 @@ class ResponseStore:
             while len(tenant.buckets) >= bounds.buckets_per_tenant:
                 self._drop_bucket(tenant, next(iter(tenant.buckets.values())), "buckets")
             bucket = tenant.buckets[bucket_key] = Bucket(bucket_key)
+            self._charge(tenant, BUCKET_BYTES)
         while len(bucket.entries) >= bounds.entries_per_bucket:
             self._evict(tenant, next(iter(bucket.entries)), "entries", keep=bucket)
         self._sequence += 1
@@ -201,14 +205,15 @@ class ResponseStore:
         bucket.entries[entry] = None
         tenant.entries[entry] = None
         tenant.exact[key] = entry
-        tenant.bytes += size
-        self.bytes += size
+        self._charge(tenant, size)
         self.entries += 1
         if place is not None:
             entry.features = place.features
+            before = 0 if bucket.vectors is None else bucket.vectors.nbytes
             if bucket.vectors is None:
                 bucket.vectors = Vectors(dim)
             entry.row = bucket.vectors.add(np.asarray(place.vector, dtype=np.float32), entry)
+            self._charge(tenant, bucket.vectors.nbytes - before)
         self._used(key.tenant, tenant, entry)
         self._shrink(tenant)
         return True
@@ -277,26 +282,36 @@ class ResponseStore:
         self.evictions[reason] += 1
         self._remove(tenant, entry)
         if not entry.bucket.entries and entry.bucket is not keep:
-            tenant.buckets.pop(entry.bucket.key, None)
+            self._forget(tenant, entry.bucket)
 
     def _remove(self, tenant: _Tenant, entry: Entry) -> None:
         bucket = entry.bucket
         del bucket.entries[entry]
         del tenant.entries[entry]
         del tenant.exact[entry.key]
-        tenant.bytes -= entry.size
-        self.bytes -= entry.size
+        self._charge(tenant, -entry.size)
         self.entries -= 1
         if entry.row >= 0 and bucket.vectors is not None:
+            before = bucket.vectors.nbytes
             moved = bucket.vectors.remove(entry.row)
+            self._charge(tenant, bucket.vectors.nbytes - before)
             if moved is not None:
                 moved.row = entry.row
+            entry.row = -1
 
     def _drop_bucket(self, tenant: _Tenant, bucket: Bucket, reason: str) -> None:
         for entry in list(bucket.entries):
             self._remove(tenant, entry)
             self.evictions[reason] += 1
-        tenant.buckets.pop(bucket.key, None)
+        self._forget(tenant, bucket)
+
+    def _forget(self, tenant: _Tenant, bucket: Bucket) -> None:
+        if tenant.buckets.pop(bucket.key, None) is not None:
+            self._charge(tenant, -BUCKET_BYTES - (bucket.vectors.nbytes if bucket.vectors is not None else 0))
+
+    def _charge(self, tenant: _Tenant, change: int) -> None:
+        tenant.bytes += change
+        self.bytes += change
 
     def _drop_tenant(self, name: str, reason: str) -> None:
         tenant = self._tenants[name]

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 Vector = npt.NDArray[np.float32]
-_FIRST_ROWS = 8
+_GROWTH = 1.25
+_SHRINK_PART = 2  # rows are given back when less than half of them is in use
 _LEAD_PART = 4
 _WHOLE_PART = 4  # when more than a quarter of the rows is left, one product over all of them is cheaper
 _ROUNDING = 1e-4  # what float32 may lose; too much of it costs a row read whole, too little a match
@@ -27,9 +28,9 @@ class Vectors(Generic[T]):
 
     def __init__(self, dim: int) -> None:
         self._cut = max(1, dim // _LEAD_PART)
-        self._lead = np.empty((_FIRST_ROWS, self._cut), dtype=np.float32)
-        self._rest = np.empty((_FIRST_ROWS, dim - self._cut), dtype=np.float32)
-        self._norms = np.empty(_FIRST_ROWS, dtype=np.float32)
+        self._lead = np.empty((1, self._cut), dtype=np.float32)
+        self._rest = np.empty((1, dim - self._cut), dtype=np.float32)
+        self._norms = np.empty(1, dtype=np.float32)
         """Norms of the rows of `_rest`."""
         self._owners: list[T] = []
 
@@ -40,8 +41,7 @@ class Vectors(Generic[T]):
         """Copy a vector in and return its row."""
         row = len(self._owners)
         if row == len(self._norms):
-            self._lead, self._rest = _doubled(self._lead), _doubled(self._rest)
-            self._norms = np.concatenate([self._norms, np.empty_like(self._norms)])
+            self._resize(int(row * _GROWTH) + 1)
         rest = vector[self._cut :]
         self._lead[row], self._rest[row], self._norms[row] = vector[: self._cut], rest, math.sqrt(float(rest @ rest))
         self._owners.append(owner)
@@ -51,11 +51,25 @@ class Vectors(Generic[T]):
         """Remove a row; returns the owner that lies in it now, None when the last row was removed."""
         last = self._owners.pop()
         at = len(self._owners)
-        if row == at:
-            return None
-        self._lead[row], self._rest[row], self._norms[row] = self._lead[at], self._rest[at], self._norms[at]
-        self._owners[row] = last
-        return last
+        if row != at:
+            self._lead[row], self._rest[row], self._norms[row] = self._lead[at], self._rest[at], self._norms[at]
+            self._owners[row] = last
+        if at * _SHRINK_PART < len(self._norms) - 1:
+            self._resize(int(at * _GROWTH) + 1)
+        return last if row != at else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the matrices take, rows without an owner included."""
+        return self._lead.nbytes + self._rest.nbytes + self._norms.nbytes + 8 * len(self._norms)
+
+    def _resize(self, rows: int) -> None:
+        count = min(rows, len(self._norms))
+        for name in ("_lead", "_rest", "_norms"):
+            old = getattr(self, name)
+            new = np.empty((rows, *old.shape[1:]), dtype=np.float32)
+            new[:count] = old[:count]
+            setattr(self, name, new)
 
     def at_least(self, vector: Vector, threshold: float) -> list[tuple[float, T]]:
         """Return (similarity, owner) of every row that is at least this similar, in no order."""
@@ -75,9 +89,3 @@ class Vectors(Generic[T]):
             kept = found >= np.float32(threshold)
             rows, found = rows[kept], found[kept]
         return [(value, self._owners[row]) for value, row in zip(found.tolist(), rows.tolist(), strict=True)]
-
-
-def _doubled(matrix: Vector) -> Vector:
-    grown = np.empty((2 * len(matrix), matrix.shape[1]), dtype=np.float32)
-    grown[: len(matrix)] = matrix
-    return grown

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from collections.abc import Callable
 
 import msgspec
 import numpy as np
+import pytest
 
 from turnout.core.response_cache.guard import Kind, features
 from turnout.core.response_cache.key import CacheKey
-from turnout.core.response_cache.store import Answer, Bounds, Match, Place, ResponseStore
+from turnout.core.response_cache.store import (
+    BUCKET_BYTES,
+    ENTRY_BYTES,
+    Answer,
+    Bounds,
+    Match,
+    Place,
+    ResponseStore,
+)
 from turnout.core.response_cache.thresholds import threshold_of
 from turnout.core.response_cache.vectors import Vector
 
@@ -91,19 +101,19 @@ def test_tenant_cannot_flush_tenant() -> None:
 
 
 def test_a_flood_of_bytes_stays_inside_its_tenant() -> None:
-    bounds = Bounds(tenant_bytes=3000, total_bytes=10**9)
+    bounds = Bounds(tenant_bytes=6000, total_bytes=10**9)
     store = ResponseStore(bounds)
     store.put(key(tenant="victim"), answer(), 0.0)
     for number in range(2000):
         store.put(key(tenant="noisy", last=b"%d" % number), answer(b"x" * 100), 0.0)
-        assert store.stats()["noisy"].bytes <= 3000
+        assert store.stats()["noisy"].bytes <= 6000
     assert store.exact(key(tenant="victim"), 0.0) is not None
 
 
 def test_the_total_takes_from_whoever_holds_most() -> None:
     one = answer(b"x" * 100)
-    size = one.size + 256
-    store = ResponseStore(Bounds(total_bytes=4 * size))
+    size = one.size + ENTRY_BYTES
+    store = ResponseStore(Bounds(total_bytes=2 * (2 * size + BUCKET_BYTES) + BUCKET_BYTES + size - 1))
     for tenant, count in (("b", 2), ("a", 2)):
         for number in range(count):
             store.put(key(tenant=tenant, last=b"%d" % number), one, 0.0)
@@ -114,7 +124,7 @@ def test_the_total_takes_from_whoever_holds_most() -> None:
 
 
 def test_knob_churn_is_bounded() -> None:
-    bounds = Bounds(buckets_per_tenant=16, entries_per_bucket=4, tenant_bytes=20_000)
+    bounds = Bounds(buckets_per_tenant=16, entries_per_bucket=4, tenant_bytes=200_000)
     store = ResponseStore(bounds)
     for number in range(3000):
         store.put(
@@ -122,7 +132,7 @@ def test_knob_churn_is_bounded() -> None:
         )
     stats = store.stats()["acme"]
     assert stats.entries <= 64
-    assert stats.bytes <= 20_000
+    assert stats.bytes <= 200_000
     assert store.bytes == stats.bytes
     assert store.entries == stats.entries
 
@@ -286,3 +296,27 @@ def test_what_a_replay_saved_is_counted_per_tenant() -> None:
     store.matched("acme", 500)
     store.matched("nobody", 1)
     assert (store.stats()["acme"].matches, store.stats()["acme"].saved_nusd) == (1, 500)
+
+
+@pytest.mark.parametrize(("buckets", "dim"), [(4, 256), (300, 256), (4, 0), (300, 0)])
+def test_the_byte_budget_holds_for_what_the_interpreter_takes(buckets: int, dim: int) -> None:
+    store = ResponseStore(Bounds(buckets_per_tenant=1000, tenant_bytes=2**20, total_bytes=2**21))
+    vectors = np.eye(dim, dtype=np.float32)
+
+    def fill() -> None:
+        for number in range(900):
+            digest = number.to_bytes(16, "big")
+            where = Place((0,), "e", vectors[number % dim].copy(), features(f"text {number}")) if dim else None
+            filed = key(
+                tenant=f"t{number % 3}", knobs_hash=2**62 + number % buckets, last=digest, history=bytes(bytearray(16))
+            )
+            store.put(filed, answer(bytes(bytearray(300)), f"call-{number:026d}"), 0.0, where)
+
+    fill()  # fills the free lists of the allocator, too
+    store.drop(lambda _: False, "purge")
+    assert (store.bytes, store.entries) == (0, 0)
+    tracemalloc.start()
+    fill()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.4 * store.bytes < taken <= store.bytes <= 2**21
