@@ -96,6 +96,8 @@ class App:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
         self.gateway = self._new_gateway()
+        if self.ledger is not None:
+            self.gateway.accepted = self.ledger.accepted
         self._bundles = choose_and_replay(self.gateway, config, self.log, self.ledger)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed

@@ -25,7 +25,7 @@ import uvloop
 
 from turnout.app import App
 from turnout.config.schema import Config
-from turnout.core.facts import CallFact
+from turnout.core.facts import CallFact, OpenedCall
 from turnout.core.pricing import PriceBook
 
 T = TypeVar("T")
@@ -50,6 +50,11 @@ class Loop:
             return function()
 
         return self.run(work())
+
+    def settle(self) -> None:
+        """Let the loop end its round; nothing to do in one of its own callbacks."""
+        if threading.current_thread() is not self._thread:
+            self.call(bool)
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -316,10 +321,18 @@ class Client:
 class Records:
     """Takes the ledger's place and keeps what it was told."""
 
-    def __init__(self) -> None:
-        self.facts: list[CallFact] = []
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._facts: list[CallFact] = []
+        self.opened: list[OpenedCall] = []
         self.book = PriceBook.of(None, ())
         self._told = threading.Condition()
+
+    @property
+    def facts(self) -> list[CallFact]:
+        """What has ended: the router records in the round after the last bytes of an answer."""
+        self._loop.settle()
+        return self._facts
 
     def start(self) -> None: ...
 
@@ -335,9 +348,12 @@ class Records:
     def stats(self) -> dict[str, int]:
         return collections.defaultdict(int)
 
+    def accepted(self, call: OpenedCall) -> None:
+        self.opened.append(call)
+
     def record(self, fact: CallFact) -> None:
         with self._told:
-            self.facts.append(fact)
+            self._facts.append(fact)
             self._told.notify_all()
 
     def wait(self, seconds: float) -> bool:
@@ -347,9 +363,9 @@ class Records:
 
     def fact(self, index: int = 0) -> CallFact:
         with self._told:
-            told = self._told.wait_for(lambda: len(self.facts) > index, PATIENCE_S)
-        assert told, f"{len(self.facts)} exchanges ended, expected more than {index}"
-        return self.facts[index]
+            told = self._told.wait_for(lambda: len(self._facts) > index, PATIENCE_S)
+        assert told, f"{len(self._facts)} exchanges ended, expected more than {index}"
+        return self._facts[index]
 
 
 class Router:
@@ -359,7 +375,7 @@ class Router:
         self._loop = loop
         self.config = config
         self.app = App(config)
-        self.records = Records()
+        self.records = Records(loop)
         self.app.ledger = cast("Any", self.records)
         loop.run(self._start())
         self.port, self.admin_port = self.app.port, self.app.admin_port

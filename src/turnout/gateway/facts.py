@@ -7,13 +7,36 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from turnout.core.errors import ENDINGS
-from turnout.core.facts import AttemptFact, CallFact
+from turnout.core.facts import AttemptFact, CallFact, OpenedCall
 from turnout.gateway.extra import facts as extra_facts
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.open_run import OpenRun
     from turnout.gateway.run import Run
+
+
+def opened_call(run: OpenRun) -> OpenedCall:
+    """Return what is known of a run before its first attempt: its row, should the process be killed."""
+    request, principal = run.request, run.principal
+    return OpenedCall(
+        run.call_id,
+        run.request_id.decode(),
+        run.started_ms,
+        principal.tenant,
+        principal.key_id,
+        session_of(run),
+        request.dialect,
+        request.path,
+        request.stream,
+        request.model,
+        run.catalogue.resolve(request.model),
+    )
+
+
+def session_of(run: OpenRun) -> str | None:
+    """Return the session that a run belongs to, by header, body, or another router's header (scheduling §5.3)."""
+    return run.prepared.session or run.request.session or run.prepared.session_fallback
 
 
 def call_fact(run: OpenRun, now: float) -> CallFact:
@@ -54,7 +77,7 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
         int(trouble.queued_s * 1000 + 0.5) if trouble is not None and trouble.queued_s else None,
         int(run.decide_s * 1e6 + 0.5),
         int((first_output_s - started_s) * 1000 + 0.5) if first_output_s is not None else None,
-        run.prepared.session or request.session or run.prepared.session_fallback,
+        session_of(run),
         request.user,
         run.model,
         route=final.route if final is not None else None,

@@ -11,7 +11,7 @@ import msgspec
 
 from turnout.core import options
 from turnout.core.errors import ErrorKind, Outcome
-from turnout.core.facts import CallFact, RouteKey
+from turnout.core.facts import CallFact, OpenedCall, RouteKey
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.ulid import UlidSource
@@ -25,6 +25,7 @@ from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import resolve
 from turnout.gateway.counts import RelayCounts
 from turnout.gateway.extra import Extra
+from turnout.gateway.facts import opened_call
 from turnout.gateway.instruments import Instruments, Sources
 from turnout.gateway.listing import MODEL, MODELS, models_document
 from turnout.gateway.prepare import Prepared, client_id
@@ -89,6 +90,9 @@ class Gateway:
         self._principals = principals
         self.recovery = Recovery(self, recovery or RecoveryOptions())
         self._record = record
+        self._ended: list[CallFact] = []
+        # Set where there is a ledger: hears of every accepted request before its first attempt.
+        self.accepted: Callable[[OpenedCall], None] | None = None
         self._ids = UlidSource()
         self._entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
@@ -148,6 +152,8 @@ class Gateway:
                     return
                 run.extra = extra
             try:
+                if self.accepted is not None:
+                    self.accepted(opened_call(run))
                 run.begin()
             except Exception as error:  # noqa: BLE001 - as the next one
                 self._broken(run, error)
@@ -203,7 +209,11 @@ class Gateway:
     def record(self, fact: CallFact) -> None:
         """Pass one closed exchange to metrics and ledger: the one recording function of every path."""
         self.meter.closed(fact)
-        self._record(fact)
+        # The loop hands the last bytes to the kernel at the end of its round. The row follows in the next one, so that
+        # a process killed in between has no row that says of a cut answer that it was complete.
+        if not self._ended:
+            self.loop.call_soon(self._pass_on)
+        self._ended.append(fact)
         if fact.cls == "ok" and len(fact.attempts) == 1:
             return
         for attempt in fact.attempts:
@@ -211,6 +221,11 @@ class Gateway:
                 endpoint = self.fleet.endpoints.get(attempt.route.replica)
                 if endpoint is not None:
                     self.on_unreachable(endpoint)
+
+    def _pass_on(self) -> None:
+        ended, self._ended = self._ended, []
+        for fact in ended:
+            self._record(fact)
 
     def route(self, endpoint: EndpointState, model: str) -> RouteKey:
         """Return the one identity of a route, made once."""
@@ -241,6 +256,7 @@ class Gateway:
 
     def stop(self) -> None:
         """Stop ticking and close every connection to engines."""
+        self._pass_on()
         if self._ticker is not None:
             self._ticker.cancel()
         for upstream in (*self.upstreams.values(), *self.retired):

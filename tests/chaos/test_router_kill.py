@@ -1,0 +1,47 @@
+"""SIGKILL of the whole router under load: who saw a status line has exactly one row, and no row says more than it saw."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+CLIENTS = 30
+KILLS = int(os.environ.get("TURNOUT_ROUTER_KILLS", "3"))
+"""The promise is proved with 50; a run of the suite looks at some."""
+
+
+def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, chaos: Any) -> None:
+    router = processes.serve(processes.engines(2))
+    rng = random.Random(7)
+
+    async def story(load: Any) -> None:
+        for _ in range(KILLS):
+            before = len(load.seen)
+            await asyncio.to_thread(processes.eventually, lambda before=before: len(load.seen) > before + CLIENTS)
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
+            router.signal(signal.SIGKILL)
+            router.child.wait()
+            router.start()
+            assert await asyncio.to_thread(processes.eventually, router.is_up), router.words()
+
+    load = chaos.Load(router.url, CLIENTS)
+    asyncio.run(load.run(story))
+    assert router.stop() == 0
+
+    with closing(sqlite3.connect(router.database)) as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = conn.execute("SELECT call_id, outcome, recovered FROM calls").fetchall()
+    outcomes = {call_id: outcome for call_id, outcome, _ in rows}
+    assert len(outcomes) == len(rows)
+    shown = {seen.decision for seen in load.seen if seen.decision}
+    assert len(shown) > KILLS * CLIENTS
+    assert sorted(shown - outcomes.keys()) == []
+    cut = [seen.decision for seen in load.seen if seen.decision and not seen.finished]
+    assert [outcomes[decision] for decision in cut if outcomes[decision] == "completed"] == []
+    assert any(recovered for _, _, recovered in rows)
+    assert list(router.database.parent.glob("*.slots-*")) == []
