@@ -39,6 +39,17 @@ def spawned(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
 
 
+# The engine's side of the wire alone: what `turnout engine` loads beside it takes a second, and is run by the e2e tests.
+ENGINE = """
+import asyncio, sys
+from turnout.coordinator.engine import Echo, EnginePeer
+async def main():
+    EnginePeer(sys.argv[1], sys.argv[2].encode(), Echo(0.005)).start()
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
 class World:
     def __init__(self, listener: CoordinatorListener) -> None:
         self.listener = listener
@@ -48,14 +59,13 @@ class World:
 
     async def start(self, *names: str) -> None:
         for name in names:
-            options = ["--transport", "zmq", "--connect", self.listener.address, "--name", name, "--speed", "20"]
-            self.processes[name] = spawned("-m", "turnout", "engine", *options)
+            self.processes[name] = spawned("-c", ENGINE, self.listener.address, name)
         await eventually(lambda: {name.encode() for name in names} <= self.door.roster.live.keys())
 
     async def ask(self, client: CoordinatorClient, words: int) -> None:
         try:
-            answer = await client.submit("question", {"num_tokens_to_generate": words, "termination_id": -1})
-            self.endings["whole" if answer["generated_length"] == 4 * words else "short"] += 1
+            answer = await client.submit("question", {"num_tokens_to_generate": words})
+            self.endings["whole" if answer["generated_length"] == words else "short"] += 1
         except RequestFailed as failure:
             self.endings[failure.reason] += 1
 
@@ -138,7 +148,7 @@ from turnout.coordinator.client import CoordinatorClient
 async def main():
     client = CoordinatorClient(sys.argv[1])
     await client.connect()
-    await asyncio.gather(*(client.submit("x", {"num_tokens_to_generate": 5000, "termination_id": -1}) for _ in range(8)))
+    await asyncio.gather(*(client.submit("x", {"num_tokens_to_generate": 5000}) for _ in range(8)))
 asyncio.run(main())
 """
 
