@@ -190,6 +190,7 @@ class App:
             config.kv_events,
             clock=time.monotonic,
             weight_version=lambda model: gateway.catalogue.entry(model).weight_version,
+            on_change=gateway.recovery.reported,
         )
 
     def _new_gateway(self) -> Gateway:

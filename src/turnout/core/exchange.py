@@ -18,7 +18,9 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.lifecycle import GiveUp, GoOn, Happening, Next, Open, Queued, State, Trouble
 from turnout.core.recovery.poison import DEATHS_MAX, is_death
 from turnout.core.retry_loop import DEADLINE_MARGIN_S, RetryLoop, busy, usable
+from turnout.core.scheduling.holding import PATIENCE
 from turnout.core.scheduling.pipeline import schedule
+from turnout.core.scheduling.turnout import least_prefill_s
 from turnout.core.scheduling.types import Decision
 from turnout.core.types import Usage
 
@@ -64,6 +66,10 @@ class Exchange(RetryLoop):
         self._budget.exchange_started(now)
         gate = self._gate
         if gate is not None:
+            ask = self.ask
+            ask.may_hold = True
+            ask.arrived_s = self.started_s
+            ask.deadline_s = min(self.deadline_s, now + gate.wait_s)
             if limited or gate.queue.size or (anonymous and gate.anonymous >= gate.anonymous_max):
                 return self._enter(gate, now)
             if anonymous:
@@ -85,6 +91,8 @@ class Exchange(RetryLoop):
             return None
         decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
         if decision.picked is None:
+            if decision.held:
+                self._hold_on(gate, ticket, decision)
             return None
         gate.serve(ticket)
         trouble.ticket = None
@@ -281,13 +289,33 @@ class Exchange(RetryLoop):
         if decision is None:
             decision = self.decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
         verdict = gate.verdict(applicant, self._room(decision), now)
+        if verdict is Entry.ADMIT and decision.held:  # no slot to wait in: bound at once
+            self.ask.may_hold = False
+            decision = self.decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
         if verdict is Entry.ADMIT and decision.picked is not None:
             self._hold(gate, applicant)
             return self._open(decision.picked, "first", decision, now)
         if isinstance(verdict, Entry):
-            return self._wait_for_place(gate.enter(applicant, self._owner, now))
+            held = bool(decision.held) or (gate.holding > 0 and decision.picked is not None)
+            ticket = gate.enter(applicant, self._owner, now, held=held, behind_s=_behind_s(decision))
+            if decision.held == "cold_gate":
+                gate.queue.step_aside(ticket, decision.retry_at)
+            return self._wait_for_place(ticket)
         returns_s = self._pool.retry_after_s(now) if verdict.outcome is Outcome.NO_ENDPOINT else None
         return GiveUp(verdict.outcome, returns_s or verdict.retry_after_s)
+
+    @staticmethod
+    def _hold_on(gate: Gate, ticket: Ticket, decision: Decision) -> None:
+        """Keep a request that scheduling holds (once more): behind cheaper ones, or aside when only it is concerned."""
+        if not ticket.held:
+            ticket.held = True
+            gate.holding += 1
+        if ticket.aside:
+            return
+        if decision.held == "cold_gate":
+            gate.queue.step_aside(ticket, decision.retry_at)
+        else:
+            gate.queue.move(ticket, _behind_s(decision))
 
     def _hold(self, gate: Gate, who: Applicant | Ticket) -> None:
         if who.anonymous:
@@ -300,12 +328,24 @@ class Exchange(RetryLoop):
     def _room(self, decision: Decision | None) -> Room:
         members = self._pool.members
         full = decision is None or busy(decision)
+        picked = decision is not None and decision.picked is not None
+        held = decision is not None and bool(decision.held)
+        waited_for = self._gate is not None and self._gate.holding > 0
         return Room(
-            routable=(decision is not None and decision.picked is not None,),
-            anybody=full or (decision is not None and decision.picked is not None),
+            routable=(picked,),
+            anybody=full or picked or held,
+            held=held,
+            binds=(picked and waited_for) or (decision is not None and decision.held == "queue"),
             in_flight=sum(member.in_flight for member in members),
             capacity=sum(member.max_in_flight for member in members if not member.gone),
         )
+
+
+def _behind_s(decision: Decision) -> float:
+    """How far behind its arrival a request waits: short prefills go first, nobody waits for ever (scheduling §5.2)."""
+    if not decision.held and decision.policy != "turnout":
+        return 0.0
+    return least_prefill_s(decision) / PATIENCE
 
 
 def _unroutable(decision: Decision) -> Outcome:

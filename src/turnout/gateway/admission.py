@@ -13,6 +13,7 @@ from turnout.core.admission.queue import NORMAL
 from turnout.core.options import Admission
 
 if TYPE_CHECKING:
+    from turnout.core.fleet.endpoint import EndpointState
     from turnout.core.fleet.registry import Fleet
     from turnout.gateway.run import Run
 
@@ -62,16 +63,24 @@ class Doors:
                 self._sample(model, gate, now)
             if gate.queue.size:
                 for ticket in gate.queue.expired(now):
-                    ticket.owner.queue_expired()
+                    if not (ticket.held and ticket.owner.turn()):  # holding never costs a request its answer
+                        ticket.owner.queue_expired()
                 self.wake(gate, now)
 
     def wake(self, gate: Gate, now: float) -> None:
-        """Let the heads of the queue try, until one finds no place (Q6)."""
+        """Let the heads of the queue try, until one finds no place (Q6); the cold gate stops nobody but its own."""
         queue = gate.queue
         while queue.size:
             head = queue.head(now)
-            if head is None or not head.owner.turn():
+            if head is None or not (head.owner.turn() or head.aside):
                 return
+
+    def changed(self, endpoint: EndpointState, now: float) -> None:
+        """Hear that an endpoint reported: those who are held for the sake of what it said are asked again."""
+        for model in endpoint.models:
+            gate = self._gates.get(model)
+            if gate is not None and gate.holding:
+                self.wake(gate, now)
 
     def _resize(self, model: str, gate: Gate) -> None:
         pool = self._fleet.pool(model)

@@ -43,6 +43,9 @@ class Instruments(Protocol):
     def prefix(self, result: str, blocks: int, matched: int) -> None:
         """Count one prefix look-up."""
 
+    def held(self, reason: str) -> None:
+        """Count one request that scheduling holds."""
+
     def picked(self, endpoint: str) -> None:
         """Count one pick."""
 

@@ -77,7 +77,13 @@ class Recovery:
         return asked == b"on" or (asked is None and run.catalogue.entry(run.model).hedge)
 
     def keeps(self, run: OpenRun) -> bool:
-        """Tell whether what is sent of a run's stream is kept for a rescue."""
+        """Tell whether what is sent of a run's stream is kept: for a rescue, or for the response cache."""
+        extra = run.extra
+        stored = extra is not None and extra.ticket is not None and extra.ticket.consent.stores
+        return stored or self.rescuable(run)
+
+    def rescuable(self, run: OpenRun) -> bool:
+        """Tell whether a broken stream of this run may be joined by another endpoint."""
         resume, request = self._settings.resume, run.request
         if resume.scope == "off" or request.dialect != "openai" or request.n != 1 or run.rescue is not None:
             return False
@@ -90,9 +96,15 @@ class Recovery:
         """Tell whether an endpoint continues assistant messages (R3)."""
         return endpoint.name in self._settings.continuation
 
-    def picked(self, run: OpenRun) -> None:
-        """Count the pick of a run that had to wait for it."""
+    def reported(self, endpoint: EndpointState) -> None:
+        """Hear that an endpoint told of its load or its cache."""
+        self.doors.changed(endpoint, self._gateway.clock())
+
+    def picked(self, run: OpenRun, *, held: bool) -> None:
+        """Count the pick of a run that had to wait for it; of one that was held also its look-up."""
         gateway, decision = self._gateway, run.exchange.decision if run.exchange is not None else None
         if decision is not None and decision.picked is not None:
             gateway.meter.picked(decision.picked.name)
+            if held:
+                gateway.meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
             gateway.decisions.append((run.call_id, decision))

@@ -145,6 +145,8 @@ class Run(OpenRun):
     def first_byte(self, response: AttemptResponse) -> None:
         """Tell the core that the engine is through with the prompt."""
         self._exchange.first_byte(self.clock(), response.attempt)
+        if self.gate.holding:
+            self.place_freed()
         if self.hedged:
             self.gateway.recovery.hedges.first_token(self, response)
 
@@ -260,9 +262,10 @@ class Run(OpenRun):
         following = self._exchange.turn(self.clock())
         if following is None:
             return False
+        held = self._ticket is not None and self._ticket.held
         self._ticket = None
         if self._exchange.decision is not None and len(self._exchange.attempts) == 1:
-            self.gateway.recovery.picked(self)
+            self.gateway.recovery.picked(self, held=held)
         self._follow(following)
         return True
 

@@ -199,9 +199,12 @@ class Gateway:
             return
         meter = self.meter
         meter.schedule.observe(run.decide_s)
-        meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
         if decision.picked is not None:
             meter.picked(decision.picked.name)
+        if decision.held:
+            meter.held(decision.held)
+        else:
+            meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
         for _, reason in decision.dropped:
             meter.dropped(reason)
         self.decisions.append((run.call_id, decision))

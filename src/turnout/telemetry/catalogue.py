@@ -54,6 +54,7 @@ SCHEDULING: tuple[Metric, ...] = (
     Metric("turnout_schedule_seconds", "histogram", "One scheduling decision, trace included."),
     Metric("turnout_schedule_picks_total", "counter", "Decisions that picked this endpoint.", ("endpoint",)),
     Metric("turnout_schedule_dropped_total", "counter", "Candidates dropped by a filter.", ("reason",)),
+    Metric("turnout_schedule_held_total", "counter", "Requests that wait by choice: queue, cold_gate.", ("reason",)),
     Metric(
         "turnout_schedule_fallback_total",
         "counter",

@@ -119,6 +119,7 @@ class Meter:
         self.prefix_lookups: dict[str, int] = {}
         self.fallbacks: dict[tuple[str, str], int] = {}
         self.drops: dict[str, int] = {}
+        self.holds: dict[str, int] = {}
         self.itl = Histogram(ITL_S)
         self.schedule = Histogram(SCHEDULE_S)
         self.overhead = Histogram(OVERHEAD_S)
@@ -183,6 +184,10 @@ class Meter:
         _bump(self.prefix_lookups, result)
         self.prefix_blocks_total += blocks
         self.prefix_matched_blocks_total += matched
+
+    def held(self, reason: str) -> None:
+        """Count one request that scheduling holds: `queue` or `cold_gate`."""
+        _bump(self.holds, reason)
 
     def picked(self, endpoint: str) -> None:
         """Count one pick of an endpoint by the scheduler."""

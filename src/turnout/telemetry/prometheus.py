@@ -109,6 +109,7 @@ class Exposition(Collector):
         yield _histogram("turnout_schedule_seconds", [((), meter.schedule)])
         yield _family("turnout_schedule_picks_total", _labelled(meter.picks))
         yield _family("turnout_schedule_dropped_total", _labelled(meter.drops))
+        yield _family("turnout_schedule_held_total", _labelled(meter.holds))
         yield _family("turnout_schedule_fallback_total", list(meter.fallbacks.items()))
         yield _family("turnout_prefix_lookups_total", _labelled(meter.prefix_lookups))
         yield _family("turnout_prefix_blocks_total", [((), meter.prefix_blocks_total)])

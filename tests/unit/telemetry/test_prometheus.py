@@ -32,6 +32,7 @@ def busy_meter() -> Meter:
     meter.picked("e1")
     meter.fell_back("affinity_load", "no_match")
     meter.dropped("unreachable")
+    meter.held("cold_gate")
     return meter
 
 

@@ -37,6 +37,7 @@ class Room(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     `routable` has, per needed role, whether an endpoint below Critical could take it. `fits` is False when no endpoint
     could ever hold it. `returns_in_s` is when the first endpoint that is out comes back, None when nobody is expected.
+    `held`: scheduling would rather decide later; `binds`: that is a favour, and without a slot it is bound at once.
     """
 
     routable: tuple[bool, ...] = (True,)
@@ -46,6 +47,8 @@ class Room(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     capacity: int = 0
     draining: bool = False
     returns_in_s: int | None = None
+    held: bool = False
+    binds: bool = False
 
 
 class Entry(enum.Enum):
@@ -84,8 +87,10 @@ class Gate:
         "capacity",
         "drained",
         "held",
+        "holding",
         "limited",
         "queue",
+        "wait_s",
     )
 
     def __init__(self, options: Admission) -> None:
@@ -97,8 +102,12 @@ class Gate:
         self._roles = Shares()
         self._bodies = 0
         self.limited = options.tenant_max_in_flight > 0
+        self.wait_s = options.queue_wait_s
+        """D6."""
         self.anonymous = 0
         """Places held by the anonymous principal."""
+        self.holding = 0
+        """Who waits only because scheduling would rather decide later."""
         self.resize(0)
 
     def resize(self, capacity: int) -> None:
@@ -110,6 +119,7 @@ class Gate:
         """Take new limits; those who wait keep their place and the time they were given."""
         self._options = options
         self.limited = options.tenant_max_in_flight > 0
+        self.wait_s = options.queue_wait_s
         self.queue.reconfigure(options.tenant_weights, options.promote_s)
 
     def may_serve(self, ticket: Ticket) -> bool:
@@ -132,18 +142,23 @@ class Gate:
             return Entry.ADMIT
         if not room.anybody and not options.wait_for_endpoint:
             return Reject(Outcome.NO_ENDPOINT, room.returns_in_s or _NO_ENDPOINT_RETRY_S)
-        if self._over_queue_share(applicant):
-            return self._reject(Outcome.PRINCIPAL_OVER_SHARE, applicant, room, now)
-        if not self._has_room(applicant):
-            return self._reject(Outcome.QUEUE_FULL, applicant, room, now)
-        rate = self.drained.per_s(now)
+        over_share = self._over_queue_share(applicant)
+        if over_share or not self._has_room(applicant):
+            if room.binds and self._yields(applicant, room):
+                return Entry.ADMIT
+            reason = Outcome.PRINCIPAL_OVER_SHARE if over_share else Outcome.QUEUE_FULL
+            return self._reject(reason, applicant, room, now)
+        # Who is held does not wait for a place to be given back.
+        rate = None if room.held or room.binds else self.drained.per_s(now)
         if rate is not None:
             wait_s = (self.queue.ahead(applicant.priority) + 1) / rate
             if wait_s > min(options.queue_wait_s, applicant.deadline_s - now):
                 return self._reject(Outcome.SHED, applicant, room, now)
         return Entry.QUEUE
 
-    def enter(self, applicant: Applicant, owner: object, now: float) -> Ticket:
+    def enter(
+        self, applicant: Applicant, owner: object, now: float, *, held: bool = False, behind_s: float = 0.0
+    ) -> Ticket:
         """Let an applicant with the verdict `queue` wait."""
         ticket = Ticket(
             owner,
@@ -155,8 +170,11 @@ class Gate:
             anonymous=applicant.anonymous,
             body_bytes=applicant.body_bytes,
             roles=applicant.roles,
+            held=held,
+            behind_s=behind_s,
         )
         self.queue.put(ticket)
+        self.holding += held
         self._queued.take(ticket.tenant)
         for role in ticket.roles:
             self._roles.take(role)
@@ -212,6 +230,7 @@ class Gate:
         return free > 0 and not (shared and self._queued.of(applicant.tenant) > free)
 
     def _give_slot(self, ticket: Ticket) -> None:
+        self.holding -= ticket.held
         self._queued.give(ticket.tenant)
         for role in ticket.roles:
             self._roles.give(role)

@@ -15,7 +15,7 @@ from turnout.core.scheduling.types import Decision
 
 R = TypeVar("R")
 
-_PATIENCE = 0.2  # seconds of prefill that one second of waiting is worth
+PATIENCE = 0.2  # seconds of prefill that one second of waiting is worth
 
 
 class HeldQueue(Generic[R]):
@@ -84,7 +84,7 @@ class HeldQueue(Generic[R]):
         if decision.held == "cold_gate":
             heapq.heappush(self._aside, (max(decision.retry_at, now), serial, request))
         else:
-            heapq.heappush(self._heap, (least_prefill_s(decision) + _PATIENCE * entered, serial, request))
+            heapq.heappush(self._heap, (least_prefill_s(decision) + PATIENCE * entered, serial, request))
 
     def _is_live(self, entry: tuple[float, int, R]) -> bool:
         known = self._entered.get(id(entry[2]))

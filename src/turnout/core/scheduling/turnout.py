@@ -121,9 +121,10 @@ def hold(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     scheduling = fleet.scheduling
     now = decision.now
     limit = scheduling.hold_prefill_s
-    if limit:
+    # Most requests find an endpoint with nothing queued, and often it is the first one that is looked at.
+    if limit and decision.rows[0][_QUEUE] > limit:
         queued = min([row[_QUEUE] for row in decision.rows])
-        if queued > limit:
+        if queued > limit and now + _HOLD_LOOK_S < ask.deadline_s:
             decision.held = "queue"
             decision.retry_at = now + max(queued - limit, _HOLD_LOOK_S)
             return True

@@ -98,7 +98,7 @@ class Router:
         self.queue_peak = max(self.queue_peak, queue.size)
         while queue.size:
             head = queue.head(self.clock.now)
-            if head is None or not head.owner.turn():
+            if head is None or not (head.owner.turn() or head.aside):
                 return
 
     def engine_died(self, name: str) -> None:
@@ -111,7 +111,8 @@ class Router:
             return
         now = self.clock.now
         for ticket in self.gate.queue.expired(now):
-            ticket.owner.expire()
+            if not (ticket.held and ticket.owner.turn()):
+                ticket.owner.expire()
         self.gate.resize(sum(member.max_in_flight for member in self.pool.members if not member.unreachable))
         self.place_freed()
         self.clock.after(_TICK_S, self._tick)

@@ -147,6 +147,8 @@ class Run:
         now = self._router.clock.now
         self.last_byte_s = now
         self.exchange.first_byte(now)
+        if self._router.gate.holding:
+            self._router.place_freed()
         if self.exchange.state is State.ATTEMPTING:
             self.exchange.committed()
             self.ttft_s = now - self.started_s
