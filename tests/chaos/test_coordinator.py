@@ -109,7 +109,7 @@ def test_an_engine_that_thaws_is_taken_back() -> None:
             await there.start("mp-coord-0")
             async with CoordinatorClient(there.listener.address) as client:
                 frozen = there.processes["mp-coord-0"]
-                asked = asyncio.create_task(there.ask(client, 200))
+                asked = asyncio.create_task(there.ask(client, 60))
                 await eventually(lambda: there.door.requests.open)
                 frozen.send_signal(signal.SIGSTOP)
                 await eventually(lambda: not there.door.ready)

@@ -269,9 +269,10 @@ class Door:
         deliver = self.requests.answered if header is Header.ENGINE_REPLY else self.requests.progressed
         if not engine.parity_known and header is Header.ENGINE_REPLY:
             self._compare_hashes(engine, message, now)
-        if deliver(engine, message, now):
+        foreign = deliver(engine, message, now)
+        if foreign:
             self.tally.internal_errors[header.name] += 1
-            self.records.message_error("internal_error", header.name, "foreign", [identity], now)
+            self.records.message_error("internal_error", header.name, "foreign", [identity], now, server_id=foreign[0])
 
     def _compare_hashes(self, engine: Engine, message: Message, now: float) -> None:
         """Compare the engine's own block hashes with ours, once: if they differ, affinity is worth nothing."""

@@ -60,7 +60,14 @@ class Records:
         self._held.append(Record(level, event, fields))
 
     def message_error(
-        self, error_type: str, kind: str, reason: str, frames: Sequence[bytes], now: float, number: int | None = None
+        self,
+        error_type: str,
+        kind: str,
+        reason: str,
+        frames: Sequence[bytes],
+        now: float,
+        number: int | None = None,
+        server_id: int | None = None,
     ) -> None:
         """A message that was not acted on: the peer's fault is a warning, ours an error."""
         self.add(
@@ -74,6 +81,7 @@ class Records:
             frames=len(frames),
             bytes=sum(map(len, frames[1:])),
             **({} if number is None else {"client_request_id": number}),
+            **({} if server_id is None else {"server_id": server_id}),
         )
 
     def take(self) -> list[Record]:

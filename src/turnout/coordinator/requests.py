@@ -85,13 +85,14 @@ class Requests:
             del self.pending[request]
             self._dispatch(request, self._roster.eligible, now)
 
-    def answered(self, engine: Engine, message: Message, now: float) -> int:
-        """Deliver final replies; returns how many belonged to another engine."""
-        foreign = 0
+    def answered(self, engine: Engine, message: Message, now: float) -> list[int]:
+        """Deliver final replies; returns the numbers that belong to another engine."""
+        foreign = []
         for item, part in zip(message.values, message.raw, strict=True):
             attempt = self._owned(engine, item["request_id"])
             if attempt is None:
-                foreign += item["request_id"] in self.open
+                if item["request_id"] in self.open:
+                    foreign.append(item["request_id"])
                 continue
             request = attempt.request
             self._count_cached(attempt, item)
@@ -105,13 +106,14 @@ class Requests:
         engine.heard_at = now
         return foreign
 
-    def progressed(self, engine: Engine, message: Message, now: float) -> int:
-        """Deliver partial replies; returns how many belonged to another engine."""
-        foreign = 0
+    def progressed(self, engine: Engine, message: Message, now: float) -> list[int]:
+        """Deliver partial replies; returns the numbers that belong to another engine."""
+        foreign = []
         for item, part in zip(message.values, message.raw, strict=True):
             attempt = self._owned(engine, item["request_id"])
             if attempt is None:
-                foreign += item["request_id"] in self.open
+                if item["request_id"] in self.open:
+                    foreign.append(item["request_id"])
                 continue
             request = attempt.request
             if request.aborted:
