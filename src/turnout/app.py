@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
+from turnout.accounting import keep_accounts, ledger_stats
 from turnout.choosing import choice_pages, choice_stats, choose_and_replay
 from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
@@ -96,8 +97,7 @@ class App:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
         self.gateway = self._new_gateway()
-        if self.ledger is not None:
-            self.gateway.accepted = self.ledger.accepted
+        keep_accounts(self.gateway, self.ledger)
         self._bundles = choose_and_replay(self.gateway, config, self.log, self.ledger)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
@@ -280,7 +280,7 @@ class App:
             fleet_rows=facts.rows,
             queue_depths=facts.queue_depths,
             prefix_stats=lambda: {**facts.prefix_stats(), **self._observer.stats()},
-            ledger_stats=facts.ledger_stats,
+            ledger_stats=functools.partial(ledger_stats, self.ledger),
             coordinator_stats=self._coordinator_stats,
             choice_stats=functools.partial(choice_stats, self.gateway, self._bundles),
             log_stats=self._sink.stats,
@@ -367,27 +367,6 @@ class Facts:
             "slots": index.slots,
             "evictions": dict(index.evicted),
             "purges": index.purges,
-        }
-
-    def ledger_stats(self) -> dict[str, Any]:
-        """Return the ledger's figures by the labels of the metrics."""
-        if self._ledger is None:
-            return {}
-        stats = self._ledger.stats()
-        return {
-            **stats,
-            "rows": {key.removeprefix("rows_"): value for key, value in stats.items() if key.startswith("rows_")},
-            "dropped": {
-                tuple(key.removeprefix("dropped_").split("_", 1)): value
-                for key, value in stats.items()
-                if key.startswith("dropped_")
-            },
-            "duplicates": {"calls": stats["duplicates_calls"]},
-            "write_errors": {
-                key.removeprefix("write_errors_"): value
-                for key, value in stats.items()
-                if key.startswith("write_errors_")
-            },
         }
 
 

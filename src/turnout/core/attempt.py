@@ -5,6 +5,7 @@ from __future__ import annotations
 from turnout.core.errors import RETRY, UNCOUNTED, ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.seat import Seat
+from turnout.core.pricing import PriceBook
 from turnout.core.scheduling.legs import Legs
 from turnout.core.types import Usage
 
@@ -13,6 +14,7 @@ class Attempt:
     """Mutable; `is_open` until its one end, after which the other fields are facts."""
 
     __slots__ = (
+        "book",
         "committed",
         "ended_s",
         "endpoint",
@@ -52,6 +54,7 @@ class Attempt:
         self.first_output_s: float | None = None
         self.events = 0
         self.tools = False
+        self.book: PriceBook | None = None
 
     def note(self, first_output_s: float | None, events: int, *, tools: bool) -> None:
         """Keep what is told of an attempt whose response is not the last one."""

@@ -123,7 +123,7 @@ def computed_nusd(price: Price, tokens: Tokens, cached_factor: Fraction) -> int 
     p_in = price.p_in_above if above and price.p_in_above is not None else price.p_in
     p_out = price.p_out_above if above and price.p_out_above is not None else price.p_out
     p_cached: Fraction | int | None = price.p_cached
-    if p_cached is None and p_in is not None:
+    if p_cached is None and p_in is not None and cached:
         p_cached = p_in * cached_factor
     classes = (
         (max(0, tokens_in - cached - write), p_in),
@@ -136,7 +136,8 @@ def computed_nusd(price: Price, tokens: Tokens, cached_factor: Fraction) -> int 
         if count and each is None:
             return None
         total += count * (each or 0)
-    nusd = _half_up(Fraction(total) / 1000)
+    # Without cached tokens everything is an integer, and the division is as exact at a tenth of the price.
+    nusd = (2 * total + 1000) // 2000 if isinstance(total, int) else _half_up(total / 1000)
     return nusd if nusd <= _COST_MAX else None
 
 

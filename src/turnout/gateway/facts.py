@@ -8,6 +8,7 @@ import msgspec
 
 from turnout.core.errors import ENDINGS
 from turnout.core.facts import AttemptFact, CallFact, OpenedCall
+from turnout.core.pricing import Cost, Tokens
 from turnout.gateway.extra import facts as extra_facts
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
     decision = exchange.decision if exchange is not None else None
     first_output_s = response.first_output_s if response is not None and request.stream else None
     started_s = run.started_s
+    cost_nusd, cost_basis = _total(facts)
     fact = CallFact(
         run.call_id,
         run.request_id.decode(),
@@ -95,6 +97,8 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
         usage_source=final.usage_source if final is not None else "none",
         tools_requested=request.tools_requested,
         tools_emitted=final.tools_emitted if final is not None else False,
+        cost_nusd=cost_nusd,
+        cost_basis=cost_basis,
     )
     return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(cast("Run", run)))
 
@@ -120,6 +124,10 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
         tokens_in, tokens_out, tokens_cached = usage.tokens_in, usage.tokens_out, usage.tokens_cached
         source = "engine"
     kind = attempt.error_kind
+    cost = _UNPRICED
+    if attempt.book is not None and attempt.book.version is not None and source != "none":
+        tokens = Tokens(tokens_in, tokens_out, tokens_cached)
+        cost = attempt.book.cost(endpoint.provider, attempt.model, tokens)
     return AttemptFact(
         attempt.no,
         "solo",
@@ -140,4 +148,21 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
         usage_source=source,
         tools_requested=run.request.tools_requested,
         tools_emitted=tools,
+        cost_nusd=cost.cost_nusd,
+        cost_basis=cost.basis,
+        list_nusd=cost.list_nusd,
+        price_version=cost.price_version,
     )
+
+
+_UNPRICED = Cost(None, "", None, None)
+
+
+def _total(facts: tuple[AttemptFact, ...]) -> tuple[int | None, str]:
+    """Add up what the attempts of a call cost; legs would count twice, so only attempts have money (ledger §3)."""
+    total, basis = None, ""
+    for fact in facts:
+        if fact.cost_nusd is not None:
+            total = fact.cost_nusd if total is None else total + fact.cost_nusd
+            basis = fact.cost_basis if basis in ("", fact.cost_basis) else "mixed"
+    return total, basis

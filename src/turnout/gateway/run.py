@@ -209,6 +209,7 @@ class Run(OpenRun):
 
     def _send(self, attempt: Attempt, response: AttemptResponse) -> None:
         request = self.request
+        attempt.book = self.gateway.book()
         upstream = response.upstream = self.gateway.upstreams[attempt.endpoint.name]
         body = upstream_body(request, self.engine_model(attempt), ask_usage=upstream.stream_usage)
         if attempt.kind == "resume" and self.rescue is not None:

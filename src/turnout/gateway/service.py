@@ -15,6 +15,7 @@ from turnout.core.facts import CallFact, OpenedCall, RouteKey
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.ulid import UlidSource
+from turnout.core.pricing import PriceBook
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
@@ -93,6 +94,7 @@ class Gateway:
         self._ended: list[CallFact] = []
         # Set where there is a ledger: hears of every accepted request before its first attempt.
         self.accepted: Callable[[OpenedCall], None] | None = None
+        self.book: Callable[[], PriceBook | None] = _no_book
         self._ids = UlidSource()
         self._entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
@@ -330,6 +332,10 @@ class Gateway:
             answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         connection.write(answer)
         connection.finish()
+
+
+def _no_book() -> PriceBook | None:
+    return None
 
 
 _POLICY_PERMISSION = "policy"

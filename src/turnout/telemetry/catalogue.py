@@ -186,6 +186,14 @@ LEDGER: tuple[Metric, ...] = (
     Metric("turnout_ledger_spool_replayed_total", "counter", "Facts replayed from the spool.", source="spool_replayed"),
     Metric("turnout_ledger_recovered_total", "counter", "Calls recovered after a crash.", source="recovered"),
     Metric("turnout_ledger_duplicates_total", "counter", "Facts already stored.", ("table",), source="duplicates"),
+    Metric("turnout_ledger_slots_taken", "gauge", "Requests whose row would survive a kill.", source="slots_taken"),
+    Metric("turnout_ledger_slots_missed_total", "counter", "Requests served without a slot.", source="slots_missed"),
+    Metric(
+        "turnout_ledger_slots_unreadable_total", "counter", "Damaged slots after a crash.", source="slots_unreadable"
+    ),
+    Metric("turnout_ledger_snapshot_age_seconds", "gauge", "Age of the derived statistics.", source="snapshot_age_s"),
+    Metric("turnout_ledger_derive_seconds", "gauge", "Duration of their last derivation.", source="derive_s"),
+    Metric("turnout_ledger_read_errors_total", "counter", "Queries that failed.", ("query",), source="read_errors"),
 )
 """Keys of the ledger's stats (ledger §10); an absent key gives no sample."""
 

@@ -62,6 +62,8 @@ def exposition(meter: Meter) -> Exposition:
             "spool_replayed": 0,
             "recovered": 0,
             "duplicates": {"calls": 0},
+            **dict.fromkeys(("slots_taken", "slots_missed", "slots_unreadable", "snapshot_age_s", "derive_s"), 0),
+            "read_errors": {"snapshot": 0},
         },
         coordinator_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.COORDINATOR},
         choice_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.CHOICES},

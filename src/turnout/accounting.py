@@ -1,0 +1,35 @@
+"""The part of the composition root that joins gateway and ledger: what is told, what is asked, what is counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnout.gateway.service import Gateway
+    from turnout.ledger.writer import Ledger
+
+
+def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
+    """Let a ledger hear of every accepted request before its first attempt, and price attempts by its book."""
+    if ledger is not None:
+        gateway.accepted = ledger.accepted
+        gateway.book = ledger.prices
+
+
+def ledger_stats(ledger: Ledger | None) -> dict[str, Any]:
+    """Return the ledger's figures by the labels of the metrics."""
+    if ledger is None:
+        return {}
+    stats = ledger.stats()
+    return {
+        **stats,
+        "rows": _labelled(stats, "rows_"),
+        "dropped": {tuple(name.split("_", 1)): value for name, value in _labelled(stats, "dropped_").items()},
+        "duplicates": {"calls": stats["duplicates_calls"]},
+        "write_errors": _labelled(stats, "write_errors_"),
+        "read_errors": _labelled(stats, "read_errors_"),
+    }
+
+
+def _labelled(stats: dict[str, int | float], prefix: str) -> dict[str, int | float]:
+    return {name.removeprefix(prefix): value for name, value in stats.items() if name.startswith(prefix)}

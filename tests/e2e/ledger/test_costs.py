@@ -1,0 +1,55 @@
+"""Attempts are priced by the version of the book that was in force when they began."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turnout.core.pricing import Price, PriceBook
+
+BOOK = PriceBook.of(7, [Price(model="model-a", p_in=5_000_000, p_out=15_000_000)])
+
+
+def test_cost_of_a_call_is_that_of_its_attempts(router: Any, script_engine: Any) -> None:
+    one = router(script_engine())
+    one.records.book = BOOK
+    one.ask()
+    fact = one.records.fact()
+    (attempt,) = fact.attempts
+    assert (attempt.tokens_in, attempt.tokens_out) == (3, 1)
+    assert (attempt.cost_nusd, attempt.list_nusd) == (30_000, 30_000)
+    assert (attempt.cost_basis, attempt.price_version) == ("computed", 7)
+    assert (fact.cost_nusd, fact.cost_basis) == (30_000, "computed")
+
+
+def test_attempt_without_an_answer_costs_nothing_that_is_known(router: Any, script_engine: Any, wire: Any) -> None:
+    engines = [script_engine([wire.Cut(reset=True)]), script_engine()]
+    one = router(*engines)
+    one.records.book = BOOK
+    for _ in range(2):
+        one.ask()
+    facts = [one.records.fact(index) for index in range(2)]
+    attempts = [attempt for fact in facts for attempt in fact.attempts]
+    assert any(attempt.error_kind for attempt in attempts)
+    assert {attempt.cost_nusd for attempt in attempts if attempt.error_kind} == {None}
+    assert [fact.cost_nusd for fact in facts] == [30_000, 30_000]
+
+
+def test_attempt_keeps_the_book_of_its_start(router: Any, script_engine: Any, wire: Any) -> None:
+    gate = wire.Gate()
+    engine = script_engine([gate, wire.answer()])
+    one = router(engine)
+    one.records.book = BOOK
+    client = one.client()
+    client.send(one.request())
+    engine.request()
+    one.records.book = PriceBook.of(8, [Price(model="model-a", p_in=1, p_out=1)])
+    gate.open()
+    assert client.response().status == 200
+    assert one.records.fact().attempts[0].price_version == 7
+
+
+def test_without_a_book_the_cost_is_unknown(router: Any, script_engine: Any) -> None:
+    one = router(script_engine())
+    one.ask()
+    fact = one.records.fact()
+    assert (fact.cost_nusd, fact.cost_basis, fact.attempts[0].price_version) == (None, "", None)
