@@ -89,7 +89,7 @@ async def world(**options: Any) -> AsyncIterator[World]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_or_frozen_engine_costs_no_request(how: signal.Signals) -> None:
     async def script() -> None:
-        async with world(heartbeat_s=0.3, late_grace_s=0.2) as there:
+        async with world(heartbeat_s=0.15, late_grace_s=0.1) as there:
             await there.start("mp-coord-0", "mp-coord-1")
             async with CoordinatorClient(there.listener.address) as client:
                 asked = [asyncio.create_task(there.ask(client, 60)) for _ in range(30)]
@@ -105,7 +105,7 @@ def test_a_killed_or_frozen_engine_costs_no_request(how: signal.Signals) -> None
 
 def test_an_engine_that_thaws_is_taken_back() -> None:
     async def script() -> None:
-        async with world(heartbeat_s=0.3, late_grace_s=0.2) as there:
+        async with world(heartbeat_s=0.15, late_grace_s=0.1) as there:
             await there.start("mp-coord-0")
             async with CoordinatorClient(there.listener.address) as client:
                 frozen = there.processes["mp-coord-0"]

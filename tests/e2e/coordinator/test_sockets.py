@@ -339,7 +339,7 @@ def test_curve_admits_listed_keys_only(tmp_path: Path) -> None:
             refused: list[Awaitable[None]] = []
             for server, keys in ((server_key, stranger), (None, None)):
                 client = CoordinatorClient(listener.address, server_key=server, keys=keys)
-                refused.append(client.connect(timeout_s=0.5))
+                refused.append(client.connect(timeout_s=0.25))
                 with pytest.raises(TimeoutError):
                     await refused[-1]
                 client.close(goodbye=False)
