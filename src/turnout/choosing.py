@@ -5,6 +5,7 @@ numpy and all that stands on it is imported here and by nothing else that a rout
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from turnout.core.selection.bundle import Price
     from turnout.core.selection.embedder import Embedder
     from turnout.core.selection_options import Selection
+    from turnout.core.types import Usage
     from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger
 
@@ -71,6 +73,8 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
         from turnout.gateway.response_cache import Replaying
 
         gateway.response_cache = Replaying(cache, gateway, embedder, selection.max_prompt_bytes, Histogram(SCHEDULE_S))
+        if ledger is not None:
+            gateway.response_cache.cost = functools.partial(_cost, ledger)
         gateway.response_cache.audit = lambda dropped, filters: log.warning(
             "response_cache_purged", dropped=dropped, filters=dict(filters)
         )
@@ -87,6 +91,14 @@ def _embedder(options: Selection) -> Embedder:
     from turnout.core.selection.embedder import Hashgram
 
     return Hashgram()
+
+
+def _cost(ledger: Ledger, provider: str, model: str, usage: Usage) -> int | None:
+    """Return what a call costs by the price book in force, in nano-USD."""
+    from turnout.core.pricing import Tokens
+
+    tokens = Tokens(usage.tokens_in, usage.tokens_out, usage.tokens_cached)
+    return ledger.prices().cost(provider, model, tokens).cost_nusd
 
 
 def _prices(gateway: Gateway, ledger: Ledger) -> dict[str, Price]:

@@ -70,6 +70,10 @@ class ResponseCache(Section, frozen=True, kw_only=True):
         Literal["auto", "standard", "strict"],
         doc("strict: equal content words, too; auto: strict with the built-in embedder."),
     ] = "auto"
+    stream: Annotated[
+        Literal["off", "same", "convert"],
+        doc("Streamed answers: bypassed, replayed to streamed requests, or converted to and from whole ones, too."),
+    ] = "off"
     store_tool_calls: Annotated[bool, doc("Whether answers that call tools may be stored.")] = False
     tenants_max: Annotated[Count, doc("Tenants with stored answers.")] = 1024
     buckets_max: Annotated[Count, doc("Buckets per tenant.")] = 512

@@ -32,6 +32,9 @@ _ANOTHER_MODEL = frozenset(
 )
 
 
+_TIMER_SLACK_S = 0.002
+
+
 class Refused(Exception):
     """A choice that ends the request: outcome, message, and what the error object holds beside the table's."""
 
@@ -99,7 +102,7 @@ def _embedded(run: Run, result: Embedded) -> None:
     """Begin again, now that the text has its vector or will have none."""
     if run.outcome is not None or run.extra is None:
         return
-    if run.clock() >= run.started_s + run.total_s():
+    if run.clock() >= run.started_s + run.total_s() - _TIMER_SLACK_S:
         run.interrupt(Outcome.DEADLINE_EXCEEDED, ErrorKind.DEADLINE)
         return
     run.extra.embedded = result

@@ -140,6 +140,8 @@ def own_headers(run: OpenRun, response: AttemptResponse | None) -> bytes:
     attempts = run.exchange.attempts if run.exchange is not None else ()
     told = _told(run)
     if not attempts:
+        if run.extra is None:  # nothing was chosen, looked up or served: only the dialect's own header
+            told = told.removeprefix(run.gateway.told)
         return b"x-request-id: %b\r\nx-turnout-decision: %b\r\n%b" % (run.request_id, run.call_id.encode(), told)
     overhead_s = run.decide_s
     if response is not None and response.head_at_s:

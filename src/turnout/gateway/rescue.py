@@ -51,6 +51,8 @@ def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
     exchange, gateway = run.exchange, run.gateway
     if exchange is None or kind not in BROKEN or response.kept is None or run.rescue is not None:
         return None
+    if not gateway.recovery.rescuable(run):  # it was kept for the response cache
+        return None
     facts = asked(run.request.body)
     before = sent(b"".join(response.kept))
     broken = Broken(

@@ -19,18 +19,16 @@ from turnout.core.response_cache.eligibility import (
     Asked,
     Bypass,
     Consent,
-    Ended,
     Mode,
     NotAllowed,
     bypass,
     consent,
-    may_store,
     semantic_bypass,
 )
 from turnout.core.response_cache.guard import features
 from turnout.core.response_cache.key import CacheKey, Shape, shape
 from turnout.core.response_cache.single_flight import Flights, Role
-from turnout.core.response_cache.store import Answer, Bounds, Match, Place, ResponseStore
+from turnout.core.response_cache.store import Bounds, Entry, Match, Place, ResponseStore, Scan
 from turnout.core.response_cache.thresholds import threshold_of
 from turnout.core.selection.bundle import CacheThresholds
 from turnout.core.selection.embedder import HASHGRAM_ID, Embedder, NoText, tail
@@ -39,6 +37,7 @@ from turnout.core.types import Refusal
 from turnout.gateway import answers
 from turnout.gateway.controls import Controls, not_allowed
 from turnout.gateway.principals import Principal
+from turnout.gateway.stored_answers import Cost, Ticket, carried, keep_stream, stored_answer
 
 if TYPE_CHECKING:
     from turnout.gateway.instruments import Counts
@@ -47,23 +46,14 @@ if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
 _PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))
+_CHAT, _MESSAGES = "/v1/chat/completions", "/v1/messages"
+OFF_LOOP_FLOATS = 2_000_000
+"""Semantic look-ups that compare more numbers run on a thread: about a millisecond of one core."""
+_SCANS_MAX = 64
 _PERMISSION = "response_cache="
 _STORED_HEADERS = (b"content-type:", b"openai-version:", b"anthropic-")
 _NO_BUNDLE_CLUSTER = -1
 _BODY = msgspec.json.Decoder(dict[str, Any])
-
-
-class Ticket:
-    """A run's place in the cache: under which key it looked, and what it will store."""
-
-    __slots__ = ("body", "consent", "follows", "head", "key", "leads", "place", "timer")
-
-    def __init__(self, key: CacheKey, place: Place | None, given: Consent) -> None:
-        self.key, self.place, self.consent = key, place, given
-        self.leads = self.follows = False
-        self.timer: asyncio.TimerHandle | None = None
-        self.head: tuple[tuple[bytes, bytes], ...] = ()
-        self.body: bytes | None = None
 
 
 class Replaying:
@@ -92,10 +82,13 @@ class Replaying:
                 ttl_s=options.ttl_s,
             )
         )
+        self._scanning = 0
+        self.off_loop_floats = OFF_LOOP_FLOATS
         self._flights: Flights[Run] = Flights(options.single_flight_max)
         self.counts: Counter[tuple[str, ...]] = Counter()
         self.audit: Callable[[int, Mapping[str, str]], None] = lambda *_: None
         """Hears of every purge."""
+        self.cost: Cost = lambda *_: None
 
     def refused(self, principal: Principal, controls: Controls) -> Refusal | None:
         """Return the 403 of a request that asks for more than its key allows, or for a looser threshold."""
@@ -118,15 +111,17 @@ class Replaying:
             self._told(run, b"bypass")
             return False
         started_s = run.clock()
-        match = self._match(run, ticket) if given.looks else None
+        replayed, scan = self._exact(run, ticket, run.clock()), None
+        if not replayed and given.looks and ticket.place is not None:
+            scan = self._scan(ticket, ticket.place)
+            if scan.floats < self.off_loop_floats:
+                replayed = self._semantic(run, ticket, scan, scan.run())
+            elif self._scanning < _SCANS_MAX:
+                extra.ticket = ticket
+                self._off_loop(run, ticket, scan, started_s)
+                return True
         self.took.observe(run.clock() - started_s)
-        if match is not None:
-            self._replay(run, match)
-            return True
-        self.counts["lookup", "miss"] += 1
-        extra.ticket = ticket
-        self._told(run, b"miss")
-        return given.looks and self._joins(run, ticket)
+        return replayed or self._missed(run, ticket)
 
     def keep(self, run: Run, response: AttemptResponse, body: bytes) -> None:
         """Remember the answer that a run delivers, until its end says whether it may be stored."""
@@ -148,6 +143,8 @@ class Replaying:
             ticket.timer.cancel()
         if ticket.follows:
             self._flights.leave(ticket.key, run)
+        if run.request.stream and ticket.consent.stores and outcome is Outcome.COMPLETED:
+            keep_stream(run, ticket)
         if ticket.body is not None:
             self._store(run, ticket, outcome)
         if ticket.leads:
@@ -197,6 +194,7 @@ class Replaying:
             tenant_known=bool(run.principal.key_id),
             path_allowed=request.path in _PATHS,
             stream=request.stream,
+            streams_served=self._options.stream != "off" and request.path != _MESSAGES,
             choices=request.n,
             reason="named" if selection is None else str(selection.reason),
             embedded=True,
@@ -212,7 +210,7 @@ class Replaying:
             tenant=run.principal.tenant,
             dialect=request.dialect,
             path=request.path,
-            kind="json",
+            kind="sse" if request.stream else "json",
             model=run.model,
             weight_version=entry.weight_version,
             bundle_version="" if selection is None else selection.bundle_version,
@@ -235,20 +233,72 @@ class Replaying:
             return None
         return Place((_NO_BUNDLE_CLUSTER,), self._embedder.id, vector, text)
 
-    def _match(self, run: Run, ticket: Ticket) -> Match | None:
-        now = run.clock()
-        match = self.store.exact(ticket.key, now)
-        if match is None and ticket.place is not None:
-            own = self._thresholds(ticket.key.bundle_version)
-            least = threshold_of(self._options.threshold, own.default, own.per_cluster, ticket.consent.threshold)
-            match = self.store.semantic(ticket.key, ticket.place, least, now, strict=self._strict)
-        return match
+    def _missed(self, run: Run, ticket: Ticket) -> bool:
+        """Go on without an answer; True: the run waits for an equal one."""
+        assert run.extra is not None  # only runs with an Extra come here
+        self.counts["lookup", "miss"] += 1
+        run.extra.ticket = ticket
+        self._told(run, b"miss")
+        return ticket.consent.looks and not run.request.stream and self._joins(run, ticket)
+
+    def _keys(self, ticket: Ticket) -> tuple[CacheKey, ...]:
+        """The keys to look under: the request's own kind first, then the one that can be converted."""
+        key = ticket.key
+        if self._options.stream != "convert" or key.path != _CHAT:
+            return (key,)
+        return key, msgspec.structs.replace(key, kind="json" if key.kind == "sse" else "sse")
+
+    def _exact(self, run: Run, ticket: Ticket, now: float) -> bool:
+        if not ticket.consent.looks:
+            return False
+        for key in self._keys(ticket):
+            match = self.store.exact(key, now)
+            if match is not None and self._replay(run, match, key.kind):
+                return True
+        return False
+
+    def _scan(self, ticket: Ticket, place: Place) -> Scan:
+        own = self._thresholds(ticket.key.bundle_version)
+        least = threshold_of(self._options.threshold, own.default, own.per_cluster, ticket.consent.threshold)
+        return self.store.scan(ticket.key, place, least)
+
+    def _semantic(self, run: Run, ticket: Ticket, scan: Scan, found: list[tuple[float, Entry]]) -> bool:
+        match = self.store.pick(scan, found, run.clock(), strict=self._strict)
+        return match is not None and self._replay(run, match, ticket.key.kind)
+
+    def _off_loop(self, run: Run, ticket: Ticket, scan: Scan, started_s: float) -> None:
+        """Compare on a thread, as a millisecond of it would hold up every other request."""
+        gateway = run.gateway
+        gateway.runs.add(run)
+        run.client.attach(run)
+        self._scanning += 1
+
+        def compared(future: asyncio.Future[list[tuple[float, Entry]]]) -> None:
+            self._scanning -= 1
+            if run.outcome is not None or future.cancelled():
+                return
+            if future.exception() is not None:  # a doubt is a miss
+                self.counts["lookup", "fault"] += 1
+            elif self._semantic(run, ticket, scan, future.result()):
+                self.took.observe(run.clock() - started_s)
+                return
+            self.took.observe(run.clock() - started_s)
+            if not self._missed(run, ticket):
+                run.begin_again()
+
+        gateway.loop.run_in_executor(None, scan.run).add_done_callback(compared)
 
     # -- replay -------------------------------------------------------------------------------------------------------
 
-    def _replay(self, run: Run, match: Match) -> None:
+    def _replay(self, run: Run, match: Match, kind: str) -> bool:
+        """Answer with a stored answer of this kind; False: it cannot be carried over to what was asked for."""
         answer, extra = match.answer, run.extra
         assert extra is not None  # only runs with an Extra come here
+        body = carried(answer, kind, stream=run.request.stream, usage=run.request.include_usage)
+        if body is None:
+            self.counts["lookup", "unconverted"] += 1
+            return False
+        extra.told = extra.told.replace(b"x-turnout-cache: miss\r\n", b"")
         self.counts["lookup", match.kind] += 1
         saved = answer.cost_nusd
         self.store.matched(run.principal.tenant, saved or 0)
@@ -266,13 +316,19 @@ class Replaying:
         told = b"x-turnout-cache: %b\r\nx-turnout-cache-age-s: %d\r\n" % (match.kind.encode(), int(match.age_s))
         if match.kind == "semantic":
             told += b"x-turnout-cache-similarity: %.3f\r\n" % match.similarity
-        head = b"".join([b"%b: %b\r\n" % pair for pair in answer.head])
+        if run.request.stream:
+            head = answers.STREAM_HEADERS
+        elif kind == "sse":
+            head = answers.JSON_TYPE
+        else:
+            head = b"".join([b"%b: %b\r\n" % pair for pair in answer.head])
         own = b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n" % (
             run.request_id,
             run.call_id.encode(),
             run.model.encode(),
         )
-        run.replay(answers.whole(answer.status, head + own + extra.told + told, answer.body))
+        run.replay(answers.whole(answer.status, head + own + extra.told + told, body))
+        return True
 
     def _told(self, run: Run, result: bytes) -> None:
         assert run.extra is not None  # only runs with an Extra come here
@@ -308,14 +364,11 @@ class Replaying:
         assert ticket is not None  # as above
         if run.outcome is not None or not ticket.follows:
             return
-        match = self.store.exact(ticket.key, run.clock())
-        if match is None:
+        ticket.follows = False
+        if not self._exact(run, ticket, run.clock()):
             self._alone(run, ticket, "alone")
             return
-        ticket.follows = False
         self.counts["follower", "replayed"] += 1
-        run.extra.told = run.extra.told.replace(b"x-turnout-cache: miss\r\n", b"")
-        self._replay(run, match)
 
     def _alone(self, run: Run, ticket: Ticket, result: str) -> None:
         ticket.follows = False
@@ -327,31 +380,10 @@ class Replaying:
     # -- storing ------------------------------------------------------------------------------------------------------
 
     def _store(self, run: Run, ticket: Ticket, outcome: Outcome) -> None:
-        attempts = run.exchange.attempts if run.exchange is not None else []
-        usage = attempts[-1].usage if attempts else None
-        body = ticket.body
-        assert body is not None  # the caller looked
-        finishes, tools = _finishes(body)
-        ended = Ended(
-            completed=outcome is Outcome.COMPLETED,
-            status=run.status,
-            whole=bool(finishes),
-            usage_reported=usage is not None,
-            finish_reasons=finishes,
-            tool_calls=tools,
-        )
-        if not may_store(ended, store_tool_calls=self._options.store_tool_calls):
+        answer = stored_answer(run, ticket, outcome, self.cost, store_tool_calls=self._options.store_tool_calls)
+        if answer is None:
             self.counts["store", "unfit"] += 1
             return
-        answer = Answer(
-            status=run.status,
-            head=ticket.head,
-            body=bytes(body),
-            source=run.call_id,
-            tokens_in=usage.tokens_in if usage is not None else None,
-            tokens_out=usage.tokens_out if usage is not None else None,
-            tokens_cached=usage.tokens_cached if usage is not None else None,
-        )
         stored = self.store.put(ticket.key, answer, run.clock(), ticket.place)
         self.counts["store", "stored" if stored else "too_large"] += 1
 
@@ -361,17 +393,3 @@ def _shape(body: bytes) -> Shape | None:
         return shape(_BODY.decode(body))
     except (msgspec.DecodeError, RecursionError, OverflowError):  # numbers out of range: legal on the wire
         return None
-
-
-def _finishes(body: bytes) -> tuple[tuple[str, ...], bool]:
-    """Return the finish reason of every choice (empty when one has none) and whether any calls a tool."""
-    try:
-        choices = _BODY.decode(body).get("choices")
-    except (msgspec.DecodeError, RecursionError):
-        return (), False
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        return (), False
-    reasons = tuple([str(choice.get("finish_reason") or "") for choice in choices])
-    messages = [choice.get("message") for choice in choices]
-    tools = any(isinstance(m, dict) and (m.get("tool_calls") or m.get("function_call")) for m in messages)
-    return (reasons if all(reasons) else ()), tools or "tool_calls" in reasons

@@ -14,11 +14,12 @@ import numpy as np
 
 from turnout.core.response_cache.guard import Features, Kind, differs
 from turnout.core.response_cache.key import CacheKey
-from turnout.core.response_cache.vectors import Vector, Vectors
+from turnout.core.response_cache.vectors import Frozen, Vector, Vectors
 
 # What the interpreter takes besides bytes of body, head and vectors, as measured: key with its digests, entry, answer,
 # features and their places in four dictionaries; per bucket its key, its dictionary and the objects of its matrices.
 ENTRY_BYTES, BUCKET_BYTES = 1792, 1280
+_ROUNDING = 1e-6  # the same sum in another order
 _BucketKey = tuple[tuple[str | int | bytes, ...], int, str]
 
 
@@ -46,11 +47,13 @@ class Answer(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     tokens_in: int | None = None
     tokens_out: int | None = None
     tokens_cached: int | None = None
+    usage: bytes = b""
+    """Of a stream, whose events are stored without it: as JSON."""
 
     @property
     def size(self) -> int:
-        """Bytes of body and head."""
-        return len(self.body) + sum(len(name) + len(value) for name, value in self.head)
+        """Bytes of body, usage and head."""
+        return len(self.body) + len(self.usage) + sum(len(name) + len(value) for name, value in self.head)
 
 
 class Entry:
@@ -118,6 +121,33 @@ class TenantStats(msgspec.Struct, frozen=True, gc=False):
     saved_nusd: int
 
 
+class Scan:
+    """One semantic look-up: the rows to compare, as they were when it was asked for.
+
+    Rows may move while another thread reads them, so `ResponseStore.pick` computes again what it returns.
+    """
+
+    __slots__ = ("floats", "key", "near", "place", "threshold")
+
+    def __init__(
+        self,
+        key: CacheKey,
+        place: Place,
+        threshold: Callable[[int], float],
+        near: tuple[tuple[Frozen[Entry], float], ...],
+    ) -> None:
+        self.key, self.place, self.threshold, self.near = key, place, threshold, near
+        self.floats = sum([rows.floats for rows, _ in near])
+        """Numbers to read: what it costs."""
+
+    def run(self) -> list[tuple[float, Entry]]:
+        """Return (similarity, entry) of all that reach their bucket's threshold."""
+        found: list[tuple[float, Entry]] = []
+        for rows, threshold in self.near:
+            found += rows.at_least(self.place.vector, threshold)
+        return found
+
+
 class ResponseStore:
     """All stored answers. Times are monotonic seconds."""
 
@@ -154,18 +184,33 @@ class ResponseStore:
             strict: compare content words, too.
 
         """
+        scan = self.scan(key, place, threshold)
+        return self.pick(scan, scan.run(), now, strict=strict)
+
+    def scan(self, key: CacheKey, place: Place, threshold: Callable[[int], float]) -> Scan:
+        """Set out what a semantic look-up has to compare; `run` of it may be called on another thread."""
+        tenant = self._tenants.get(key.tenant)
+        near = []
+        for cluster in place.clusters if tenant is not None else ():
+            bucket = tenant.buckets.get((key.bucket, cluster, place.embedder))  # type: ignore[union-attr]  # see above
+            if bucket is not None and bucket.vectors is not None and len(bucket.vectors):
+                near.append((bucket.vectors.frozen(), threshold(cluster)))
+        return Scan(key, place, threshold, tuple(near))
+
+    def pick(self, scan: Scan, found: list[tuple[float, Entry]], now: float, *, strict: bool) -> Match | None:
+        """Return the best of what a scan found that is still there; what changed meanwhile is a miss."""
+        key, place = scan.key, scan.place
         tenant = self._tenants.get(key.tenant)
         if tenant is None:
             return None
-        found: list[tuple[float, int, Entry]] = []
-        for cluster in place.clusters:
-            bucket = tenant.buckets.get((key.bucket, cluster, place.embedder))
-            if bucket is not None and bucket.vectors is not None:
-                near = bucket.vectors.at_least(place.vector, threshold(cluster))
-                found += [(similarity, entry.sequence, entry) for similarity, entry in near]
-        found.sort(key=lambda one: (-one[0], -one[1]))
-        for similarity, _, entry in found:
-            if self._expired(tenant, entry, now):
+        found.sort(key=lambda one: (-one[0], -one[1].sequence))
+        for _, entry in found:
+            if tenant.exact.get(entry.key) is not entry or self._expired(tenant, entry, now):
+                continue
+            bucket = entry.bucket
+            assert bucket.vectors is not None
+            similarity = bucket.vectors.similarity(entry.row, place.vector)
+            if similarity < scan.threshold(bucket.key[1]) - _ROUNDING:
                 continue
             assert entry.features is not None
             kind = differs(place.features, entry.features, strict=strict)

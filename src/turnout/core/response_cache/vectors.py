@@ -21,6 +21,44 @@ _WHOLE_PART = 4  # when more than a quarter of the rows is left, one product ove
 _ROUNDING = 1e-4  # what float32 may lose; too much of it costs a row read whole, too little a match
 
 
+class Frozen(Generic[T]):
+    """The rows of a bucket as they were: another thread may read them while the bucket goes on.
+
+    Owners are a copy; numbers are not, and a row that is moved meanwhile may give a wrong similarity: ask
+    `Vectors.similarity` again before anything rests on one.
+    """
+
+    __slots__ = ("_cut", "_lead", "_norms", "_owners", "_rest")
+
+    def __init__(self, lead: Vector, rest: Vector, norms: Vector, owners: list[T]) -> None:
+        self._lead, self._rest, self._norms, self._owners = lead, rest, norms, owners
+        self._cut = lead.shape[1]
+
+    @property
+    def floats(self) -> int:
+        """Numbers in all rows."""
+        return self._lead.size + self._rest.size
+
+    def at_least(self, vector: Vector, threshold: float) -> list[tuple[float, T]]:
+        """Return (similarity, owner) of every row that is at least this similar, in no order."""
+        count = len(self._owners)
+        if not count:
+            return []
+        rest = vector[self._cut :]
+        similarity = self._lead @ vector[: self._cut]
+        most = similarity + self._norms * np.float32(math.sqrt(float(rest @ rest)))
+        rows = np.flatnonzero(most >= np.float32(threshold - _ROUNDING))
+        if len(rows) > count // _WHOLE_PART:
+            similarity = similarity + self._rest @ rest
+            rows = np.flatnonzero(similarity >= np.float32(threshold))
+            found = similarity[rows]
+        else:
+            found = similarity[rows] + self._rest[rows] @ rest
+            kept = found >= np.float32(threshold)
+            rows, found = rows[kept], found[kept]
+        return [(value, self._owners[row]) for value, row in zip(found.tolist(), rows.tolist(), strict=True)]
+
+
 class Vectors(Generic[T]):
     """Rows with their owners. Removing moves the last row into the gap, so rows are dense at all times."""
 
@@ -73,19 +111,13 @@ class Vectors(Generic[T]):
 
     def at_least(self, vector: Vector, threshold: float) -> list[tuple[float, T]]:
         """Return (similarity, owner) of every row that is at least this similar, in no order."""
+        return self.frozen().at_least(vector, threshold)
+
+    def frozen(self) -> Frozen[T]:
+        """Return the rows as they are now."""
         count = len(self._owners)
-        if not count:
-            return []
-        rest = vector[self._cut :]
-        similarity = self._lead[:count] @ vector[: self._cut]
-        most = similarity + self._norms[:count] * np.float32(math.sqrt(float(rest @ rest)))
-        rows = np.flatnonzero(most >= np.float32(threshold - _ROUNDING))
-        if len(rows) > count // _WHOLE_PART:
-            similarity = similarity + self._rest[:count] @ rest
-            rows = np.flatnonzero(similarity >= np.float32(threshold))
-            found = similarity[rows]
-        else:
-            found = similarity[rows] + self._rest[rows] @ rest
-            kept = found >= np.float32(threshold)
-            rows, found = rows[kept], found[kept]
-        return [(value, self._owners[row]) for value, row in zip(found.tolist(), rows.tolist(), strict=True)]
+        return Frozen(self._lead[:count], self._rest[:count], self._norms[:count], self._owners.copy())
+
+    def similarity(self, row: int, vector: Vector) -> float:
+        """Return the similarity of one row."""
+        return float(self._lead[row] @ vector[: self._cut] + self._rest[row] @ vector[self._cut :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnout.core.response_cache.store import ENTRY_OVERHEAD_BYTES, Bounds
+from turnout.core.response_cache.store import Bounds
 from turnout.core.selection import knobs, pin
 from turnout.core.selection.bundle import DEFAULT_TOP_P
 from turnout.core.selection.embedder import HASHGRAM_DIM, HASHGRAM_ID
@@ -40,4 +40,3 @@ def test_the_response_caches_defaults() -> None:
         body_bytes=options.body_max_bytes,
         ttl_s=options.ttl_s,
     )
-    assert ENTRY_OVERHEAD_BYTES == 256

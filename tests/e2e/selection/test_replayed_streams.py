@@ -1,0 +1,161 @@
+"""Replay of streamed answers, look-ups off the loop and what a replay saved, through a real router."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from turnout.core.pricing import Price, PriceBook
+from turnout.gateway import response_cache
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Engine, Router
+
+EXACT, SEMANTIC = b"x-turnout-cache-match: exact", b"x-turnout-cache-match: semantic"
+USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+
+
+def start(router: Callable[..., Router], engine: Engine, mode: str) -> Router:
+    digest = "sha256:" + hashlib.sha256(b"key-c").hexdigest()
+    return router(
+        endpoint=[{"name": "e1", "url": engine.url, "models": ["m"]}],
+        key=[{"name": "c", "tenant": "t1", "digest": digest, "permissions": ["response_cache=semantic"]}],
+        response_cache={"enabled": True, "stream": mode, "guard": "standard"},
+    )
+
+
+def ask(started: Router, text: str = "say hi", *lines: bytes, **body: Any) -> Any:
+    document = {"model": "m", "messages": [{"role": "user", "content": text}], **body}
+    return started.ask(document, *(lines or (EXACT,)), key="key-c")
+
+
+def streams(wire: Any) -> list[bytes]:
+    script: list[bytes] = wire.stream(wire.event("h"), wire.event("i"), wire.event(finish="stop"), USAGE, wire.DONE)
+    return script
+
+
+ASKED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def test_the_same_stream_is_replayed_with_usage_only_if_asked(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "same")
+    engine.says(streams(wire))
+    first = ask(started, stream=True)
+    assert (first.header(b"x-turnout-cache"), b'"usage"' in first.body) == (b"miss", False)
+    again = ask(started, stream=True)
+    assert (again.header(b"x-turnout-cache"), again.body) == (b"exact", first.body)
+    counted = ask(started, **ASKED)
+    assert (counted.header(b"x-turnout-cache"), counted.body.count(b'"usage"')) == (b"exact", 1)
+    assert counted.body.endswith(b"data: [DONE]\n\n")
+    assert len(engine.requests) == 1
+    assert ask(started).header(b"x-turnout-cache") == b"miss"
+    fact = started.records.fact(2)
+    assert (fact.outcome, fact.tokens_in, fact.tokens_out, fact.attempts) == ("cached", 3, 2, ())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_convert_replays_across_kinds_to_the_official_sdk(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any, *, first: bool
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "convert")
+    body = (
+        b'{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":'
+        b'"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+    )
+    engine.says(streams(wire) if first else wire.answer(body))
+    with openai.OpenAI(base_url=started.base_url, api_key="key-c", max_retries=0, timeout=10.0) as client:
+
+        def whole() -> tuple[str | None, Any]:
+            seen = client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "q"}], extra_headers={"x-turnout-cache-match": "exact"}
+            )
+            return seen.choices[0].message.content, seen.choices[0].finish_reason
+
+        def streamed() -> tuple[str | None, Any]:
+            seen = client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "q"}], stream=True,
+                extra_headers={"x-turnout-cache-match": "exact"},
+            )  # fmt: skip
+            choices = [choice for chunk in seen for choice in chunk.choices]
+            return "".join(c.delta.content or "" for c in choices), choices[-1].finish_reason
+
+        found = [streamed(), whole(), streamed()] if first else [whole(), streamed(), whole()]
+    assert found == [("hi", "stop")] * 3
+    assert len(engine.requests) == 1
+
+
+def test_a_stream_that_does_not_end_well_is_not_kept(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "same")
+    for script in (
+        [wire.STREAM_HEAD, wire.chunk(wire.event("h")), wire.Cut()],
+        wire.stream(wire.event("h"), wire.event(finish="stop"), wire.DONE),  # reports no usage
+        wire.stream(wire.event("h"), wire.event(finish="content_filter"), USAGE, wire.DONE),
+    ):
+        engine.says(script)
+        assert ask(started, stream=True).header(b"x-turnout-cache") == b"miss"
+    engine.says(streams(wire))
+    assert ask(started, stream=True).header(b"x-turnout-cache") == b"miss"
+    assert ask(started, stream=True).header(b"x-turnout-cache") == b"exact"
+
+
+def test_large_semantic_look_ups_run_off_the_loop(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "off")
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    cache.off_loop_floats = 1
+    engine.says(
+        wire.answer(
+            b'{"id":"1","choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+        )
+    )
+    assert ask(started, "please summarise this text", SEMANTIC).header(b"x-turnout-cache") == b"miss"
+    seen = ask(started, "Please, summarise this text!", SEMANTIC)
+    assert (seen.header(b"x-turnout-cache"), seen.header(b"x-turnout-cache-similarity")) == (b"semantic", b"1.000")
+    assert ask(started, "write a poem about the sea", SEMANTIC).header(b"x-turnout-cache") == b"miss"
+    assert cache.counts["lookup", "fault"] == 0
+    assert cache.took.count == 3  # type: ignore[attr-defined]
+    assert response_cache.OFF_LOOP_FLOATS > 1
+
+
+def test_a_replay_saves_what_the_source_call_cost(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "off")
+    started.records.book = PriceBook.of(1, [Price(model="m", p_in=1_000_000, p_out=2_000_000)])
+    engine.says(
+        wire.answer(
+            b'{"id":"1","choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":7}}'
+        )
+    )
+    ask(started)
+    assert ask(started).header(b"x-turnout-cache") == b"exact"
+    fact = started.records.fact(1)
+    assert (fact.saved_nusd, fact.cost_nusd, fact.cost_basis) == (19_000, 0, "cache")
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    assert cache.store.stats()["t1"].saved_nusd == 19_000
+
+
+def test_refusals_tell_nothing_of_a_cache_that_was_not_asked(
+    router: Callable[..., Router], script_engine: Callable[..., Engine]
+) -> None:
+    started = start(router, script_engine(), "off")
+    seen = ask(started, model="unknown")
+    assert (seen.status, seen.header(b"x-turnout-cache")) == (404, None)
+    seen = started.ask({"model": "m", "messages": [{"role": "user", "content": "hi"}]}, key="key-c")
+    assert (seen.status, seen.header(b"x-turnout-cache")) == (200, b"bypass")
