@@ -14,9 +14,9 @@ from turnout.gateway.controls import NO_CONTROLS, Controls
 
 if TYPE_CHECKING:
     from turnout.gateway.embedding import Embedded
-    from turnout.gateway.response_cache import Ticket
     from turnout.gateway.run import Run
     from turnout.gateway.selecting import Chosen
+    from turnout.gateway.stored_answers import Ticket
 
 
 _ANOTHER_MODEL = frozenset(

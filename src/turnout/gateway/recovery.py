@@ -96,9 +96,15 @@ class Recovery:
         """Tell whether an endpoint continues assistant messages (R3)."""
         return endpoint.name in self._settings.continuation
 
-    def picked(self, run: OpenRun) -> None:
-        """Count the pick of a run that had to wait for it."""
+    def reported(self, endpoint: EndpointState) -> None:
+        """Hear that an endpoint told of its load or its cache."""
+        self.doors.changed(endpoint, self._gateway.clock())
+
+    def picked(self, run: OpenRun, *, held: bool) -> None:
+        """Count the pick of a run that had to wait for it; of one that was held also its look-up."""
         gateway, decision = self._gateway, run.exchange.decision if run.exchange is not None else None
         if decision is not None and decision.picked is not None:
             gateway.meter.picked(decision.picked.name)
+            if held:
+                gateway.meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
             gateway.decisions.append((run.call_id, decision))
