@@ -5,6 +5,7 @@ python -m benchmarks.bench_coordinator churn --seconds 60
 python -m benchmarks.bench_coordinator storm --seconds 60
 python -m benchmarks.bench_coordinator cardinality --prompts 5000000
 python -m benchmarks.bench_coordinator ttl
+python -m benchmarks.bench_coordinator deaf --rounds 10
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import uvloop
+from benchmarks.coordinator_deaf import Beside
+from benchmarks.coordinator_figures import judge, quantile, rss_bytes, show
 from benchmarks.coordinator_fuzz import Fuzz
 
 from turnout.coordinator.affinity import Chooser
@@ -41,24 +43,7 @@ DRIFT_MAX = 1.10
 TTL_COST_MAX = 1.05
 FLAT_MIB = 24
 STORM_P99_S = 0.001
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process."""
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * 4096
-
-
-def quantile(values: list[float], share: float) -> float:
-    """Nearest-rank quantile."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def judge(name: str, good: bool, figure: str) -> bool:  # noqa: FBT001 - the verdict is the argument
-    """Print one line of the verdict."""
-    print(f"{'ok  ' if good else 'MISS'} {name}: {figure}")
-    return good
+DEAF_COST_MAX = 1.10
 
 
 class Samples(Histogram):
@@ -71,12 +56,6 @@ class Samples(Histogram):
     def observe(self, seconds: float) -> None:
         """Keep one duration."""
         self.values.append(seconds)
-
-
-def show(name: str, values: list[float]) -> None:
-    """Print one row of scheduling times."""
-    row = [quantile(values, share) * 1e6 for share in (0.5, 0.95, 0.99)]
-    print(f"{name:<10} {len(values):>8} {row[0]:>10.1f} {row[1]:>10.1f} {row[2]:>10.1f}")
 
 
 # -- fuzz -------------------------------------------------------------------------------------------------------------
@@ -271,6 +250,33 @@ def storm(arguments: argparse.Namespace) -> bool:
     )
 
 
+# -- deaf -------------------------------------------------------------------------------------------------------------
+
+
+def deaf(arguments: argparse.Namespace) -> bool:
+    """What a client that does not read costs the others."""
+    world = Beside(arguments.seed)
+    found = uvloop.run(world.run(arguments.rounds))
+    print(f"{'stranger':<10} {'count':>8} {'p50 us':>10} {'p95 us':>10} {'p99 us':>10}")
+    for reads, waits in found.items():
+        show("reads" if reads else "deaf", [value for part in waits for value in part])
+    reading, not_reading = (statistics.median(quantile(part, 0.99) for part in found[reads]) for reads in (True, False))
+    door = world.listener.door
+    left, gone = len(door.requests.open), door.tally.unreachable["client"]
+    return all(
+        [
+            judge("each deaf one was forgotten", gone == arguments.rounds, f"{gone} of {arguments.rounds}"),
+            judge("the deaf one had a backlog", world.backlog > 0, f"{world.backlog} messages at most"),
+            judge("maps empty", not left, str(left)),
+            judge(
+                "p99 of others, median of rounds",
+                not_reading / reading <= DEAF_COST_MAX,
+                f"{not_reading * 1e3:.2f} ms deaf, {reading * 1e3:.2f} ms reading, ratio {not_reading / reading:.3f}",
+            ),
+        ]
+    )
+
+
 # -- index ------------------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +365,7 @@ def ttl(arguments: argparse.Namespace) -> bool:
 def main() -> int:
     """Run one bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    bars = {"fuzz": fuzz, "churn": churn, "storm": storm, "cardinality": cardinality, "ttl": ttl}
+    bars = {"fuzz": fuzz, "churn": churn, "storm": storm, "cardinality": cardinality, "ttl": ttl, "deaf": deaf}
     parser.add_argument("bar", choices=bars)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--prompts", type=int, default=5_000_000)
