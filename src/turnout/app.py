@@ -157,19 +157,18 @@ class App:
         self._signals += 1
         self._stopping.set()
 
-    def reload(self) -> bool:
-        """Read the configuration again and swap it in; False, and everything as it was, when it is wrong (X5)."""
+    def reload(self) -> None:
+        """Read the configuration again and swap it in; a wrong one leaves everything as it was (X5)."""
         if self._bundles is not None:
             self._bundles.reload_now()
         try:
             config = self._reread()
         except ConfigError as wrong:
             self.log.warning("reload_refused", problems=str(wrong))
-            return False
-        told = reload.apply(self.gateway, self.changes, snapshot_of(config))
+            return
         fixed = [name for name in _FIXED if getattr(config, name) != getattr(self._config, name)]
+        told = reload.apply(self.gateway, self.changes, snapshot_of(config))
         self.log.info("reloaded", **told, needs_restart=fixed)
-        return True
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
