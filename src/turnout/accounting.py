@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turnout.gateway.reading import Reading
+
 if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
     from turnout.ledger.writer import Ledger
@@ -14,6 +16,7 @@ def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
     if ledger is not None:
         gateway.accepted = ledger.accepted
         gateway.book = ledger.prices
+        gateway.reading = Reading(gateway, ledger.pages)
 
 
 def ledger_stats(ledger: Ledger | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from turnout.gateway.instruments import Instruments, Sources
 from turnout.gateway.listing import MODEL, MODELS, models_document
 from turnout.gateway.prepare import Prepared, client_id
 from turnout.gateway.principals import Principals
+from turnout.gateway.reading import SESSION, USAGE, Reading
 from turnout.gateway.recovery import Recovery, RecoveryOptions
 from turnout.gateway.route import route
 from turnout.gateway.run import Run
@@ -94,6 +95,7 @@ class Gateway:
         self._ended: list[CallFact] = []
         # Set where there is a ledger: hears of every accepted request before its first attempt.
         self.accepted: Callable[[OpenedCall], None] | None = None
+        self.reading: Reading | None = None
         self.book: Callable[[], PriceBook | None] = _no_book
         self._ids = UlidSource()
         self._entropy = sources.entropy
@@ -117,7 +119,7 @@ class Gateway:
         if path in PATHS or (path in _ROUTE and self.selecting is not None):
             if method != b"POST":
                 return _not_allowed(method, "POST")
-        elif path == MODELS or path.startswith(MODEL):
+        elif path == MODELS or path.startswith(MODEL) or self._of_use(path):
             if method != b"GET":
                 return _not_allowed(method, "GET")
         else:
@@ -163,8 +165,13 @@ class Gateway:
             self._public(connection, head)
         elif path in _ROUTE:
             route(self, connection, head, body, self._server.json_depth_max)
+        elif self.reading is not None and self._of_use(path):
+            self.reading.ask(connection, head)
         else:
             self._models(connection, head)
+
+    def _of_use(self, path: bytes) -> bool:
+        return self.reading is not None and (path == USAGE or path.startswith(SESSION))
 
     def _controlled(self, run: Run) -> Extra | Refusal:
         request, prepared = run.request, run.prepared

@@ -60,12 +60,13 @@ class Head:
         "method",
         "path",
         "prepared",
+        "query",
         "version_minor",
     )
 
-    def __init__(self, method: bytes, path: bytes, version_minor: int, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, method: bytes, target: bytes, version_minor: int, headers: dict[bytes, bytes]) -> None:
         self.method = method
-        self.path = path
+        self.path, _, self.query = target.partition(b"?")
         self.version_minor = version_minor
         self.headers = headers
         self.content_length = 0
@@ -126,13 +127,13 @@ class HeadParser:
         request = self._request_line(lines[0])
         if type(request) is Refusal:
             return request
-        method, path, minor = request  # type: ignore[misc]
+        method, target, minor = request  # type: ignore[misc]
         headers: dict[bytes, bytes] = {}
         for line in lines[1:]:
             refusal = _add_header(headers, line)
             if refusal is not None:
                 return refusal
-        head = Head(method, path, minor, headers)
+        head = Head(method, target, minor, headers)
         return _connection(head) or _framing(head) or head
 
     @staticmethod
@@ -152,7 +153,7 @@ class HeadParser:
             return _bad("an unknown method", "a method of HTTP/1.1 in capitals")
         if _TARGET.fullmatch(target) is None or _FORBIDDEN_IN_TARGET.search(target):
             return _bad("a target not in plain origin-form", "/path, no fragment, encoded slash or control byte")
-        return method, target.partition(b"?")[0], int(token[2])
+        return method, target, int(token[2])
 
 
 def _add_header(headers: dict[bytes, bytes], line: bytes) -> Refusal | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import sqlalchemy as sa
 
-from turnout.core.facts import OpenedCall, RouteStats, StatsSnapshot, Streak
+from turnout.core.facts import RouteStats, StatsSnapshot, Streak
 from turnout.ledger import derived, prices
 from turnout.ledger.reader import Page, Reader, Record, decoded, encoded
 from turnout.ledger.route_key import encode_key
@@ -55,14 +55,12 @@ class Pages:
         clock_ms: Callable[[], int],
         snapshot: Callable[[], StatsSnapshot] = StatsSnapshot,
         stats: Callable[[], Mapping[str, int | float]] = dict,
-        open_calls: Callable[[str, str], Iterable[OpenedCall]] = lambda _tenant, _session: (),
     ) -> None:
         """Read the ledger of `options`; the rest is what the running router knows beside it."""
         self._options = options
         self._clock_ms = clock_ms
         self._snapshot = snapshot
         self._stats = stats
-        self._open_calls = open_calls
         self.reader = Reader(options.url)
 
     def rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str) -> dict[str, Any]:
@@ -70,22 +68,28 @@ class Pages:
         page = self.reader.newest(table, filters, limit, cursor)
         return {table: [_in_usd(row) for row in page.rows], "cursor": page.cursor}
 
-    def session(self, tenant: str, session: str) -> dict[str, Any] | None:
-        """Give what a session of a tenant used and has in flight; None for unknown and foreign ones alike."""
+    def session(self, tenant: str, session: str, in_flight_ms: Sequence[int] = ()) -> dict[str, Any] | None:
+        """Give what a session of a tenant used and has in flight; None for unknown and foreign ones alike.
+
+        Args:
+            tenant: whose.
+            session: which.
+            in_flight_ms: when its open calls began.
+
+        """
         with self.reader.connect() as conn, conn.begin():
             totals = derived.session_totals(conn, tenant, session)
             warm = derived.session_warm(conn, tenant, session)
-        in_flight = list(self._open_calls(tenant, session))
-        if not totals.calls and not in_flight:
+        if not totals.calls and not in_flight_ms:
             return None
-        starts = [call.started_at_ms for call in in_flight]
+        starts = list(in_flight_ms)
         if totals.first_at_ms is not None:
             starts.append(totals.first_at_ms)
         return {
             "session_id": session,
             "calls": totals.calls,
             "failed": totals.failed,
-            "in_flight": len(in_flight),
+            "in_flight": len(in_flight_ms),
             "tokens_in": totals.tokens_in,
             "tokens_out": totals.tokens_out,
             "tokens_cached": totals.tokens_cached,
