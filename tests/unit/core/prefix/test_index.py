@@ -1,9 +1,14 @@
+import random
+import tracemalloc
+
 import pytest
 
 from turnout.core import options
 from turnout.core.prefix.index import MISS, STALE, PrefixIndex
 
 FAR = 1e9
+BYTES_PER_ENTRY = 160  # scheduling §2
+FIXED_BYTES = 50_000  # slots, and who got a first block last: bounded, whatever the number of entries
 
 
 def index_of(**settings: object) -> PrefixIndex:
@@ -227,3 +232,30 @@ def test_refcount_forgets_blocks_of_no_open_attempt() -> None:
     index.release([1, 2, 9], bit)
     assert index.match([1], bit) == {}
     assert (index.entries, index.created, index.evicted["refcount"]) == (0, 4, 4)
+
+
+def test_index_memory_is_flat() -> None:
+    """T68: an hour of endpoints that come and go and of prompts that nobody repeats stays within the byte budget."""
+    rng = random.Random(68)
+    most = 3000
+    tracemalloc.start()
+    try:
+        index = index_of(max_blocks=most)
+        empty, _ = tracemalloc.get_traced_memory()
+        bits = [index.assign(0.0) for _ in range(8)]
+        sizes = []
+        for second in range(3600):
+            now = float(second)
+            keys = [second % 50 + 1] + [rng.getrandbits(64) for _ in range(39)]  # 50 system prompts
+            index.advance(now)
+            index.record(keys, rng.choice(bits), now)
+            if second % 7 == 0:  # one leaves, one comes
+                index.retire(bits.pop(0))
+                bits.append(index.assign(now))
+            if second >= 600 and second % 60 == 0:
+                sizes.append(tracemalloc.get_traced_memory()[0] - empty)
+            assert index.entries <= most
+    finally:
+        tracemalloc.stop()
+    assert max(sizes) <= BYTES_PER_ENTRY * most + FIXED_BYTES
+    assert max(sizes[25:]) <= 1.1 * max(sizes[:25])
