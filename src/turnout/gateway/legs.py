@@ -84,6 +84,7 @@ class LegPair:
 
     def begin(self) -> None:
         """Send what goes first."""
+        self._look_in_time()
         run, legs = self._run, self._legs
         pairing, now = self._pairing, run.clock()
         attempts = run.exchange.attempts if run.exchange is not None else []
@@ -152,6 +153,7 @@ class LegPair:
         legs, pairing = self._legs, self._pairing
         now = self._run.clock()
         legs.prefilled(now, cached)
+        self._look_in_time()
         pairing.count("legs", legs.prefill.name, "prefill", "ok")
         pairing.observe("prefill_seconds", self._run.model, now - legs.opened_s)
 
@@ -315,6 +317,12 @@ class LegPair:
             len(body),
         )
         upstream.pool.request(head + body, sink)
+
+    def _look_in_time(self) -> None:
+        """Have the tick look at the run when this leg's time is over: legs may have less of it than attempts."""
+        run, options = self._run, self._pairing.options
+        soonest = min(options.prefill_timeout_s, options.first_byte_after_prefill_s)
+        run.next_at_s = min(run.next_at_s, run.clock() + soonest)
 
     def _close_prefill(self) -> None:
         prefill, self._prefill = self._prefill, None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from turnout.core.errors import ErrorKind
 from turnout.core.types import Request
 from turnout.dialects.strict_json import spans
+from turnout.gateway import answers
 
 if TYPE_CHECKING:
     from turnout.core.scheduling.types import Ask
@@ -34,6 +35,8 @@ class PrefillAnswer:
 
     def on_head(self, head: ResponseHead) -> None:
         """Keep the head."""
+        if head.prepared is None:
+            head.prepared = answers.prepare(head)
         self.head = head
 
     def on_body(self, payload: bytes, framed: bytes | None) -> None:  # noqa: ARG002 - nothing is passed on

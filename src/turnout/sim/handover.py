@@ -237,8 +237,16 @@ class Handovers:
             connection.reply(404, wire.to_json({"error": "no such blocks"}))
             return
         offer.waiting = (connection, asked.lacks)
+        if offer.number < 0:
+            connection.gone = functools.partial(self._left, asked.id)
         if offer.ready:
             self._transfer(connection, asked.id, offer, asked.lacks)
+
+    def _left(self, name: str) -> None:
+        """Who came first has left before the prompt came: nobody waits in this room."""
+        offer = self._offers.get(name)
+        if offer is not None and offer.number < 0:
+            self._drop(name, fetched=False)
 
     def _transfer(self, connection: Connection, name: str, offer: Offer, lacks: int) -> None:
         options = self._options

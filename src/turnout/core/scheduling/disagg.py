@@ -92,7 +92,7 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
         fewest = min(p.in_flight + d.in_flight for _, _, p, d in alike)
         alike = [scored for scored in alike if scored[2].in_flight + scored[3].in_flight == fewest]
         best_pair = alike[pool.rotation.turn(len(alike))] if len(alike) > 1 else alike[0]
-    solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work)
+    solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work, decodes)
     reason = never_split(ask, options.max_pair_attempts)
     pair_s = best_pair[0] if best_pair is not None else float("inf")
     solo_s = solo[0] if solo is not None else float("inf")
@@ -257,11 +257,14 @@ def _best_solo(
     members: list[EndpointState],
     rows: Sequence[tuple[float, ...]],
     work: list[float],
+    decodes: list[EndpointState],
 ) -> tuple[float, EndpointState] | None:
     """Return the cheapest endpoint that may serve the whole request, and its total."""
     best: tuple[float, float, EndpointState] | None = None
     for member, row, seconds in zip(members, rows, work, strict=True):
         usage = member.kv_usage_ratio
+        if member.role == "prefill" and decodes:
+            continue  # answers beside prefills would stutter: it serves alone only where nobody decodes
         if not facts[member.name].solo or (usage is not None and usage > memory_max and member.in_flight):
             continue
         total = row[_QUEUE] + seconds * (1.0 + interference * row[_RUNNING]) + row[_EVICT] + row[_GUARD]

@@ -7,12 +7,15 @@ from typing import Literal, get_args
 
 import msgspec
 
+from turnout.core.disagg_options import Disagg
 from turnout.sim.options import KV_TOKENS
 from turnout.sim.replay.sequence import Shape
 from turnout.sim.timing import ROOFLINES
 
 Knowledge = Literal["exact", "approximate"]
 Reports = Literal["tokens", "waiting", "counts", "none"]
+KV_BYTES_PER_TOKEN = {"8b": 131_072.0, "70b": 327_680.0, "moe": 70_000.0}
+BATCHED_TOKENS = 2048
 CONTEXT_TOKENS = {"8b": 131_072, "70b": 131_072, "moe": 163_840}
 """What models of these sizes accept (ADR 0032)."""
 
@@ -74,6 +77,12 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt sizes that the router sees are off by a lognormal factor of this sigma."""
     faults: tuple[Fault, ...] = ()
     slo: Slo = Slo()
+    prefill_endpoints: int = 0
+    """So many engines prefill, the others decode; 0: every engine does both."""
+    decode_chunk_tokens: int | None = None
+    """Batch budget of engines that decode, as deployments set it so that answers run evenly; None: as all."""
+    disagg: Disagg = Disagg()
+    """How pairs are chosen, and what a transfer takes; bytes per token are the profile's."""
     hold_prefill_s: float | None = None
     """None: the default of `scheduling.hold_prefill_s`."""
     gate_regret: float | None = None
@@ -89,6 +98,10 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
         for name, kind in (("reports", Reports), ("knowledge", Knowledge)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
+        if self.prefill_endpoints >= self.endpoints:
+            raise ValueError(
+                f"prefill_endpoints = {self.prefill_endpoints}: expected fewer than endpoints = {self.endpoints}"
+            )
         for fault in self.faults:
             if not 0 <= fault.engine < self.endpoints:
                 raise ValueError(f"faults: engine = {fault.engine}, expected 0 to {self.endpoints - 1}")
@@ -101,6 +114,11 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
         return self.context_max or CONTEXT_TOKENS[self.profile]
 
     @property
+    def pairs(self) -> Disagg:
+        """How pairs are chosen, with the size of this profile's KV blocks."""
+        return msgspec.structs.replace(self.disagg, kv_bytes_per_token=KV_BYTES_PER_TOKEN[self.profile])
+
+    @property
     def interval_s(self) -> float:
         """Seconds between load reports of an engine; 0: none."""
         if self.reports == "none":
@@ -109,14 +127,16 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
             return self.scrape_interval_s
         return 0.05 if self.routers > 1 and not self.bus else 0.2
 
-    def shape(self, block_tokens: int) -> Shape:
-        """Return the engine for traces of this block size."""
+    def shape(self, block_tokens: int, place: int = 0) -> Shape:
+        """Return the engine with this number, for traces of this block size."""
+        decodes = bool(self.prefill_endpoints) and place >= self.prefill_endpoints
         hold = (self.kv_tokens or KV_TOKENS[self.profile]) // block_tokens
         return Shape(
             timing=ROOFLINES[self.profile],
             block_tokens=block_tokens,
             hold_blocks=hold,
             cache_blocks=int(hold * self.cache_multiple),
+            max_batched_tokens=(self.decode_chunk_tokens if decodes else None) or BATCHED_TOKENS,
         )
 
 
@@ -128,6 +148,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("sessions_per_s", 1e-6, 1e3),
     ("context_max", 2, 2**30),
     ("requests_max", 1, 2**31),
+    ("prefill_endpoints", 0, 512),
+    ("decode_chunk_tokens", 256, 65_536),
     ("routers", 1, 64),
     ("bus_delay_s", 0, 3600),
     ("scrape_interval_s", 0, 3600),

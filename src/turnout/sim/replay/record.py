@@ -25,6 +25,7 @@ class Job:
         "failed",
         "first_at",
         "held_s",
+        "legs",
         "number",
         "predicted",
         "realised",
@@ -33,6 +34,7 @@ class Job:
         "seat",
         "session",
         "shadows",
+        "stage",
     )
 
     def __init__(self, number: int, request: TraceRequest, arrived_at: float, session: Running | None = None) -> None:
@@ -54,6 +56,9 @@ class Job:
         self.seat: Any = None
         self.shadows: list[Any] = []
         self.epoch = 0
+        self.legs: Any = None
+        """The prefill leg, when it is split; `stage` is 1 while that runs, 2 from then on, 0 without one."""
+        self.stage = 0
 
 
 class Record(msgspec.Struct):

@@ -7,16 +7,18 @@ scrapes and KV events. No rule of scheduling stands here.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from turnout.core import options as core_options
+from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
 from turnout.core.fleet.seat import Seat
+from turnout.core.scheduling.disagg import pairing
 from turnout.core.scheduling.holding import HeldQueue
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat
@@ -67,6 +69,8 @@ class Router:
             core_options.Prefix(max_blocks=None),
             core_options.Breaker(),
         )
+        if options.prefill_endpoints:
+            self.fleet.pairing = pairing(options.pairs)
         self._exact = options.knowledge == "exact"
         self._lives = [0] * options.endpoints
         self._heard = [-1] * options.endpoints
@@ -112,6 +116,15 @@ class Router:
         job.seat.first_byte(now)
         for seat in job.shadows:
             seat.first_byte(now)
+
+    def prefilled(self, job: Job, now: float) -> tuple[int, float]:
+        """The prefill leg has ended: where to decode, and how long after."""
+        legs = job.legs
+        legs.prefilled(now, job.realised or None)
+        lacks = self._world.lacks(job, job.engine)
+        setting = legs.pairing.options
+        seconds = setting.transfer_setup_s + lacks * setting.kv_bytes_per_token / setting.transfer_bytes_per_s
+        return job.engine, now + seconds
 
     def ended(self, job: Job, now: float) -> None:
         """The engine ended the answer."""
@@ -251,6 +264,7 @@ class Router:
                 url=f"http://{self._names[place]}:8000",
                 models=[MODEL],
                 max_in_flight=2**31 - 1,
+                role=self._role(place),
                 cache_tokens=self._facts.cache_tokens,
             ),
             now,
@@ -261,6 +275,12 @@ class Router:
             self.fleet.open_stream(endpoint, self._facts.block_tokens)
             endpoint.mode = Mode.EXACT
         return endpoint
+
+    def _role(self, place: int) -> Literal["prefill", "decode", "both"]:
+        prefills = self._options.prefill_endpoints
+        if not prefills:
+            return "both"
+        return "prefill" if place < prefills else "decode"
 
     def _schedule(self, job: Job, now: float) -> Decision:
         return schedule(job.ask, self._pool, self.fleet, now, self._rng)
@@ -300,9 +320,14 @@ class Router:
         job.engine = place
         job.epoch = picked.breaker.opened(now)
         job.seat = take_seat(decision, job.ask, self._pool, self.fleet, now)
+        if self._pool.pairs is not None:
+            job.legs = self._pool.pairs.legs(decision, job.ask, self._pool, self.fleet, now)
+            job.stage = 0 if job.legs is None else 1
         if job.ask.session:
             self.fleet.pin(job.ask.session, picked, now)
-        if self._world.open(job, place):
+        first = place if job.legs is None else self._names.index(job.legs.prefill.name)
+        if self._world.open(job, first):
+            job.engine = place
             if self._options.bus:
                 self._world.share(self, job, decision)
             return
@@ -312,6 +337,8 @@ class Router:
         self._decide_again(job, now)
 
     def _give_up_seat(self, job: Job, now: float) -> None:
+        if job.legs is not None:
+            job.legs.ended(now, ErrorKind.CANCELLED)
         job.seat.ended(now, failed=True)
         for seat in job.shadows:
             seat.ended(now, failed=True)

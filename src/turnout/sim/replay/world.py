@@ -22,6 +22,7 @@ from turnout.sim.replay.trace import Trace
 
 _PROBE_S = 2.0
 _PROGRESS_EVERY = 256
+_PREFILLING, _DECODING = 1, 2
 
 Handler = Callable[[Any], None]
 Progress = Callable[[int], None]
@@ -38,7 +39,9 @@ class World:
         self.trace = trace
         shape = options.shape(trace.block_tokens)
         exact = options.knowledge == "exact"
-        self.engines = [ReplayEngine(shape, events=exact) for _ in range(options.endpoints)]
+        self.engines = [
+            ReplayEngine(options.shape(trace.block_tokens, place), events=exact) for place in range(options.endpoints)
+        ]
         self.alive = [True] * options.endpoints
         self.lives = [0] * options.endpoints
         facts = EngineFacts(shape=shape, block_tokens=trace.block_tokens)
@@ -91,12 +94,28 @@ class World:
         job.engine = number
         request = job.request
         engine = self.engines[number]
-        shortened = engine.add(Sequence(job, request.keys, request.prompt_tokens, request.output_tokens), self.now)
+        outputs = 1 if job.stage == _PREFILLING else request.output_tokens
+        sequence = Sequence(job, request.keys, request.prompt_tokens, outputs, transferred=job.stage == _DECODING)
+        shortened = engine.add(sequence, self.now)
         if shortened:
             self._await_step(number)
         elif engine.end_at is None and number != self._busy:
             self._plan(number)
         return True
+
+    def lacks(self, job: Job, number: int) -> int:
+        """Tokens of a prompt that an engine does not hold."""
+        request, engine = job.request, self.engines[number]
+        size = engine.shape.block_tokens
+        found = engine.store.found(request.keys, (request.prompt_tokens - 1) // size)
+        return request.prompt_tokens - found * size
+
+    def _decode(self, argument: tuple[Job, int]) -> None:
+        """The blocks have arrived: the decode leg begins."""
+        job, place = argument
+        job.stage = _DECODING
+        if not self.open(job, place):
+            job.router.broken(job, self.now)
 
     def share(self, origin: Router, job: Job, decision: Decision) -> None:
         """Tell the other routers over the bus what one of them dispatched."""
@@ -157,11 +176,19 @@ class World:
         now = self.now
         for sequence in firsts:
             job: Job = sequence.owner
+            if job.stage == _PREFILLING:
+                continue
             job.first_at = now
-            job.realised = sequence.cached
+            if job.stage != _DECODING:
+                job.realised = sequence.cached
             job.router.first_byte(job, now)
         for sequence in ended:
             job = sequence.owner
+            if job.stage == _PREFILLING:
+                job.realised = sequence.cached
+                place, at = job.router.prefilled(job, now)
+                self.call_at(at, self._decode, (job, place))
+                continue
             job.router.ended(job, now)
             self._finish(job)
         if engine.events:
