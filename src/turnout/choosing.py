@@ -5,6 +5,7 @@ numpy and all that stands on it is imported here and by nothing else that a rout
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections import Counter
 from collections.abc import Mapping
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from starlette.routing import Route
 
     from turnout.bundles.watch import Watch
+    from turnout.core.facts import RouteKey
     from turnout.core.selection.bundle import Price
     from turnout.core.selection.embedder import Embedder
     from turnout.core.selection_options import Selection
     from turnout.core.types import Usage
+    from turnout.ledger.turns import Turn
     from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger
 
@@ -40,6 +43,8 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
     embedder, watch = _embedder(selection), None
     if selection.bundle_dir:
         from turnout.bundles.watch import Watch, open_library
+        from turnout.core.facts import StatsSnapshot
+        from turnout.core.selection.observed import Observations
         from turnout.gateway.embedding import Embedding
         from turnout.gateway.selecting import Selecting
 
@@ -61,6 +66,13 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
             clock=gateway.clock,
             explained_max=config.scheduling.decisions_max,
             warn=lambda text: log.warning("extreme_routing_knobs", knobs=text),
+            observations=Observations(
+                StatsSnapshot if ledger is None else ledger.snapshot,
+                gateway.now_ms,
+                lambda: gateway.fleet.models,
+                functools.partial(_routes, gateway),
+                selection.observed_max_age_s,
+            ),
             took=(Histogram(SCHEDULE_S), Histogram(SCHEDULE_S)),
         )
         watch = Watch(
@@ -93,6 +105,12 @@ def _embedder(options: Selection) -> Embedder:
     return Hashgram()
 
 
+def _routes(gateway: Gateway, model: str) -> list[RouteKey]:
+    """Return the routes that serve a model."""
+    pool = gateway.fleet.pool(model)
+    return [gateway.route(member, model) for member in pool.members] if pool is not None else []
+
+
 def _cost(ledger: Ledger, provider: str, model: str, usage: Usage) -> int | None:
     """Return what a call costs by the price book in force, in nano-USD."""
     from turnout.core.pricing import Tokens
@@ -111,8 +129,36 @@ def _prices(gateway: Gateway, ledger: Ledger) -> dict[str, Price]:
         provider = pool.members[0].provider if pool is not None and pool.members else ""
         price = book.price(provider, model)
         if price is not None:
-            found[model] = Price(price.p_in, price.p_out)
+            found[model] = Price(price.p_in, price.p_out, price.p_cached)
     return found
+
+
+async def restore_pins(gateway: Gateway, config: Config) -> int:
+    """Rebuild the session pins from the ledger; returns how many. Without an answer sessions start afresh."""
+    selecting, options = gateway.selecting, config.selection
+    if selecting is None or not options.pin_enabled or not config.ledger.url:
+        return 0
+    now_ms = gateway.now_ms()
+    since_ms = now_ms - int(options.pin_ttl_s * 1000)
+    turns = await asyncio.to_thread(_turns, config.ledger.url, since_ms, options.pin_max_sessions)
+    now = gateway.clock()
+    found = [(one, now - (now_ms - one.ended_at_ms) / 1000) for one in reversed(turns)]
+    return sum(
+        selecting.restore(one.tenant, one.session, one.knobs_hash, one.model, one.provider, one.tokens_in or 0, at_s)
+        for one, at_s in found
+    )
+
+
+def _turns(url: str, since_ms: int, most: int) -> list[Turn]:
+    """Ask the ledger, on a thread; nothing when there is no database yet or it does not answer."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from turnout.ledger.turns import recent_turns
+
+    try:
+        return recent_turns(url, since_ms, most)
+    except (SQLAlchemyError, OSError):
+        return []
 
 
 def choice_pages(gateway: Gateway, watch: Watch | None) -> list[Route]:

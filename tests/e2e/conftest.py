@@ -25,7 +25,7 @@ import uvloop
 
 from turnout.app import App
 from turnout.config.schema import Config
-from turnout.core.facts import CallFact, OpenedCall
+from turnout.core.facts import CallFact, OpenedCall, StatsSnapshot
 from turnout.core.pricing import PriceBook
 
 T = TypeVar("T")
@@ -326,6 +326,7 @@ class Records:
         self._facts: list[CallFact] = []
         self.opened: list[OpenedCall] = []
         self.book = PriceBook.of(None, ())
+        self.statistics = StatsSnapshot()
         self._told = threading.Condition()
 
     @property
@@ -338,6 +339,9 @@ class Records:
 
     def prices(self) -> PriceBook:
         return self.book
+
+    def snapshot(self) -> StatsSnapshot:
+        return self.statistics
 
     def pages(self) -> Any:
         """Nothing can be read here: the ledger's pages are tested where there is a ledger."""

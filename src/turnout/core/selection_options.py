@@ -44,6 +44,14 @@ class Selection(Section, frozen=True, kw_only=True):
     price_source: Annotated[
         Literal["price_book", "bundle"], doc("Whose prices count where both know a model; looked at every 30 s.")
     ] = "price_book"
+    timing_source: Annotated[
+        Literal["bundle", "observed"],
+        doc("Times to first token of the speed axis; observed: the ledger's, where it has 20 of them."),
+    ] = "bundle"
+    min_success_rate: Annotated[
+        Ratio, doc("Models below this share of successes among 20 or more attempts are avoided; 0: off.")
+    ] = 0.0
+    observed_max_age_s: Annotated[Seconds, doc("Observations older than this count for nothing.")] = 30.0
     presets: Annotated[dict[Name, PresetOptions], doc("Own presets; the four built-in names may be redefined.")] = {}
     excluded_models: Annotated[list[Name], doc("Models that auto never chooses.")] = []
     tool_weak: Annotated[list[Name], doc("Models avoided when a request has tools.")] = []

@@ -5,14 +5,12 @@ The body is that of the real call. Errors are refusals in the path's dialect.
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, cast
+import functools
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turnout.core.admission.precheck import estimate_floor
 from turnout.core.errors import ENDINGS, Outcome
-from turnout.core.scheduling.foresight import foreseen
 from turnout.core.selection.controls import KNOBS, InvalidControl, overrides
 from turnout.core.types import Refusal, Request
 from turnout.dialects.anthropic import MESSAGES
@@ -20,12 +18,11 @@ from turnout.dialects.dialect import PATHS
 from turnout.dialects.openai import CHAT
 from turnout.gateway.controls import Controls, refusal, resolve
 from turnout.gateway.extra import NeedsVector, Refused
+from turnout.gateway.foresight import cached_share, foresee
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
     from turnout.gateway.embedding import Embedded
-    from turnout.gateway.prepare import Prepared
-    from turnout.gateway.run import Run
     from turnout.gateway.selecting import Selecting
     from turnout.gateway.service import Gateway
     from turnout.http.head import Head
@@ -66,16 +63,6 @@ def route(gateway: Gateway, connection: Connection, head: Head, body: bytes, dep
         selecting.embedding.start(needs.text, asking.embedded, selecting.decide_within_s)
     else:
         gateway.routed(connection, head, answer)
-
-
-class _Question(msgspec.Struct, frozen=True):
-    """What `Asker.ask` reads of a run."""
-
-    request: Request
-    prepared: Prepared
-    principal: Principal
-    model: str
-    floor: int
 
 
 class _Asking:
@@ -148,7 +135,13 @@ class _Asking:
             return Refusal(404, "model_not_found", f"The model {request.model[:64]!r} does not exist.", "model")
         try:
             chosen = selecting.decide(
-                request, principal, controls, gateway.clock(), session=session, embedded=self._embedded
+                request,
+                principal,
+                controls,
+                gateway.clock(),
+                session=session,
+                embedded=self._embedded,
+                share=functools.partial(cached_share, gateway, request, self._head.prepared, principal),
             )
         except Refused as refused:
             return _refusal(refused)
@@ -158,20 +151,8 @@ class _Asking:
 
     def _endpoint(self, request: Request, model: str) -> str | None:
         """Return where scheduling would send it now; None while no endpoint would take it."""
-        gateway = self._gateway
-        pool = gateway.fleet.pool(model)
-        if pool is None:
-            return None
-        prompt, chars = request.prompt, gateway.catalogue.entry(model).chars_per_token
-        floor = (
-            max(1, len(prompt.tokens))
-            if prompt.tokens
-            else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, chars)
-        )
-        question = _Question(request, self._head.prepared, self._principal, model, floor)
-        ask = gateway.ask(cast("Run", question), pool)
-        picked = foreseen(ask, pool, gateway.fleet, gateway.clock(), copy.copy(gateway.rng)).picked
-        return picked.name if picked is not None else None
+        decision = foresee(self._gateway, request, self._head.prepared, self._principal, model)
+        return decision.picked.name if decision is not None and decision.picked is not None else None
 
     def _preview(self) -> bytes | Refusal:
         if "preview" not in self._principal.permissions:

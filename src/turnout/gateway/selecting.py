@@ -6,6 +6,7 @@ no text to judge) goes by the failure policy: the configured default model, else
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,12 +20,12 @@ from turnout.core.kit.lru import LruMap
 from turnout.core.selection import pin as pins
 from turnout.core.selection.blend import Blend, NotFinite, Weighted, centroid_shares
 from turnout.core.selection.bundle import CacheThresholds
-from turnout.core.selection.controls import InvalidControl
 from turnout.core.selection.eligibility import Asked, Candidate, Eligible, eligible
 from turnout.core.selection.embedder import length_feature, tail
 from turnout.core.selection.explain import explain
 from turnout.core.selection.knobs import InvalidKnobs
 from turnout.core.selection.loaded import BundleSet
+from turnout.core.selection.observed import Observations, Observed
 from turnout.core.selection.selection import EmbedFailure, Selection, fallback, pinned, select
 from turnout.core.selection.text import Texts, texts_of
 from turnout.core.selection_options import Selection as Options
@@ -33,7 +34,9 @@ from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import Controls
 from turnout.gateway.embedding import Embedded, Embedding
 from turnout.gateway.extra import NeedsVector, Refused
+from turnout.gateway.foresight import cached_share
 from turnout.gateway.principals import Principal
+from turnout.gateway.selection_refusals import bad_selector, nobody
 
 if TYPE_CHECKING:
     from turnout.gateway.instruments import Counts
@@ -78,6 +81,7 @@ class Selecting:
         explained_max: int,
         warn: Callable[[str], None],
         took: tuple[Counts, Counts],
+        observations: Observations,
     ) -> None:
         self._options, self._library, self.embedding = options, library, embedding
         self._fleet, self._catalogue, self._clock, self._warn = fleet, catalogue, clock, warn
@@ -89,6 +93,7 @@ class Selecting:
         )  # fmt: skip
         self._explained: LruMap[str, Selection] = LruMap(explained_max)
         self.counts: Counter[tuple[str, ...]] = Counter()
+        self._observations = observations
         self.took = took
         """Seconds of whole selections, and of their embeddings."""
         self.decide_within_s = 5.0
@@ -119,6 +124,7 @@ class Selecting:
             session=explicit or prepared.session_fallback or "",
             agent=prepared.agent,
             embedded=extra.embedded,
+            share=functools.partial(cached_share, run.gateway, request, prepared, run.principal),
         )
         self._explained.put(run.call_id, chosen.selection)
         self.took[0].observe(run.clock() - started_s)
@@ -141,6 +147,7 @@ class Selecting:
         agent: str = "",
         preset: str | None = None,
         embedded: Embedded | None = None,
+        share: Callable[[str], float] = lambda _: 1.0,
     ) -> Chosen:
         """Make one selection; nothing is remembered of it but counters.
 
@@ -162,7 +169,8 @@ class Selecting:
         pin = None
         if self._pins is not None and weighted is not None:
             pin = self._pins.look(key, weighted.hash, now)
-        candidates = self._eligible(blend, request, principal, texts, pin)
+        seen = self._observations.now()
+        candidates = self._eligible(blend, request, principal, texts, pin, seen)
         if blend is None or weighted is None:
             return Chosen(self._fall_back(candidates, EmbedFailure.NO_BUNDLE))
         try:
@@ -173,10 +181,13 @@ class Selecting:
                 return Chosen(self._fall_back(candidates, vector))
             length = length_feature(len(texts.question.encode("utf-8", "surrogatepass")))
             selection, _, _ = select(blend, weighted, vector, length, candidates)
+            if seen.at_ms:
+                source = "observed" if self._options.timing_source == "observed" and seen.ttft_s else "bundle"
+                selection = msgspec.structs.replace(selection, observed_at_ms=seen.at_ms, timing_source=source)
         except NotFinite:
             return Chosen(self._fall_back(candidates, EmbedFailure.EMBED_INVALID))
         if self._pins is not None:
-            selection = pinned(selection, self._verdict(pin, selection, blend, tokens, now))
+            selection = pinned(selection, self._verdict(pin, selection, blend, tokens, now, share))
         self._count(selection)
         for _, reason in candidates.dropped:
             self.counts["dropped", str(reason)] += 1
@@ -196,6 +207,16 @@ class Selecting:
             self._pins.completed(chosen.session, knobs, model=run.model, provider=provider, tokens_in=tokens, now=now)
         elif outcome is Outcome.UPSTREAM_ANSWERED:
             self._pins.refused(chosen.session, knobs, status=run.status, now=now)
+
+    def restore(
+        self, tenant: str, session: str, knobs_hash: str, model: str, provider: str, tokens_in: int, at_s: float
+    ) -> bool:
+        """Remember a turn of an earlier process; False: it is known already, or pins are off."""
+        if self._pins is None:
+            return False
+        key = pins.session_key(tenant, session=session)
+        pin = pins.Pin(model, provider, at_s, at_s, tokens_in)
+        return self._pins.restore(key, int(knobs_hash, 16), pin)
 
     def changed(self, loaded: BundleSet) -> None:
         """Hear that another snapshot is in force: answers of versions that left are worth nothing any more."""
@@ -228,16 +249,18 @@ class Selecting:
         loaded = self._library.current
         preset = model[len(AUTO_PRESET) :] if model.startswith(AUTO_PRESET) else ""
         if model != AUTO and not preset:
-            raise _selector(model, "auto or auto:<preset>")
+            raise bad_selector(model, "auto or auto:<preset>")
         if loaded is None:
             return None, None
         blend = loaded.blend(controls.bundle_version)
         if blend is None:
             known = ", ".join(sorted(loaded.blends))
-            raise _selector(controls.bundle_version, f"a loaded bundle version: {known}", "x-turnout-bundle-version")
+            raise bad_selector(controls.bundle_version, f"a loaded bundle version: {known}", "x-turnout-bundle-version")
         if preset and preset not in blend.bundle.defaults.presets:
             known = ", ".join(sorted(blend.bundle.defaults.presets))
-            raise _selector(model, f"auto or auto: with one of {known}")
+            raise bad_selector(model, f"auto or auto: with one of {known}")
+        if self._options.timing_source == "observed":
+            blend = blend.timed(self._observations.now().ttft_s)
         try:
             return blend, blend.weigh(preset, controls.overrides)
         except InvalidKnobs as error:
@@ -248,27 +271,45 @@ class Selecting:
             ) from None
 
     def _eligible(
-        self, blend: Blend | None, request: Request, principal: Principal, texts: Texts, pin: pins.Pin | None
+        self,
+        blend: Blend | None,
+        request: Request,
+        principal: Principal,
+        texts: Texts,
+        pin: pins.Pin | None,
+        seen: Observed,
     ) -> Eligible:
         names = blend.bundle.models if blend is not None else tuple(self._fleet.models)
         providers = blend.bundle.providers if blend is not None else {}
         barred = set(pin.barred) if pin is not None else set()
-        candidates = [self._candidate(name, request, principal, providers.get(name, ()), barred) for name in names]
+        candidates = [
+            self._candidate(name, request, principal, providers.get(name, ()), barred, seen) for name in names
+        ]
         prompt = request.prompt
         floor = (
             max(1, len(prompt.tokens))
             if prompt.tokens
             else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, 4.0)
         )
-        found = eligible(candidates, Asked(floor, has_tools=request.tools_requested, has_images=texts.has_images))
+        asked = Asked(
+            floor, has_tools=request.tools_requested, has_images=texts.has_images,
+            min_success_rate=self._options.min_success_rate,
+        )  # fmt: skip
+        found = eligible(candidates, asked)
         if found.outcome is not None:
             for _, reason in found.dropped:
                 self.counts["dropped", str(reason)] += 1
-            raise _nobody(found, candidates, floor)
+            raise nobody(found, candidates, floor)
         return found
 
     def _candidate(
-        self, model: str, request: Request, principal: Principal, providers: tuple[str, ...], barred: set[str]
+        self,
+        model: str,
+        request: Request,
+        principal: Principal,
+        providers: tuple[str, ...],
+        barred: set[str],
+        seen: Observed,
     ) -> Candidate:
         options, prompt = self._options, request.prompt
         pool = self._fleet.pool(model)
@@ -285,7 +326,8 @@ class Selecting:
             excluded=model in self._excluded or (bool(providers) and barred.issuperset(providers)),
             contexts=tuple([member.context_max for member in members]),
             routable=any(not (member.gone or member.draining or member.unreachable) for member in members),
-            tool_weak=model in options.tool_weak,
+            tool_weak=model in options.tool_weak or model in seen.tool_weak,
+            success_rate=seen.success_rate.get(model),
             agentic_weak=model in options.agentic_weak,
             image_input=model not in options.no_image_input,
             estimate_floor=own,
@@ -308,7 +350,13 @@ class Selecting:
         return found
 
     def _verdict(
-        self, pin: pins.Pin | None, selection: Selection, blend: Blend, tokens: int, now: float
+        self,
+        pin: pins.Pin | None,
+        selection: Selection,
+        blend: Blend,
+        tokens: int,
+        now: float,
+        share: Callable[[str], float],
     ) -> pins.Verdict:
         fresh = selection.models[0]
         if pin is None:
@@ -319,6 +367,7 @@ class Selecting:
             _price(blend, fresh),
             tokens,
             cold=pins.is_cold(pin, now, tokens),
+            cached_share=share(pin.model) if pin.model != fresh and pin.model in selection.models else 1.0,
             tier_pin=tiers.get(pin.model, 0),
             tier_new=tiers.get(fresh, 0),
         )
@@ -343,23 +392,9 @@ def _price(blend: Blend, model: str) -> pins.InputPrice | None:
     if bundle.axes is None or model not in bundle.models:
         return None
     price = float(bundle.axes.price_in[bundle.models.index(model)])
-    return pins.InputPrice(price / _MICRO) if price == price else None  # noqa: PLR0124 - NaN is unknown
-
-
-def _selector(seen: str, expected: str, param: str = "model") -> Refused:
-    error = InvalidControl(param, seen, expected)
-    return Refused(Outcome.INVALID_SELECTION, f"{error}.", code="invalid_model_selector", param=param)
-
-
-def _nobody(found: Eligible, candidates: list[Candidate], floor: int) -> Refused:
-    outcome = found.outcome
-    assert outcome is not None
-    if outcome is Outcome.CONTEXT_EXCEEDED:
-        largest = max((c for one in candidates for c in one.contexts if c is not None), default=0)
-        message = (
-            f"This request needs at least {floor} tokens, but the maximum context length of the models that could "
-            f"serve it is {largest} tokens. Please reduce the length of the messages."
-        )
-        return Refused(outcome, message, max=largest, estimated_prompt_tokens=floor)
-    reasons = sorted({str(reason) for _, reason in found.dropped})
-    return Refused(outcome, f"No model can serve this request: {', '.join(reasons)}.")
+    cached = bundle.price_cached.get(model)
+    return (
+        pins.InputPrice(price / _MICRO, None if cached is None else cached / _MICRO)
+        if price == price  # noqa: PLR0124 - NaN is unknown
+        else None
+    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,8 +17,12 @@ from turnout.bundles.fitting.build import Price, bundle_files
 from turnout.bundles.fitting.fit import Fitted
 from turnout.bundles.fitting.labels import Labels
 from turnout.bundles.writing import promote, write
+from turnout.choosing import restore_pins
+from turnout.core import options
+from turnout.core.facts import RouteStats, StatsSnapshot
 from turnout.core.selection.embedder import Hashgram
 from turnout.gateway.embedding import Embedding
+from turnout.ledger.writer import Ledger
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Engine, Router
@@ -233,3 +238,60 @@ def test_the_bundles_can_be_reloaded_by_the_admin(
     assert "v9" in seen.json["problem"]
     assert admin(started, b"POST", page, b"Sec-Fetch-Site: cross-site").status == 403
     assert admin(started, b"GET", page).status == 405
+
+
+def test_unreliable_and_slow_models_are_told_by_the_ledger(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    started = start(router, script_engine(), root, min_success_rate=0.9, timing_source="observed")
+    assert ask(started, ROUTE).json["observed_at_ms"] is None
+    bad = RouteStats(n=40, counted_n=40, ok_n=20, ttft_n=40, ttft_sum_ms=40_000)
+    at_ms = started.app.gateway.now_ms()
+    started.records.statistics = StatsSnapshot(observed_at_ms=at_ms, models={"big": bad})
+    seen = ask(started, ROUTE).json
+    assert (seen["model"], seen["timing_source"], seen["observed_at_ms"]) == ("small", "observed", at_ms)
+    assert seen["dropped"] == [{"model": "big", "reason": "unreliable"}]
+    started.records.statistics = StatsSnapshot(observed_at_ms=at_ms - 31_000, models={"big": bad})
+    assert ask(started, ROUTE).json["model"] == "big"
+
+
+def test_a_pin_weighs_what_the_engine_is_expected_to_hold(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path
+) -> None:
+    started = start(router, script_engine(), root)
+    session, filler = b"x-turnout-session: s", " and more of it" * 100
+    assert ask(started, CHAT, MATHS + filler, session).header(b"x-turnout-model") == b"big"
+    turns = [{"role": "user", "content": MATHS + filler}, {"role": "user", "content": POEMS}]
+    warm = ask(started, ROUTE, POEMS, session, messages=turns).json
+    rewritten = [{"role": "user", "content": "another beginning" + filler * 2}, turns[1]]
+    cold = ask(started, ROUTE, POEMS, session, messages=rewritten).json
+    assert warm["pin"]["cache_loss_usd"] > cold["pin"]["cache_loss_usd"] == 0.0
+    assert cold["pin"]["savings_usd"] > warm["pin"]["savings_usd"]
+
+
+def test_pins_are_rebuilt_from_the_ledger(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path, tmp_path: Path
+) -> None:
+    started = start(router, script_engine(), root)
+    session = b"x-turnout-session: s-1"
+    assert ask(started, CHAT, POEMS, session).header(b"x-turnout-model") == b"small"
+    fact = started.records.fact(0)
+    database = tmp_path / "turnout.db"
+    ledger = Ledger(options.Ledger(url=f"sqlite:///{database}"), router_id="r", clock_ms=started.app.gateway.now_ms)
+    ledger.start()
+    ledger.record(fact)
+    assert ledger.close() == 0
+    again = start(router, script_engine(), root)
+    assert ask(again, ROUTE, MATHS, session).json["pin"]["reason"] == "no_pin"
+    config = msgspec.structs.replace(again.config, ledger=options.Ledger(url=f"sqlite:///{database}"))
+
+    async def restored() -> int:
+        return await restore_pins(again.app.gateway, config)
+
+    assert again._loop.run(restored()) == 1
+    assert again._loop.run(restored()) == 0
+    seen = ask(again, CHAT, MATHS, session)
+    assert (seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (b"small", b"session_pin")
+    missing = msgspec.structs.replace(again.config, ledger=options.Ledger(url=f"sqlite:///{tmp_path}/none/x.db"))
+    config = missing
+    assert again._loop.run(restored()) == 0

@@ -6,13 +6,15 @@ on knobs alone is computed once per knobs and kept (256 of them); a request then
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import numpy as np
 
 from turnout.core.kit.lru import LruMap
 from turnout.core.selection import controls, knobs
 from turnout.core.selection.arrays import Bools, Floats, Floats32, Ints, frozen
-from turnout.core.selection.bundle import Axes, Bundle
+from turnout.core.selection.bundle import Axes, Bundle, with_timings
 from turnout.core.selection.controls import Overrides
 from turnout.core.selection.knobs import Knobs
 
@@ -94,14 +96,26 @@ def normalised(rows: Floats) -> Floats:
 class Blend:
     """Scores the deployed models of one bundle snapshot. Holds no state of requests but the kept knobs."""
 
-    __slots__ = ("_kept", "_mean_row", "_quality", "bundle")
+    __slots__ = ("_kept", "_mean_row", "_quality", "_timed", "bundle")
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self._timed: tuple[Mapping[str, float], Blend] | None = None
         self._kept: LruMap[tuple[str, Overrides], Weighted] = LruMap(_KNOBS_KEPT)
         table = bundle.quality
         self._quality = None if table is None else frozen(normalised(table))
         self._mean_row = None if table is None else frozen(normalised(table.mean(axis=0, keepdims=True)))
+
+    def timed(self, ttft_s: Mapping[str, float]) -> Blend:
+        """Return this blend at observed times to first token; the latest one is kept, so ask with the same mapping."""
+        if self.bundle.axes is None or not ttft_s:
+            return self
+        if self._timed is None or self._timed[0] is not ttft_s:
+            found = Blend.__new__(Blend)
+            found.bundle, found._timed = with_timings(self.bundle, ttft_s), None
+            found._kept, found._quality, found._mean_row = LruMap(_KNOBS_KEPT), self._quality, self._mean_row
+            self._timed = ttft_s, found
+        return self._timed[1]
 
     def weigh(self, preset: str = "", overrides: Overrides = controls.NONE) -> Weighted:
         """Return the effective knobs with their weights and norms.

@@ -63,6 +63,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     head: Floats | None = None
     abstain_similarity: float | None = None
     cache: CacheThresholds = CacheThresholds()
+    price_cached: Mapping[str, int] = {}
+    """Of the price book, micro-USD per 1M cached input tokens."""
 
     @property
     def clusters(self) -> int:
@@ -85,6 +87,8 @@ class Price(msgspec.Struct, frozen=True, gc=False):
 
     input: int | None = None
     output: int | None = None
+    cached: int | None = None
+    """Of input that an engine reads from its cache."""
 
 
 def with_prices(bundle: Bundle, book: Mapping[str, Price]) -> Bundle:
@@ -98,7 +102,10 @@ def with_prices(bundle: Bundle, book: Mapping[str, Price]) -> Bundle:
             price_in[column] = np.nan if price.input is None else price.input
             price_out[column] = np.nan if price.output is None else price.output
     axes = msgspec.structs.replace(bundle.axes, price_in=frozen(price_in), price_out=frozen(price_out))
-    return msgspec.structs.replace(bundle, axes=axes)
+    cached = {model: book[model].cached for model in bundle.models if model in book}
+    return msgspec.structs.replace(
+        bundle, axes=axes, price_cached={model: price for model, price in cached.items() if price is not None}
+    )
 
 
 def with_timings(bundle: Bundle, ttft_s: Mapping[str, float]) -> Bundle:

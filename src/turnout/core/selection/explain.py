@@ -37,6 +37,8 @@ def explain(selection: Selection, ranked_max: int | None = None) -> dict[str, An
         "dropped": [{"model": model, "reason": str(reason)} for model, reason in selection.dropped],
         "yielded": [str(reason) for reason in selection.yielded],
         "out_of_domain": selection.out_of_domain,
+        "observed_at_ms": selection.observed_at_ms or None,
+        "timing_source": selection.timing_source,
         "pin": None,
         "failure": None if selection.failure is None else str(selection.failure),
     }

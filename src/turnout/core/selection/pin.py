@@ -69,6 +69,8 @@ class Stakes(msgspec.Struct, frozen=True, gc=False):
     price_new: InputPrice | None
     tokens: int
     cold: bool
+    cached_share: float = 1.0
+    """Share of the input that scheduling expects the pinned model's engine to hold; 1 while nothing better is known."""
     tier_pin: int = 0
     tier_new: int = 0
 
@@ -119,9 +121,13 @@ def decide(pin: Pin | None, fresh: str, *, eligible: bool, stakes: Stakes, rule:
 
 def _sums(stakes: Stakes, pinned: InputPrice, new: InputPrice, rule: Rule) -> tuple[float, float]:
     turns = stakes.tokens * rule.horizon_turns
-    if stakes.cold:  # nothing is cached on either side: full prices, and nothing to lose
+    share = 0.0 if stakes.cold else stakes.cached_share
+    if share <= 0.0:  # nothing is cached on either side: full prices, and nothing to lose
         return (pinned.usd - new.usd) * turns / 1e6, 0.0
     cached_pin, cached_new = pinned.cached(rule.cached_price_factor), new.cached(rule.cached_price_factor)
+    if share < 1.0:
+        cached_pin = share * cached_pin + (1.0 - share) * pinned.usd
+        cached_new = share * cached_new + (1.0 - share) * new.usd
     return (cached_pin - cached_new) * turns / 1e6, (new.usd - cached_new) * stakes.tokens / 1e6
 
 
@@ -168,6 +174,13 @@ class Pins:
         barred = old.barred if old is not None else ()
         pin = Pin(model, provider, now, now, tokens_in, barred=barred)
         self._pins.put((session, knobs), pin)
+
+    def restore(self, session: bytes, knobs: int, pin: Pin) -> bool:
+        """Remember a pin of an earlier process; one that is here already is newer."""
+        if self._pins.peek((session, knobs)) is not None:
+            return False
+        self._pins.put((session, knobs), pin)
+        return True
 
     def refused(self, session: bytes, knobs: int, *, status: int, now: float) -> None:
         """Count a bad ending: the second 4xx in a row drops the pin, the second 529 bars the provider."""

@@ -77,6 +77,9 @@ class Selection(msgspec.Struct, frozen=True):
     pin: Verdict | None = None
     out_of_domain: bool = False
     failure: EmbedFailure | None = None
+    observed_at_ms: int = 0
+    """When the statistics were derived that took part; 0: none did."""
+    timing_source: str = "bundle"
 
     @property
     def knobs_hash(self) -> int:

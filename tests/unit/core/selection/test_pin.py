@@ -144,3 +144,25 @@ def test_two_overloads_bar_the_provider_for_the_session() -> None:
     pin = pins.look(b"s", 0, 3.0)
     assert pin is not None
     assert (pin.model, pin.barred) == ("n", ("p",))
+
+
+@pytest.mark.parametrize(
+    ("share", "savings", "loss"), [(1.0, 0.0375, 0.1125), (0.5, 0.20625, 0.05625), (0.0, 0.375, 0.0)]
+)
+def test_what_the_engine_is_expected_to_hold_weighs_the_loss(share: float, savings: float, loss: float) -> None:
+    pin = Pin("old", "", 0.0, 0.0, 10)
+    stakes = Stakes(InputPrice(5.0), InputPrice(2.5), 50_000, cold=False, cached_share=share)
+    verdict = decide(pin, "new", eligible=True, stakes=stakes, rule=Rule())
+    assert (verdict.savings_usd, verdict.cache_loss_usd) == pytest.approx((savings, loss))
+    assert verdict.stays == (share == 1.0)
+
+
+def test_a_restored_pin_gives_way_to_a_newer_one() -> None:
+    held = Pins(10, 60.0)
+    old = Pin("old", "", 1.0, 1.0, 10)
+    assert held.restore(b"s", 1, old)
+    held.completed(b"s", 1, model="new", provider="", tokens_in=5, now=2.0)
+    assert not held.restore(b"s", 1, old)
+    found = held.look(b"s", 1, 2.0)
+    assert found is not None
+    assert found.model == "new"
