@@ -32,6 +32,7 @@ from turnout.gateway import reload
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.fleet_changes import FleetChanges
 from turnout.gateway.instruments import Entropy, Sources
+from turnout.gateway.legs_stats import disagg_document, disagg_stats
 from turnout.gateway.prober import Prober
 from turnout.gateway.service import Gateway
 from turnout.gateway.upstream import Upstream
@@ -271,6 +272,7 @@ class App:
 
     def _admin_app(self) -> object:
         from turnout.console.admin import admin_app
+        from turnout.console.disagg_pages import routes as disagg_routes
         from turnout.console.ledger_pages import routes as ledger_routes
         from turnout.telemetry.prometheus import Exposition
 
@@ -283,12 +285,14 @@ class App:
             ledger_stats=functools.partial(ledger_stats, self.ledger),
             coordinator_stats=self._coordinator_stats,
             choice_stats=functools.partial(choice_stats, self.gateway, self._bundles),
+            disagg_stats=lambda: disagg_stats(self.gateway.fleet, time.monotonic()),
             log_stats=self._sink.stats,
             version=__version__,
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
         pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
-        pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages)
+        disagg_pages = disagg_routes(lambda: disagg_document(self.gateway.fleet, time.monotonic()))
+        pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages)
         return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
 
 

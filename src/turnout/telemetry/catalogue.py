@@ -281,6 +281,38 @@ CHOICES: tuple[Metric, ...] = tuple(
 )
 """Keys of the stats of selection and response cache; absent where they are not configured."""
 
+_DISAGG: tuple[tuple[str, Kind, str, tuple[str, ...], str], ...] = (
+    (
+        "decisions_total",
+        "counter",
+        "Requests split or served whole, by reason.",
+        ("pool", "result", "reason"),
+        "decisions",
+    ),
+    ("legs_total", "counter", "Ended legs; outcome is ok or the error kind.", ("endpoint", "phase", "outcome"), "legs"),
+    ("failures_total", "counter", "Failures of legs by row of the failure table.", ("row", "flow"), "failures"),
+    ("rerouted_total", "counter", "Attempts after the first whose legs were sent.", ("pool",), "rerouted"),
+    ("reprefilled_total", "counter", "Prompts prefilled once more.", ("pool",), "reprefilled"),
+    ("handle_reused_total", "counter", "Hand-overs given to another decode endpoint.", ("pool",), "handle_reused"),
+    ("handover_empty_total", "counter", "Prefill answers without anything to fetch.", ("pool",), "handover_empty"),
+    (
+        "handover_refused_total",
+        "counter",
+        "Prefill answers that named a foreign host.",
+        ("endpoint",),
+        "handover_refused",
+    ),
+    ("lease_expired_total", "counter", "Hand-overs whose lease had passed.", ("pool",), "lease_expired"),
+    ("aborts_total", "counter", "Legs closed by the router.", ("flow", "leg"), "aborts"),
+    ("pairs_quarantined", "gauge", "Pairs at rest after failed hand-overs.", (), "quarantined"),
+    ("rooms_open", "gauge", "Bootstrap rooms in use.", (), "rooms"),
+    ("queue_depth", "gauge", "Requests waiting in engines, by role.", ("role",), "queue_depth"),
+)
+DISAGG: tuple[Metric, ...] = tuple(
+    Metric("turnout_disagg_" + name, kind, text, labels, source=source) for name, kind, text, labels, source in _DISAGG
+)
+"""Keys of the stats of requests in two legs; absent while every endpoint does both."""
+
 PROCESS: tuple[Metric, ...] = (
     Metric("turnout_build_info", "gauge", "Always 1; the labels say what runs.", ("version", "python")),
     Metric("turnout_log_dropped_total", "counter", "Log records lost to a slow sink.", source="dropped"),
@@ -288,7 +320,7 @@ PROCESS: tuple[Metric, ...] = (
 )
 
 METRICS: tuple[Metric, ...] = (
-    REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + COORDINATOR + CHOICES + PROCESS
+    REQUESTS + SCHEDULING + PLAIN + ENDPOINTS + PREFIX + LEDGER + COORDINATOR + CHOICES + DISAGG + PROCESS
 )
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
 
@@ -301,6 +333,7 @@ _TITLES: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Ledger", LEDGER),
     ("Coordinator door", COORDINATOR),
     ("Selection and response cache", CHOICES),
+    ("Prefill and decode legs", DISAGG),
     ("Process", PROCESS),
 )
 

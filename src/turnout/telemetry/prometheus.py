@@ -44,9 +44,9 @@ def _no_rows() -> list[EndpointRow]:
 class Exposition(Collector):
     """The custom collector over a `Meter`, and the page it renders.
 
-    `ledger_stats`, `prefix_stats`, `coordinator_stats`, `choice_stats` and `log_stats` map the `source` keys of the
-    catalogue to a number, or to a mapping from label value (or tuple of them) to a number or histogram; a missing key
-    gives no sample.
+    `ledger_stats`, `prefix_stats`, `coordinator_stats`, `choice_stats`, `disagg_stats` and `log_stats` map the `source`
+    keys of the catalogue to a number, or to a mapping from label value (or tuple of them) to a number or histogram; a
+    missing key gives no sample.
     `queue_depths` maps models.
     """
 
@@ -60,6 +60,7 @@ class Exposition(Collector):
         ledger_stats: Callable[[], Mapping[str, Any]] = _nothing,
         coordinator_stats: Callable[[], Mapping[str, Any]] = _nothing,
         choice_stats: Callable[[], Mapping[str, Any]] = _nothing,
+        disagg_stats: Callable[[], Mapping[str, Any]] = _nothing,
         log_stats: Callable[[], Mapping[str, Any]] = _nothing,
         version: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -72,6 +73,7 @@ class Exposition(Collector):
             (catalogue.LEDGER, ledger_stats),
             (catalogue.COORDINATOR, coordinator_stats),
             (catalogue.CHOICES, choice_stats),
+            (catalogue.DISAGG, disagg_stats),
             (catalogue.PROCESS[1:], log_stats),
         )
         self._version = version

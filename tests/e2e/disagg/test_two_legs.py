@@ -127,3 +127,25 @@ def test_a_hostile_prefill_answer_is_refused(start_router: Any, fleet_of: Any, w
     assert fleet.served() == {"p0": 1, "d0": 0}
     counts = router.call(lambda: dict(router.app.gateway.fleet.pairing.counts))
     assert counts[("handover_refused", "p0")] == 1
+
+
+def test_the_admin_listener_tells_pairs_and_metrics(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
+    fleet = fleet_of(flow, {"p0": "prefill", "d0": "decode"})
+    server = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
+    router = start_router(endpoint=fleet.tables, disagg={"decider": "always"}, server=server)
+    decided = b""
+    for number in range(3):
+        decided = router.ask(body(wire, number, stream=True)).header(b"x-turnout-decision")
+    admin = router.admin_port
+    seen = router.ask(path=b"/x/disagg", method=b"GET", port=admin).json
+    assert seen["pools"][wire.MODEL]["split"] == 3
+    assert [(row["endpoint"], row["prefill_legs"], row["decode_legs"]) for row in seen["endpoints"]] == [
+        ("d0", 0, 3),
+        ("p0", 3, 0),
+    ]
+    assert [(row["prefill"], row["decode"], row["count"]) for row in seen["pairs"]] == [("p0", "d0", 3)]
+    explained = router.ask(path=b"/x/decisions/" + decided, method=b"GET", port=admin).json
+    assert explained["legs"] == {"prefill": "p0", "decode": "d0"}
+    assert explained["split"]["reason"] == "always"
+    page = router.ask(path=b"/metrics", method=b"GET", port=admin).body
+    assert b'turnout_disagg_legs_total{endpoint="p0",outcome="ok",phase="prefill"} 3.0' in page

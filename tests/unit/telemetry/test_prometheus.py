@@ -67,6 +67,7 @@ def exposition(meter: Meter) -> Exposition:
         },
         coordinator_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.COORDINATOR},
         choice_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.CHOICES},
+        disagg_stats=lambda: {metric.source: door_value(metric) for metric in catalogue.DISAGG},
         log_stats=lambda: {"dropped": 4, "suppressed": 2},
         version="1.2.3",
         clock=lambda: 0.0,
