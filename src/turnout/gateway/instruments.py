@@ -31,6 +31,10 @@ class Instruments(Protocol):
         """Seconds from a complete request to its decision."""
 
     @property
+    def candidates(self) -> Counts:
+        """Candidates of a decision."""
+
+    @property
     def overhead(self) -> Counts:
         """Seconds of our own up to the response head."""
 

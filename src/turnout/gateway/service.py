@@ -208,6 +208,7 @@ class Gateway:
             return
         meter = self.meter
         meter.schedule.observe(run.decide_s)
+        meter.candidates.observe(len(decision.members))
         if decision.picked is not None:
             meter.picked(decision.picked.name)
         if decision.held:

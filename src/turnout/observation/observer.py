@@ -59,6 +59,7 @@ class Observer:
             "realised": {name: precision.realised_total for name, precision in learnt.items()},
             "report_age": {e.name: now - e.observed_at for e in endpoints if e.observed_at is not None},
             "signal_lost": {name: dict(scrapes.lost) for name, scrapes in self.scraper.scrapes.items()},
+            "load_errors": {name: dict(scrapes.errors) for name, scrapes in self.scraper.scrapes.items()},
         }
         if self.kv is not None:
             figures["kv_events"] = self.kv.counts()

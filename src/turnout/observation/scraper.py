@@ -14,6 +14,7 @@ import msgspec
 
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.prefill import Sent
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
 from turnout.engines.load_reports import read_loads, read_metrics
@@ -22,6 +23,7 @@ from turnout.observation.fetch import Fetcher
 _OK, _NOT_FOUND = 200, 404
 _SHARE_MAX = 0.03  # of one core, for all scrapes together
 _COST_WEIGHT = 0.1
+_ERROR_WEIGHT = 0.1
 _ABSENT_AFTER = 3
 _ABSENT_S = 30.0
 _LOADS = "/v1/loads"
@@ -30,13 +32,17 @@ _SIGNALS = ("running", "waiting", "kv_usage_ratio", "waiting_uncached_tokens", "
 
 
 class Scrapes(msgspec.Struct):
-    """What became of the scrapes of one endpoint; `lost` counts signals that were known and then missing."""
+    """What became of the scrapes of one endpoint; `lost` counts signals that were known and then missing.
+
+    `errors` has, per signal, how far the estimate is from what the next report says, on average.
+    """
 
     done: int = 0
     failed: int = 0
     absent_in_row: int = 0
     lost: dict[str, int] = {}
     known: frozenset[str] = frozenset()
+    errors: dict[str, float] = {}
     last: Report | None = None
     reads_loads: bool = False
 
@@ -132,6 +138,10 @@ class Scraper:
         if before is not None and restarted(before, report):
             self._on_restart(state)
             return
+        error = estimate_error(state, sent, report)
+        if error is not None:
+            errors = scrapes.errors
+            errors["busy"] = errors.get("busy", error) + _ERROR_WEIGHT * (error - errors.get("busy", error))
         self._fleet.observed(state, sent, report)
         self._on_report(state)
 
@@ -140,6 +150,15 @@ class Scraper:
         for name in scrapes.known - known:
             scrapes.lost[name] = scrapes.lost.get(name, 0) + 1
         scrapes.known = known
+
+
+def estimate_error(state: EndpointState, sent: Sent, report: Report) -> float | None:
+    """Return by how many requests the load reckoned from the last report was wrong as this scrape was sent."""
+    if None in (state.running, state.waiting, report.running, report.waiting):
+        return None
+    before, after = (state.running or 0) + (state.waiting or 0), (report.running or 0) + (report.waiting or 0)
+    reckoned = max(sent.in_flight, before + sent.in_flight - state.in_flight_at_report)
+    return float(abs(reckoned - after))
 
 
 def restarted(before: Report, after: Report) -> bool:

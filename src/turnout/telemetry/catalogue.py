@@ -52,6 +52,7 @@ REQUESTS: tuple[Metric, ...] = (
 
 SCHEDULING: tuple[Metric, ...] = (
     Metric("turnout_schedule_seconds", "histogram", "One scheduling decision, trace included."),
+    Metric("turnout_schedule_candidates", "histogram", "Candidates of a decision after all filters."),
     Metric("turnout_schedule_picks_total", "counter", "Decisions that picked this endpoint.", ("endpoint",)),
     Metric("turnout_schedule_dropped_total", "counter", "Candidates dropped by a filter.", ("reason",)),
     Metric("turnout_schedule_held_total", "counter", "Requests that wait by choice: queue, cold_gate.", ("reason",)),
@@ -169,6 +170,13 @@ PREFIX: tuple[Metric, ...] = (
         "Signals that were known and then missing.",
         ("endpoint", "signal"),
         source="signal_lost",
+    ),
+    Metric(
+        "turnout_load_estimate_error",
+        "gauge",
+        "Requests by which the reckoned load is off when the next report comes, on average.",
+        ("endpoint", "signal"),
+        source="load_errors",
     ),
 )
 """Keys of the prefix index's stats; an absent key gives no sample."""

@@ -34,6 +34,7 @@ E2E_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0,
     40.0, 60.0, 120.0, 240.0, 600.0,
 )  # fmt: skip
+CANDIDATES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 SCHEDULE_S = (
     0.000005, 0.00001, 0.00002, 0.00003, 0.00005, 0.000075, 0.0001, 0.00015, 0.0002, 0.00025, 0.0005,
     0.001, 0.0025, 0.005, 0.01,
@@ -122,6 +123,7 @@ class Meter:
         self.holds: dict[str, int] = {}
         self.itl = Histogram(ITL_S)
         self.schedule = Histogram(SCHEDULE_S)
+        self.candidates = Histogram(CANDIDATES)
         self.overhead = Histogram(OVERHEAD_S)
         self.prefix_blocks_total = 0
         self.prefix_matched_blocks_total = 0

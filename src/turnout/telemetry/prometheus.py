@@ -109,6 +109,7 @@ class Exposition(Collector):
         yield _histogram("turnout_itl_seconds", [((), meter.itl)])
         yield _histogram("turnout_overhead_seconds", [((), meter.overhead)])
         yield _histogram("turnout_schedule_seconds", [((), meter.schedule)])
+        yield _histogram("turnout_schedule_candidates", [((), meter.candidates)])
         yield _family("turnout_schedule_picks_total", _labelled(meter.picks))
         yield _family("turnout_schedule_dropped_total", _labelled(meter.drops))
         yield _family("turnout_schedule_held_total", _labelled(meter.holds))

@@ -27,6 +27,7 @@ def busy_meter() -> Meter:
     meter.refused("invalid_json")
     meter.itl.observe(0.02)
     meter.schedule.observe(0.00004)
+    meter.candidates.observe(4)
     meter.overhead.observe(0.0002)
     meter.prefix("match", 10, 8)
     meter.picked("e1")
@@ -110,7 +111,7 @@ def test_names_end_in_their_unit_and_counters_in_total() -> None:
     for metric in catalogue.METRICS:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         if metric.kind == "histogram":
-            assert metric.name.endswith("_seconds"), metric.name
+            assert metric.name.endswith(("_seconds", "_candidates")), metric.name
 
 
 def test_values_arrive_under_their_labels() -> None:
