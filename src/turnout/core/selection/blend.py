@@ -6,6 +6,7 @@ on knobs alone is computed once per knobs and kept (256 of them); a request then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -19,6 +20,7 @@ from turnout.core.selection.controls import Overrides
 from turnout.core.selection.knobs import Knobs
 
 DECIMALS = 9
+_SCALE = 10.0**DECIMALS
 _KNOBS_KEPT = 256
 _SORTED_WHOLE_MAX = 512  # up to here sorting all clusters is cheaper than picking the candidates first
 # The knobs' own check lets alpha + speed pass 1 by this much: what is left for the two axes below it is rounding.
@@ -71,11 +73,15 @@ class Scores(msgspec.Struct, frozen=True):
 
 def nearest(centroids: Floats, vector: Floats32, top_p: int) -> Nearest:
     """Return the P clusters of largest similarity; equal ones in favour of the lower index."""
-    similarity = np.round(centroids @ vector.astype(np.float64), DECIMALS)
-    size = len(similarity)
+    # What np.round does, without its detour through Python.
+    whole = np.rint((centroids @ vector.astype(np.float64)) * _SCALE)
+    size = len(whole)
     if size <= _SORTED_WHOLE_MAX:
-        ordered = (-similarity).argsort(kind="stable")[:top_p]
-        return Nearest(np.sort(ordered), ordered, similarity[ordered])
+        ordered = (-whole).argsort(kind="stable")[:top_p]
+        ascending = ordered.copy()
+        ascending.sort()
+        return Nearest(ascending, ordered, whole.take(ordered) / _SCALE)
+    similarity = whole / _SCALE
     if top_p < size:
         least = np.partition(similarity, size - top_p)[size - top_p]
         candidates = np.flatnonzero(similarity >= least)
@@ -87,21 +93,25 @@ def nearest(centroids: Floats, vector: Floats32, top_p: int) -> Nearest:
 
 def normalised(rows: Floats) -> Floats:
     """Return each row scaled to [0, 1] over its models; a row without range becomes 0, NaN stays NaN."""
-    low = rows.min(axis=-1, keepdims=True)
-    span = rows.max(axis=-1, keepdims=True) - low
-    scaled: Floats = np.divide(rows - low, span, out=np.zeros_like(rows), where=~(span <= 0.0))
+    low = np.minimum.reduce(rows, axis=-1, keepdims=True)
+    span = np.maximum.reduce(rows, axis=-1, keepdims=True) - low
+    span[span <= 0.0] = 1.0  # the differences are 0, too
+    scaled: Floats = (rows - low) / span
     return scaled
 
 
 class Blend:
     """Scores the deployed models of one bundle snapshot. Holds no state of requests but the kept knobs."""
 
-    __slots__ = ("_kept", "_mean_row", "_quality", "_timed", "bundle")
+    __slots__ = ("_head", "_kept", "_mean_row", "_quality", "_timed", "bundle")
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._timed: tuple[Mapping[str, float], Blend] | None = None
         self._kept: LruMap[tuple[str, Overrides], Weighted] = LruMap(_KNOBS_KEPT)
+        head = bundle.head
+        # Rows of their own, without the length at their end: the product over them is twice as quick.
+        self._head = None if head is None else (frozen(head[:, :-1]), frozen(head[:, -1]))
         table = bundle.quality
         self._quality = None if table is None else frozen(normalised(table))
         self._mean_row = None if table is None else frozen(normalised(table.mean(axis=0, keepdims=True)))
@@ -114,6 +124,7 @@ class Blend:
             found = Blend.__new__(Blend)
             found.bundle, found._timed = with_timings(self.bundle, ttft_s), None
             found._kept, found._quality, found._mean_row = LruMap(_KNOBS_KEPT), self._quality, self._mean_row
+            found._head = self._head
             self._timed = ttft_s, found
         return self._timed[1]
 
@@ -155,18 +166,18 @@ class Blend:
         if out_of_domain:
             rows = np.repeat(self._mean_row, len(chosen), axis=0)  # type: ignore[arg-type]
         elif bundle.head is not None and vector is not None:
-            rows = normalised(bundle.quality[chosen] + self._head(vector, length))
+            rows = normalised(bundle.quality.take(chosen, axis=0) + self._raised(vector, length))
         else:
-            rows = self._quality[chosen]  # type: ignore[index]
-        quality = weighted.quality[chosen] @ rows
-        cost = float(weighted.cost[chosen].sum()) * weighted.cheapness
+            rows = self._quality.take(chosen, axis=0)  # type: ignore[union-attr]
+        quality = weighted.quality.take(chosen) @ rows
+        cost = float(np.add.reduce(weighted.cost.take(chosen))) * weighted.cheapness
         speed = (len(chosen) * weighted.speed) * weighted.quickness
         return _ranked(quality, cost, speed, out_of_domain=out_of_domain)
 
-    def _head(self, vector: Floats32, length: float) -> Floats:
-        head = self.bundle.head
-        assert head is not None
-        raised: Floats = head[:, :-1] @ vector.astype(np.float64) + head[:, -1] * length
+    def _raised(self, vector: Floats32, length: float) -> Floats:
+        assert self._head is not None
+        weights, per_length = self._head
+        raised: Floats = weights @ vector.astype(np.float64) + per_length * length
         return raised
 
     def _baked_in(self, near: Nearest) -> Scores:
@@ -272,7 +283,7 @@ def _quickness(axes: Axes, chosen: Knobs) -> tuple[Floats, bool]:
 
 def _ranked(quality: Floats, cost: Floats, speed: Floats, *, out_of_domain: bool) -> Scores:
     score = quality + cost + speed
-    if not np.isfinite(score).all():
+    if not math.isfinite(np.add.reduce(score)):  # one that is not makes the sum infinite or NaN
         raise NotFinite("a score is not finite")
-    order = np.argsort(-np.round(score, DECIMALS), kind="stable")
+    order = (-np.rint(score * _SCALE)).argsort(kind="stable")
     return Scores(score, quality, cost, speed, order, out_of_domain)
