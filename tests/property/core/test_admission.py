@@ -121,3 +121,49 @@ def test_a_joined_answer_is_the_second_one_and_says_nothing_twice(
     steps = [match.feed(channel, text).progress for channel, text in other]
     is_prefix = second[: len(sent)] == sent
     assert (Progress.MISMATCH in [*steps, match.ended()]) == (not is_prefix)
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "aside", "move", "leave", "serve", "wait"]),
+        st.integers(0, 20),
+        st.sampled_from(["a", "b", "c"]),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MOVES)
+def test_who_stands_aside_is_neither_lost_nor_in_the_way(steps: list[tuple[str, int, str]]) -> None:
+    queue = FairQueue({}, 5.0)
+    waiting: list[Ticket] = []
+    now = 0.0
+    for step, number, tenant in steps:
+        chosen = waiting[number % len(waiting)] if waiting else None
+        if step == "put":
+            waiting.append(Ticket(None, tenant=tenant, cost=1.0 + number, now=now, expires_s=1e9, priority=number % 3))
+            queue.put(waiting[-1])
+        elif step == "wait":
+            now += number / 4
+        elif chosen is not None and step == "leave":
+            assert queue.leave(chosen)
+            assert not queue.leave(chosen)
+            waiting.remove(chosen)
+        elif chosen is not None and step == "serve":
+            queue.serve(chosen)
+            waiting.remove(chosen)
+        elif chosen is not None and step == "aside" and not chosen.aside:
+            queue.step_aside(chosen, now + 0.5 + number / 4)
+        elif chosen is not None and step == "move" and not chosen.aside:
+            queue.move(chosen, float(number))
+        head = queue.head(now)
+        free = [ticket for ticket in waiting if not ticket.aside]
+        assert all(ticket.aside_s > now for ticket in waiting if ticket.aside)
+        assert (head is None) == (not free)
+        assert head is None or head in free
+        assert queue.size == len(waiting) == queue.ahead(2)
+        assert {id(ticket) for ticket in queue.tickets()} == {id(ticket) for ticket in waiting}
+        assert queue.waits(2, now) == bool(free)
+        lane = [ticket for ticket in free if head and (ticket.tenant, ticket.priority) == (head.tenant, head.priority)]
+        assert head is None or head is min(lane, key=lambda ticket: (ticket.queued_s + ticket.behind_s, ticket.serial))
