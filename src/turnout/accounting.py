@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from turnout.gateway.reading import Reading
 
 if TYPE_CHECKING:
+    from turnout.coordinator.door import Door
     from turnout.gateway.service import Gateway
     from turnout.ledger.writer import Ledger
 
@@ -17,6 +18,22 @@ def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
         gateway.accepted = ledger.accepted
         gateway.book = ledger.prices
         gateway.reading = Reading(gateway, ledger.pages)
+
+
+def keep_door_accounts(door: Door, gateway: Gateway, ledger: Ledger | None, model: str) -> None:
+    """Let a ledger hear of the requests that native clients send to the coordinator door."""
+    if ledger is not None:
+        from turnout.coordinator.books import Books
+
+        door.requests.books = Books(
+            accepted=ledger.accepted,
+            record=ledger.record,
+            model=model,
+            router_id=gateway.router_id,
+            clock=gateway.clock,
+            now_ms=gateway.now_ms,
+            entropy=gateway.entropy,
+        )
 
 
 def ledger_stats(ledger: Ledger | None) -> dict[str, Any]:

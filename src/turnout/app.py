@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
-from turnout.accounting import keep_accounts, ledger_stats
+from turnout.accounting import keep_accounts, keep_door_accounts, ledger_stats
 from turnout.choosing import choice_pages, choice_stats, choose_and_replay, restore_pins
 from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
@@ -248,6 +248,7 @@ class App:
             config.coordinator, config.affinity, report=report, tokenizer=tokenizer, on_shutdown=shut
         )
         self._door_pages = routes(View(listener))
+        keep_door_accounts(listener.door, self.gateway, self.ledger, config.coordinator.model)
         if tokenizer is not None and config.coordinator.model:
             from turnout.coordinator.mirror import Mirror
             from turnout.gateway.text_upstream import TextUpstream

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from turnout.coordinator.affinity import Chooser
+from turnout.coordinator.books import COMPLETED, Books
 from turnout.coordinator.numbers import ServerIds
 from turnout.coordinator.peers import Attempt, Client, Engine, Request, Send
 from turnout.coordinator.roster import Roster
@@ -52,6 +53,7 @@ class Requests:
         self.pending: dict[Request, None] = {}
         self.log = ScheduleLog(chooser.upstream_policy, options.schedule_max)
         self.draining = False
+        self.books: Books | None = None
         self._complete = not options.deterministic
         self._roster = roster
         self._chooser = chooser
@@ -71,6 +73,8 @@ class Requests:
         """Open a validated request and send it, or let it wait when no engine is there."""
         request.client.open[request.number] = request
         self._tally.accepted += 1
+        if self.books is not None and request.pinned is None:
+            self.books.opened(request)
         if self.options.request_timeout_s:
             self._timed[request] = None
         if self.draining:
@@ -96,6 +100,7 @@ class Requests:
                 continue
             request = attempt.request
             self._count_cached(attempt, item)
+            self._note_end(request, COMPLETED)
             self._detach(attempt)
             self._close(request)
             self._tally.completed += 1
@@ -148,6 +153,7 @@ class Requests:
         request = client.open.get(number)
         if request is None:
             return
+        self._note_end(request, "client_gone")
         if request.attempt is not None:
             if not request.aborted:
                 self._tell(request.attempt)
@@ -159,6 +165,8 @@ class Requests:
         """The engine is gone and so are its replies: resend what nobody has seen a part of, fail the rest."""
         for attempt in list(engine.open.values()):
             request = attempt.request
+            if self.books is not None:
+                self.books.left(attempt)
             self._detach(attempt)
             if request.aborted:
                 self.fail(request, "aborted")
@@ -207,6 +215,7 @@ class Requests:
 
     def fail(self, request: Request, reason: str) -> None:
         """End a request without an engine's reply; its client hears of it once."""
+        self._note_end(request, reason)
         if request.attempt is not None:
             self._detach(request.attempt)
         self._close(request)
@@ -236,6 +245,10 @@ class Requests:
             self.fail(request, "draining")
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _note_end(self, request: Request, reason: str) -> None:
+        if self.books is not None:
+            self.books.closed(request, reason)
 
     def _must_wait(self) -> bool:
         if not self._complete:

@@ -98,7 +98,7 @@ class Gateway:
         self.reading: Reading | None = None
         self.book: Callable[[], PriceBook | None] = _no_book
         self._ids = UlidSource()
-        self._entropy = sources.entropy
+        self.entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
         self.ask = Asker(prefix, fleet, catalogue).ask
         self._routes: dict[tuple[str, str], RouteKey] = {}
@@ -192,7 +192,7 @@ class Gateway:
     def next_id(self, now_ms: int) -> str:
         """Return a new id of exchange and decision."""
         ids = self._ids
-        return ids.next(now_ms, self._entropy() if now_ms > ids.ms else 0)
+        return ids.next(now_ms, self.entropy() if now_ms > ids.ms else 0)
 
     def budget(self, model: str) -> RetryBudget:
         """Return the retry budget of a resolved model."""
