@@ -10,6 +10,7 @@ from turnout.core.errors import ENDINGS
 from turnout.core.facts import AttemptFact, CallFact, OpenedCall
 from turnout.core.pricing import Cost, Tokens
 from turnout.gateway.extra import facts as extra_facts
+from turnout.gateway.legs_facts import with_legs
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
@@ -54,6 +55,10 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
     usage = last.usage if last is not None else None
     facts = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in attempts])
     final = facts[last.no - 1] if last is not None and facts else None
+    for attempt in attempts:
+        if attempt.legs is not None:
+            facts = with_legs(run, attempts, facts)
+            break
     trouble = exchange.trouble if exchange is not None else None
     decision = exchange.decision if exchange is not None else None
     first_output_s = response.first_output_s if response is not None and request.stream else None

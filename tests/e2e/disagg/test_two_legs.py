@@ -102,6 +102,15 @@ def test_usage_is_merged_over_legs(start_router: Any, fleet_of: Any, flow: str, 
     assert usages[1]["completion_tokens"] == 24
     fact = router.records.fact(1)
     assert fact.tokens_cached == cached
+    pair, prefill, decode = fact.attempts
+    assert [row.phase for row in fact.attempts] == ["pair", "prefill", "decode"]
+    assert [row.route and row.route.replica for row in fact.attempts] == [None, "p0", "d0"]
+    assert fact.route is not None
+    assert fact.route.replica == "d0"
+    assert (pair.tokens_in, pair.tokens_out) == (None, None)
+    assert (prefill.tokens_in, prefill.tokens_out, prefill.tokens_cached) == (fact.tokens_in, None, cached)
+    assert (decode.tokens_in, decode.tokens_out, decode.tokens_cached) == (None, 24, None)
+    assert all(row.ok for row in fact.attempts)
 
 
 def test_decode_target_only_from_registry(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
