@@ -22,7 +22,7 @@ SESSION_MAX_BYTES = 512
 _NO_MODEL = msgspec.Raw(b"null")
 _PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
 _QUOTE = ord('"')
-_CONTROLS_READ = frozenset(("bundle_version", "cache_match", "cache_threshold"))
+_CONTROLS_READ = frozenset(controls.OTHERS)
 
 # J9: fields that steer engines; a client that could set them could make an engine send KV elsewhere.
 FORBIDDEN = frozenset(

@@ -19,6 +19,7 @@ from turnout.dialects.openai import CHAT
 from turnout.gateway.controls import Controls, refusal, resolve
 from turnout.gateway.extra import NeedsVector, Refused
 from turnout.gateway.foresight import cached_share, foresee
+from turnout.gateway.members import with_members
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ class _Asking:
         request = PATHS[path].decode(path, body, self._depth_max, self._gateway.catalogue.default)
         if isinstance(request, Refusal):
             return request
-        prepared = self._head.prepared
+        prepared = with_members(self._head, request)
+        if isinstance(prepared, Refusal):
+            return prepared
         controls = resolve(prepared.controls, body if request.has_controls else None, self._principal)
         if isinstance(controls, Refusal):
             return controls

@@ -29,6 +29,7 @@ from turnout.gateway.extra import Extra
 from turnout.gateway.facts import opened_call
 from turnout.gateway.instruments import Instruments, Sources
 from turnout.gateway.listing import MODEL, MODELS, models_document
+from turnout.gateway.members import with_members
 from turnout.gateway.prepare import Prepared, client_id
 from turnout.gateway.principals import Principals
 from turnout.gateway.reading import SESSION, USAGE, Reading
@@ -150,7 +151,7 @@ class Gateway:
                 return
             run = Run(self, connection, head, request, head.prepared.identity)  # type: ignore[arg-type]
             if request.has_controls or head.prepared.controls:  # type: ignore[union-attr]  # no Refusal
-                extra = self._controlled(run)
+                extra = self._controlled(run, head)
                 if isinstance(extra, Refusal):
                     self._answer(connection, self.refusal(path, extra, head))
                     return
@@ -173,8 +174,11 @@ class Gateway:
     def _of_use(self, path: bytes) -> bool:
         return self.reading is not None and (path == USAGE or path.startswith(SESSION))
 
-    def _controlled(self, run: Run) -> Extra | Refusal:
-        request, prepared = run.request, run.prepared
+    def _controlled(self, run: Run, head: Head) -> Extra | Refusal:
+        request, prepared = run.request, with_members(head, run.request)
+        if isinstance(prepared, Refusal):
+            return prepared
+        run.prepared = prepared
         controls = resolve(prepared.controls, request.body if request.has_controls else None, run.principal)
         if isinstance(controls, Refusal):
             return controls

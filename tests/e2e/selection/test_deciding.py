@@ -295,3 +295,40 @@ def test_pins_are_rebuilt_from_the_ledger(
     missing = msgspec.structs.replace(again.config, ledger=options.Ledger(url=f"sqlite:///{tmp_path}/none/x.db"))
     config = missing
     assert again._loop.run(restored()) == 0
+
+
+def test_members_mean_what_their_headers_mean(slow: Any) -> None:
+    started, engine, embedder, _ = slow
+    seen = ask(started, CHAT, turnout={"timeout_ms": 30})
+    assert seen.status == 504, seen.body
+    assert (seen.status, started.records.fact(0).outcome) == (504, "deadline_exceeded")
+    embedder.gate.set()
+    members = {"session": "s-9", "priority": "low", "fallback": "off", "hedge": "off", "stream_safety": "fast"}
+    assert ask(started, CHAT, turnout=members).status == 200
+    assert (started.records.fact(1).session_id, "turnout" in engine.requests[-1].json) == ("s-9", False)
+    assert ask(started, CHAT, MATHS, b"x-turnout-session: s-9", turnout={"session": "s-9"}).status == 200
+
+
+WRONG: list[tuple[str, object]] = [
+    ("timeout_ms", 0),
+    ("timeout_ms", "30"),
+    ("timeout_ms", 1.5),
+    ("priority", "urgent"),
+    ("fallback", "maybe"),
+    ("hedge", True),
+    ("stream_safety", "none"),
+    ("session", ""),
+    ("session", "ü"),
+    ("session", ["s"]),
+]
+
+
+def test_a_bad_member_is_refused_by_name_on_every_path(slow: Any) -> None:
+    started, engine, _, _ = slow
+    for path in (CHAT, ROUTE):
+        for member, value in WRONG:
+            seen = ask(started, path, model="small", turnout={member: value})
+            assert (seen.status, seen.param) == (400, f"turnout.{member}"), (path, member, value)
+        seen = ask(started, path, MATHS, b"x-turnout-session: a", model="small", turnout={"session": "b"})
+        assert (seen.status, seen.param) == (400, "turnout.session")
+    assert engine.requests == []
