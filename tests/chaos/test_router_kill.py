@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 
 CLIENTS = 30
-KILLS = int(os.environ.get("TURNOUT_ROUTER_KILLS", "3"))
+KILLS = int(os.environ.get("TURNOUT_ROUTER_KILLS", "2"))
 """The promise is proved with 50; a run of the suite looks at some."""
 
 
@@ -31,6 +31,11 @@ def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, ch
 
     load = chaos.Load(router.url, CLIENTS)
     asyncio.run(load.run(story))
+    shown = {seen.decision for seen in load.seen if seen.decision}
+    # What a busy machine has not stored yet waits in the spool.
+    assert processes.eventually(
+        lambda: shown <= {row["call_id"] for row in router.rows("SELECT call_id FROM calls")}, 60.0
+    )
     assert router.stop() == 0
 
     with closing(sqlite3.connect(router.database)) as conn:
@@ -38,7 +43,6 @@ def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, ch
         rows = conn.execute("SELECT call_id, outcome, recovered FROM calls").fetchall()
     outcomes = {call_id: outcome for call_id, outcome, _ in rows}
     assert len(outcomes) == len(rows)
-    shown = {seen.decision for seen in load.seen if seen.decision}
     assert len(shown) > KILLS * CLIENTS
     assert sorted(shown - outcomes.keys()) == []
     cut = [seen.decision for seen in load.seen if seen.decision and not seen.finished]
