@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-engines compiled static lint format bench docs lock clean
+.PHONY: help demo test test-unit test-engines compiled static lint format bench selection-figures docs lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r n t; do printf '  make %-10s %s\n' "$$n" "$$t"; done
@@ -47,6 +47,11 @@ format: $(READY) ## rewrite in the house format
 
 bench: compiled ## compare with other routers, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+LABELS = ../shared/data/selection
+
+selection-figures: $(READY) ## reproduce the table of docs/selection.md from the labels in LABELS (a quarter of an hour)
+	@for data in mmlu_38_subjects gsm8k_half; do $(BIN)/turnout bundle eval $(LABELS)/$$data.csv.gz --wide --seeds 5 || exit 1; done
 
 docs: $(READY) ## regenerate docs/configuration.md
 	@$(BIN)/python -m turnout.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md

@@ -104,7 +104,7 @@ def evaluate(
     bundle_dir: Directory = DEFAULT_DIRECTORY,
     weak: Annotated[str, typer.Option(help="The cheap model of the pair.")] = "",
     strong: Annotated[str, typer.Option(help="The good model of the pair.")] = "",
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the cost-quality plot as SVG.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the cost-quality plot, as SVG only.")] = None,
     json_: Json = False,
 ) -> None:
     """Judge by 5 folds (or on --test): next to random, prompt length, the best single model and the oracle.

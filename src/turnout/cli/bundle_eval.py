@@ -14,7 +14,7 @@ from turnout.bundles.fitting import curves, folds, gate, judge
 from turnout.bundles.fitting.build import in_memory
 from turnout.bundles.fitting.fit import Embedded, Fitted, Plan, embed_all, fit
 from turnout.bundles.fitting.folds import HeadChoice, Pair
-from turnout.bundles.fitting.labels import Labels, read
+from turnout.bundles.fitting.labels import LabelError, Labels, read
 from turnout.bundles.fitting.plot import Line, svg
 from turnout.cli.bundle_eval_report import Judged, Row, document, print_report
 from turnout.cli.bundle_fit import head_words, plan_of
@@ -46,6 +46,8 @@ def run(
     as_json: bool,
 ) -> int:
     """Judge and print; 1 when the gate against another version fails."""
+    if plot is not None and plot.suffix != ".svg":
+        raise LabelError(f"--plot: expected a file name that ends in .svg, the one format written, got {plot.name!r}")
     plan, choice = plan_of(clusters, scoring, head, abstain)
     known = read(labels, wide=wide)
     book = prices_of(prices)

@@ -17,7 +17,7 @@ WORDS = ("sum integral prove matrix", "poem verse rhyme story", "law court judge
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
     lines = ["group,prompt,cheap,good"]
-    for number in range(90):
+    for number in range(48):
         topic = number % 3
         words = WORDS[topic].split()
         text = " ".join(words[(number * step) % 4] for step in (1, 2, 3, 5))
@@ -144,3 +144,8 @@ def test_eval_gates_a_new_version_against_an_old_one(labels: Path, tmp_path: Pat
 def test_bad_options_exit_with_2(labels: Path, tmp_path: Path, options: tuple[str, str], message: str) -> None:
     code, said = ask("fit", labels, "--wide", "--version", "v1", "-d", tmp_path / "b", *options)
     assert (code, message in said) == (2, True)
+
+
+def test_a_plot_is_svg_or_nothing(labels: Path, tmp_path: Path) -> None:
+    code, said = ask("eval", labels, "--wide", "--plot", tmp_path / "curve.png")
+    assert (code, "ends in .svg" in said.replace("\n", " ")) == (2, True)

@@ -135,18 +135,23 @@ def ridge(vectors: Floats32, lengths: Floats, targets: Floats) -> Floats:
     """Return M × (dim + 1) weights of (embedding, length) on centred scores, λ = 10, from labelled prompts."""
     features = np.hstack([vectors.astype(np.float64), lengths[:, None]])
     head = np.zeros((targets.shape[1], features.shape[1]))
-    penalty = RIDGE * np.eye(features.shape[1])
-    shared: tuple[Floats, Floats] | None = None
-    everywhere = bool((~np.isnan(targets)).all())
+    labelled = ~np.isnan(targets)
+    if labelled.all() and len(targets):  # one system for all models
+        return _solved(features, targets - targets.mean(axis=0)).T
     for model in range(targets.shape[1]):
-        labelled = ~np.isnan(targets[:, model])
-        x, y = features[labelled], targets[labelled, model]
-        if len(y) == 0:
-            continue
-        if shared is None or not everywhere:
-            shared = (x.T @ x + penalty, x)
-        head[model] = np.linalg.solve(shared[0], shared[1].T @ (y - y.mean()))
+        some = labelled[:, model]
+        if some.any():
+            y = targets[some, model]
+            head[model] = _solved(features[some], y - y.mean())
     return head
+
+
+def _solved(x: Floats, y: Floats) -> Floats:
+    """Return the weights; with fewer prompts than features by the smaller system, which has the same solution."""
+    rows, size = x.shape
+    if rows < size:
+        return x.T @ np.linalg.solve(x @ x.T + RIDGE * np.eye(rows), y)
+    return np.linalg.solve(x.T @ x + RIDGE * np.eye(size), x.T @ y)
 
 
 def _held_out_similarity(vectors: Floats32, clusters: int, seed: int) -> Floats:

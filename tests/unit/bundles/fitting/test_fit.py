@@ -10,7 +10,7 @@ import pytest
 
 from turnout.bundles.fitting import folds
 from turnout.bundles.fitting.build import Price, bundle_files, in_memory
-from turnout.bundles.fitting.fit import Plan, embed_all, fit, normalised, quality_means, ridge
+from turnout.bundles.fitting.fit import RIDGE, Plan, embed_all, fit, normalised, quality_means, ridge
 from turnout.bundles.fitting.judge import ALPHAS, best_single, by_group, cost_to_reach, pick, steps
 from turnout.bundles.fitting.kmeans import default_clusters, spherical_kmeans
 from turnout.bundles.fitting.labels import LabelError, Labels, read
@@ -75,7 +75,7 @@ def test_more_clusters_than_different_prompts_leave_no_empty_row() -> None:
 
 
 def test_equal_input_gives_an_equal_digest() -> None:
-    labels = made()
+    labels = made(60)
     digests = set()
     for _ in range(2):
         embedded = embed_all(labels.prompts, Hashgram(), 1024)
@@ -120,6 +120,18 @@ def test_ridge_leaves_out_what_has_no_label() -> None:
     head = ridge(vectors, np.zeros(4), scores)
     assert head[1].tolist() == [0.0] * 5
     assert (np.sign(head[0, :4]) == [1, -1, 1, -1]).all()
+
+
+def test_few_prompts_and_many_give_the_ridge_of_the_normal_equations() -> None:
+    rng = np.random.default_rng(3)
+    for rows in (4, 40):
+        vectors, lengths = rng.normal(size=(rows, 12)).astype(np.float32), rng.normal(size=rows)
+        scores = rng.normal(size=(rows, 2))
+        x = np.hstack([vectors.astype(np.float64), lengths[:, None]])
+        wanted = np.linalg.inv(x.T @ x + RIDGE * np.eye(13)) @ x.T @ (scores - scores.mean(axis=0))
+        assert ridge(vectors, lengths, scores) == pytest.approx(wanted.T)
+        scores[0, 0] = np.nan
+        assert ridge(vectors, lengths, scores)[1] == pytest.approx(wanted.T[1])
 
 
 def test_the_fitted_bundle_sends_the_hard_topic_to_the_strong_model() -> None:
