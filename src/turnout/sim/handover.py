@@ -105,14 +105,14 @@ class Handovers:
         """Serve one leg of two; False when the request is whole after all. Raises RefusalError."""
         legs = decode(_legs, request.body)
         params = legs.kv_transfer_params
-        if legs.rid is not None:
-            self._rids[legs.rid] = connection
         if legs.bootstrap_room is not None:
             if self._options.role == "decode":
                 address = (legs.bootstrap_host or "", legs.bootstrap_port or 0, str(legs.bootstrap_room))
                 self._fetch_first(connection, asked, shape, address)
             else:
                 self._offer_room(connection, asked, shape, str(legs.bootstrap_room))
+            if legs.rid is not None:  # only now: a request refused for its room must not take another's name
+                self._rids[legs.rid] = connection
             return True
         if params is None:
             return False
