@@ -125,8 +125,9 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
     options = pairing.options
     facts = split.facts
     asked, ask.policy = ask.policy, options.decode_policy or "memory_aware"
+    may_hold, ask.may_hold = ask.may_hold, False  # what is held is prefill
     decode = schedule(ask, split.decode, fleet, now, rng)
-    ask.policy = policy
+    ask.policy, ask.may_hold = policy, may_hold
     reason = never_split(ask, options.max_pair_attempts)
     d = decode.picked
     prefill: Decision | None = None
@@ -142,6 +143,8 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
     p = prefill.picked if prefill is not None else None
     if d is None:
         return decode
+    if prefill is not None and prefill.held:
+        return prefill
     if p is None or reason:
         return _alone(facts, decode, prefill, reason or "prefill_saturated", options.solo_relief_tokens)
     transfer = pairing.transfer_s(p.name, d.name, float(decode.uncached))

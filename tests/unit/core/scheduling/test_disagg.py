@@ -268,3 +268,18 @@ def test_a_blamed_prefill_is_what_the_attempt_ends_as() -> None:
     end_attempt(attempt, 2.0, ErrorKind.CONNECTION_RESET)
     assert attempt.endpoint is prefill
     assert legs.endpoint is decode
+
+
+@pytest.mark.parametrize("decode_policy", [None, "least_busy", "turnout"])
+def test_request_is_held_while_every_prefill_endpoint_has_work_queued(decode_policy: Any) -> None:
+    fleet = fleet_of(ROLES, Disagg(decode_policy=decode_policy), **NO_SOLO)
+    for name in ("p0", "p1"):
+        fleet.endpoints[name].prefill.opened(1.0, 1.0)
+    ask = Ask("m", [], 8000, 8000, may_hold=True)
+    decision = schedule(ask, pool_of(fleet), fleet, 1.0, random.Random(1))
+    assert (decision.verdict, decision.held) == (Verdict.HELD, "queue")
+    assert ask.may_hold
+    fleet.endpoints["p1"].prefill.closed(1.0, 1.0)
+    bound = schedule(ask, pool_of(fleet), fleet, 1.0, random.Random(1))
+    assert isinstance(bound, PairDecision)
+    assert names(bound)[0] == "p1"
