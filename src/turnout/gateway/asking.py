@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import xxhash
 
@@ -11,13 +11,37 @@ from turnout.core import options
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.prefix.keys import TextChains, root_key, token_keys
 from turnout.core.scheduling.types import Ask
+from turnout.core.types import Request
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.legs_answer import mark_whole
-
-if TYPE_CHECKING:
-    from turnout.gateway.run import Run
+from turnout.gateway.prepare import Prepared
+from turnout.gateway.principals import Principal
 
 _ROOTS_MAX = 4096
+
+
+class Asked(Protocol):
+    """What is read of a run, or of a question that only wants to know what a run would get."""
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+
+    @property
+    def prepared(self) -> Prepared:
+        """Its head's meaning."""
+
+    @property
+    def principal(self) -> Principal:
+        """Who asks."""
+
+    @property
+    def model(self) -> str:
+        """The resolved model."""
+
+    @property
+    def floor(self) -> int:
+        """The least number of tokens that the prompt can have."""
 
 
 class Asker:
@@ -28,7 +52,7 @@ class Asker:
         self._roots: dict[tuple[str, ...], int] = {}
         self._chains = TextChains(prefix.block_bytes)
 
-    def ask(self, run: Run, pool: Pool) -> Ask:
+    def ask(self, run: Asked, pool: Pool) -> Ask:
         """Return what scheduling needs to know about a run."""
         request, prompt = run.request, run.request.prompt
         session = run.prepared.session or request.session or run.prepared.session_fallback
@@ -65,7 +89,7 @@ class Asker:
             mark_whole(ask, request)
         return ask
 
-    def _engine_chains(self, run: Run, pool: Pool) -> dict[int, list[int]]:
+    def _engine_chains(self, run: Asked, pool: Pool) -> dict[int, list[int]]:
         """Keys of a token prompt in the block sizes of those engines of the pool that tell what they hold.
 
         Events name no tenant: with tenant salts only requests that carry their own salt can match them.
@@ -87,7 +111,7 @@ class Asker:
                 chains[size] = token_keys(run.request.prompt.tokens, root, size, self._prefix.max_blocks_per_request)
         return chains
 
-    def _root(self, run: Run, space: str) -> int:
+    def _root(self, run: Asked, space: str) -> int:
         request = run.request
         tenant = run.principal.tenant if self._prefix.tenant_salt else ""
         entry = self._catalogue.entry(run.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,7 +15,6 @@ from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
-    from turnout.gateway.run import Run
     from turnout.gateway.service import Gateway
 
 
@@ -42,7 +41,7 @@ def foresee(
         if prompt.tokens
         else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, chars)
     )
-    ask = gateway.ask(cast("Run", _Question(request, prepared, principal, model, floor)), pool)
+    ask = gateway.ask(_Question(request, prepared, principal, model, floor), pool)
     return foreseen(ask, pool, gateway.fleet, gateway.clock(), copy.copy(gateway.rng))
 
 

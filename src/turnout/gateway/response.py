@@ -164,7 +164,9 @@ class AttemptResponse:
 
     def on_failure(self, kind: ErrorKind, detail: str) -> None:
         """Hear that the engine will not complete this response."""
-        self.lost = detail == AFTER_LOSS or kind in (ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT)
+        # A whole body that ends early is a wrong length, not a death: only a cut stream tells of one.
+        cut = kind is ErrorKind.STREAM_CUT and self.mode is Mode.STREAM
+        self.lost = cut or kind is ErrorKind.CONNECTION_RESET or detail == AFTER_LOSS
         if kind is ErrorKind.STREAM_CUT and self.first_output_s is None:
             kind = ErrorKind.BAD_RESPONSE  # nothing was shown yet: a body shorter than announced
         self._run.failed(self, kind, None if self.head is None else self.head.status)

@@ -13,7 +13,8 @@ RUN = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
 
 
 def test_version() -> None:
-    assert RUN.invoke(app, ["--version"]).output == f"turnout {turnout.__version__}\n"
+    shown = RUN.invoke(app, ["--version"]).output
+    assert shown == f"turnout {turnout.__version__} (hot path {turnout.compiled.state()})\n"
 
 
 @pytest.mark.parametrize(
