@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 _PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))
 _CHAT, _MESSAGES = "/v1/chat/completions", "/v1/messages"
-OFF_LOOP_FLOATS = 2_000_000
-"""Semantic look-ups that compare more numbers run on a thread: about a millisecond of one core."""
+OFF_LOOP_FLOATS = 4_000_000
+"""Semantic look-ups over more numbers run on a thread: about a millisecond of one core when no row can be ruled out."""
 _SCANS_MAX = 64
 _PERMISSION = "response_cache="
 _STORED_HEADERS = (b"content-type:", b"openai-version:", b"anthropic-")

@@ -151,8 +151,7 @@ def _solved(x: Floats, y: Floats) -> Floats:
     rows, size = x.shape
     if rows < size:
         return x.T @ np.linalg.solve(x @ x.T + RIDGE * np.eye(rows), y)
-    found: Floats = np.linalg.solve(x.T @ x + RIDGE * np.eye(size), x.T @ y)
-    return found
+    return np.asarray(np.linalg.solve(x.T @ x + RIDGE * np.eye(size), x.T @ y), dtype=np.float64)
 
 
 def _held_out_similarity(vectors: Floats32, clusters: int, seed: int) -> Floats:
