@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from turnout.core.disagg_options import Disagg
 from turnout.core.options import PolicyName
 from turnout.sim.replay.capacity import search_capacity
 from turnout.sim.replay.faults import parse_fault
@@ -49,6 +51,13 @@ def replay(
     event_delay_s: Annotated[float, typer.Option(help="How late KV events come.")] = 0.0,
     event_loss: Annotated[float, typer.Option(help="Share of KV event batches that are lost.")] = 0.0,
     estimate_sigma: Annotated[float, typer.Option(help="Error of the router's prompt estimates, lognormal.")] = 0.0,
+    prefill_endpoints: Annotated[int, typer.Option(help="So many engines prefill, the others decode; 0: both.")] = 0,
+    decode_chunk_tokens: Annotated[int | None, typer.Option(help="Batch budget of engines that decode.")] = None,
+    decider: Annotated[str, typer.Option(help="When to split: seconds, threshold, always or conditional.")] = "seconds",
+    decode_policy: Annotated[
+        str | None, typer.Option(help="Rule of the decode leg; absent: both legs jointly.")
+    ] = None,
+    transfer_gb_per_s: Annotated[float, typer.Option(help="Speed of KV transfers in 10^9 bytes per second.")] = 10.0,
     fault: Annotated[list[str] | None, typer.Option(help=_HELP_FAULT)] = None,
     spread: Annotated[bool, typer.Option(help="Spread records of one stamp evenly (mooncake).")] = True,
     share_tools: Annotated[bool, typer.Option(help="Sessions with equal tools share their blocks.")] = False,
@@ -84,6 +93,16 @@ def replay(
             event_delay_s=event_delay_s,
             event_loss=event_loss,
             estimate_sigma=estimate_sigma,
+            prefill_endpoints=prefill_endpoints,
+            decode_chunk_tokens=decode_chunk_tokens,
+            disagg=msgspec.convert(
+                {
+                    "decider": decider,
+                    "decode_policy": decode_policy,
+                    "transfer_bytes_per_s": transfer_gb_per_s * 1e9,
+                },
+                Disagg,
+            ),
             faults=tuple(parse_fault(text) for text in fault or ()),
             slo=Slo(ttft_s=slo_ttft_s, cold_multiple=slo_cold_multiple, tpot_s=slo_itl_s),
         )
