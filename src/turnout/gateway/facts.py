@@ -53,12 +53,9 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
     # With a hedge the latest attempt need not be the one that answered.
     last = response.attempt if response is not None else attempts[-1] if attempts else None
     usage = last.usage if last is not None else None
-    facts = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in attempts])
-    final = facts[last.no - 1] if last is not None and facts else None
-    for attempt in attempts:
-        if attempt.legs is not None:
-            facts = with_legs(run, attempts, facts)
-            break
+    each = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in attempts])
+    final = each[last.no - 1] if last is not None and each else None
+    facts = _and_legs(run, attempts, each)
     trouble = exchange.trouble if exchange is not None else None
     decision = exchange.decision if exchange is not None else None
     first_output_s = response.first_output_s if response is not None and request.stream else None
@@ -106,6 +103,13 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
         cost_basis=cost_basis,
     )
     return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(cast("Run", run)))
+
+
+def _and_legs(run: OpenRun, attempts: list[Attempt], facts: tuple[AttemptFact, ...]) -> tuple[AttemptFact, ...]:
+    for attempt in attempts:
+        if attempt.legs is not None:
+            return with_legs(run, attempts, facts)
+    return facts
 
 
 def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:  # noqa: FBT001 - a fact about it

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.run import Run
 
-_REFUSAL_HOLD_BYTES = 65_536
-_NEVER = float("inf")
-_OK_MAX = 299
+_REFUSAL_HOLD_BYTES, _OK_MAX, _NEVER = 65_536, 299, float("inf")
 
 
 class Mode(enum.IntEnum):
@@ -164,9 +162,8 @@ class AttemptResponse:
 
     def on_failure(self, kind: ErrorKind, detail: str) -> None:
         """Hear that the engine will not complete this response."""
-        # A whole body that ends early is a wrong length, not a death: only a cut stream tells of one.
-        cut = kind is ErrorKind.STREAM_CUT and self.mode is Mode.STREAM
-        self.lost = cut or kind is ErrorKind.CONNECTION_RESET or detail == AFTER_LOSS
+        lost = ErrorKind.STREAM_CUT if self.mode is Mode.STREAM else ErrorKind.CONNECTION_RESET  # else: a wrong length
+        self.lost = detail == AFTER_LOSS or kind in (lost, ErrorKind.CONNECTION_RESET)
         if kind is ErrorKind.STREAM_CUT and self.first_output_s is None:
             kind = ErrorKind.BAD_RESPONSE  # nothing was shown yet: a body shorter than announced
         self._run.failed(self, kind, None if self.head is None else self.head.status)
