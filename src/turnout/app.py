@@ -345,6 +345,8 @@ class Facts:
         meter.relay_events_dropped_total = relayed.dropped
         meter.relay_keepalives_total = relayed.keepalives
         meter.retry_budget_exhausted_total = sum(b.refused_total for b in self._gateway.budgets.values())
+        for name, count in self._gateway.recovery.counted().items():
+            setattr(meter, name, count)
         return [
             EndpointRow(
                 e.name,

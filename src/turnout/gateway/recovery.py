@@ -66,6 +66,18 @@ class Recovery:
         self.health.tick(now)
         self.doors.tick(now)
 
+    def counted(self) -> dict[str, int]:
+        """What recovery has come to since the start, by the names of the metrics."""
+        return {
+            "rescues_tried_total": self.rescues.tried,
+            "rescues_completed_total": self.rescues.rescued,
+            "rescues_mismatched_total": self.rescues.mismatched,
+            "hedges_sent_total": self.hedges.sent,
+            "hedges_won_total": self.hedges.won,
+            "ejections_total": self.health.ejections.total,
+            "poison_fenced_total": self.fence.fenced_total,
+        }
+
     def hold(self, run: OpenRun) -> Hold:
         """How much of a run's stream is held back."""
         own = run.prepared.safety or run.catalogue.entry(run.model).safety

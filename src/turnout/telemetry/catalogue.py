@@ -90,7 +90,13 @@ _PLAIN: tuple[tuple[str, Kind, str], ...] = (
     ("relay_events_dropped_total", "counter", "Malformed stream events dropped (W6)."),
     ("relay_keepalives_total", "counter", "Keep-alive comments sent to waiting clients (W2)."),
     ("retry_budget_exhausted_total", "counter", "Extra attempts refused by the retry budget (N5)."),
-    ("late_results_total", "counter", "Results of attempts that arrived after their exchange had ended."),
+    ("rescues_tried_total", "counter", "Streams that broke after the commit point and were asked for again elsewhere."),
+    ("rescues_completed_total", "counter", "Rescues that caught up with what the client had (resumed)."),
+    ("rescues_mismatched_total", "counter", "Rescues whose text differed from what the client had."),
+    ("hedges_sent_total", "counter", "Duplicates sent because the first token was late."),
+    ("hedges_won_total", "counter", "Hedged requests that the duplicate answered."),
+    ("ejections_total", "counter", "Endpoints ejected as outliers of their pool."),
+    ("poison_fenced_total", "counter", "Request bodies fenced after two endpoint deaths (N8)."),
 )
 PLAIN: tuple[Metric, ...] = tuple(
     Metric("turnout_" + source, kind, text, source=source) for source, kind, text in _PLAIN

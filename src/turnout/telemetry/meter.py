@@ -139,7 +139,13 @@ class Meter:
         self.relay_events_dropped_total = 0
         self.relay_keepalives_total = 0
         self.retry_budget_exhausted_total = 0
-        self.late_results_total = 0
+        self.rescues_tried_total = 0
+        self.rescues_completed_total = 0
+        self.rescues_mismatched_total = 0
+        self.hedges_sent_total = 0
+        self.hedges_won_total = 0
+        self.ejections_total = 0
+        self.poison_fenced_total = 0
         self._endpoints: set[str] = set()
 
     def closed(self, fact: CallFact) -> None:
