@@ -56,8 +56,7 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
     each = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in attempts])
     final = each[last.no - 1] if last is not None and each else None
     facts = _and_legs(run, attempts, each)
-    trouble = exchange.trouble if exchange is not None else None
-    decision = exchange.decision if exchange is not None else None
+    trouble, decision = (exchange.trouble, exchange.decision) if exchange is not None else (None, None)
     first_output_s = response.first_output_s if response is not None and request.stream else None
     started_s = run.started_s
     cost_nusd, cost_basis = _total(facts)
