@@ -19,6 +19,7 @@ from turnout.core.fleet.handover import PairBook, Rooms
 from turnout.core.fleet.registry import Fleet, Pool, roster
 from turnout.core.kit.rng import Rng
 from turnout.core.scheduling.legs import Legs, PairDecision, prefill_seat
+from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.types import Ask, Decision
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ class Split:
         """Decide one attempt of this pool."""
         if pool.roster is not self._roster:
             self._roster = pool.roster
+            if all(member.role == "both" for member in pool.members):
+                pool.pairs = None  # the last endpoint with a role has left
+                self.pairing.pools.remove(pool)
+                return schedule(ask, pool, fleet, now, rng)
             self.prefill.roster = roster([m for m in pool.members if m.role != "decode"])
             self.decode.roster = roster([m for m in pool.members if m.role != "prefill"])
         return self._choose(self.pairing, self, ask, pool, fleet, now, rng)

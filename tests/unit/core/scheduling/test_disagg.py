@@ -177,6 +177,17 @@ def test_only_pairs_of_one_transport_and_domain_exist() -> None:
     assert decide(fleet).picked is None
 
 
+def test_pairs_are_off_again_when_the_last_role_has_left() -> None:
+    fleet = fleet_of({"a": "both", "b": "both", "p0": "prefill"}, Disagg(decider="always"))
+    assert decide(fleet).prefill is not None
+    fleet.remove("p0")
+    decision = schedule(Ask("m", [], 10, 10), pool_of(fleet), fleet, 1.0, random.Random(1))
+    assert not isinstance(decision, PairDecision)
+    assert pool_of(fleet).pairs is None
+    fleet.add(options.Endpoint(name="d0", url="http://d0:8000", models=["m"], role="decode"), 2.0)
+    assert decide(fleet).prefill is not None
+
+
 def test_a_failed_pair_rests_and_doubles_up_to_ten_times() -> None:
     fleet = fleet_of(ROLES, **NO_SOLO)
     pairing = fleet.pairing
