@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +86,3 @@ def test_client_that_leaves_while_held_is_forgotten_and_the_others_are_served(up
     assert [client.response().status for client in (*first, stays)] == [200] * 3
     assert up.eventually(lambda: idle(up))
     assert sorted(fact.outcome for fact in up.records.facts) == ["client_gone", "completed", "completed", "completed"]
-
-
-def test_drain_ends_held_requests_with_an_answer(up: Router) -> None:
-    clients = send(up, *range(1, 4))
-    assert up.eventually(lambda: holding(up) == 1)
-    up.call(lambda: asyncio.get_running_loop().create_task(up.app.stop()))
-    statuses = sorted(client.response().status for client in clients)
-    assert statuses == [503] * 3
-    assert up.eventually(lambda: idle(up))
