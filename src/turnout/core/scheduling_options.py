@@ -49,6 +49,11 @@ class Scheduling(Section, frozen=True, kw_only=True):
         Meta(ge=0, le=3600),
         doc("turnout: a request waits here while every candidate has more queued prefill than this; 0 never holds."),
     ] = 0.25
+    hold_samples: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc("turnout: nobody is held before every candidate's prefill was measured this often: a guess is no queue."),
+    ] = 1
     gate_regret: Annotated[
         Ratio, doc("turnout: from this share of recomputed evictions cold requests wait; 1 switches the gate off.")
     ] = 0.35

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Routers = Callable[..., "Router"]
 TOKENS = 4800  # 0.6 s of prefill
-ADMIN = {"server": {"admin_listen": "127.0.0.1:0"}}
+ADMIN = {"server": {"admin_listen": "127.0.0.1:0"}, "scheduling": {"hold_samples": 0}}
 
 
 class Slow:

@@ -36,7 +36,7 @@ class Scene:
         max_in_flight: int = 256,
         **scheduling: object,
     ) -> None:
-        given = {"policy": "turnout", "gate_regret": 1.0, **scheduling}
+        given = {"policy": "turnout", "gate_regret": 1.0, "hold_samples": 0, **scheduling}
         self.fleet = Fleet(options.Scheduling(**given), options.Prefix(), options.Breaker())  # type: ignore[arg-type]
         for name in names:
             self.fleet.add(

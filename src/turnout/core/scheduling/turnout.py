@@ -124,7 +124,9 @@ def hold(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     # Most requests find an endpoint with nothing queued, and often it is the first one that is looked at.
     if limit and decision.rows[0][_QUEUE] > limit:
         queued = min([row[_QUEUE] for row in decision.rows])
-        if queued > limit and now + _HOLD_LOOK_S < ask.deadline_s:
+        # A queue that only the prior tells of is not known: waiting for it would hide the engines' real speed for ever.
+        known = min([member.prefill.samples for member in decision.members]) >= scheduling.hold_samples
+        if known and queued > limit and now + _HOLD_LOOK_S < ask.deadline_s:
             decision.held = "queue"
             decision.retry_at = now + max(queued - limit, _HOLD_LOOK_S)
             return True

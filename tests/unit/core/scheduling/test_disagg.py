@@ -27,7 +27,7 @@ from turnout.core.scheduling.types import Ask, Verdict
 def fleet_of(
     roles: dict[str, str], disagg_options: Disagg | None = None, policy: str = "turnout", **more: Any
 ) -> Fleet:
-    fleet = Fleet(options.Scheduling(policy=policy, seed=1), options.Prefix(), options.Breaker())  # type: ignore[arg-type]
+    fleet = Fleet(options.Scheduling(policy=policy, seed=1, hold_samples=0), options.Prefix(), options.Breaker())  # type: ignore[arg-type]
     fleet.pairing = disagg.pairing(disagg_options or Disagg())
     for name, role in roles.items():
         endpoint = options.Endpoint(name=name, url=f"http://{name}:8000", models=["m"], role=role, **more)  # type: ignore[arg-type]

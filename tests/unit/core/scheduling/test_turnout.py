@@ -26,7 +26,7 @@ def chain(start: int, length: int) -> list[int]:
 
 class World:
     def __init__(self, *names: str, cache_tokens: int | None = None, **scheduling: object) -> None:
-        given = {"policy": "turnout", "gate_regret": 1.0, **scheduling}
+        given = {"policy": "turnout", "gate_regret": 1.0, "hold_samples": 0, **scheduling}
         self.fleet = Fleet(options.Scheduling(**given), options.Prefix(), options.Breaker())  # type: ignore[arg-type]
         self.rng = random.Random(1)
         for name in names:
@@ -322,3 +322,10 @@ def test_hole_in_a_chain_ends_the_match() -> None:
     world.fleet.blocks_stored(world["a"], stream, [(key, key) for key in keys], 0.0)
     world.fleet.blocks_removed(world["a"], stream, [keys[4]], 0.0)
     assert world.decide(world.ask(keys, chains={BLOCK: keys}), 10.0).depths == [4]
+
+
+def test_nobody_is_held_on_a_guess() -> None:
+    """Answers that come whole teach no prefill: a queue that only the prior tells of would hold requests for ever."""
+    world = World("a", "b", hold_samples=8)
+    for number in range(20):
+        world.seat(world.ask(chain(number, 100)))  # raises if it is held
