@@ -40,7 +40,8 @@ class HedgeTrigger:
 
     def due_after_s(self, now: float) -> float | None:
         """How long an attempt may go without its first token before a hedge; None while too little is known."""
-        if now - self._refreshed_at >= _REFRESH_S:
+        first = self._p95_s is None and len(self._ttfts) >= self._options.samples_min
+        if first or now - self._refreshed_at >= _REFRESH_S:
             self._refreshed_at = now
             while self._ttfts and self._ttfts[0][0] <= now - _KEEP_S:
                 self._ttfts.popleft()
