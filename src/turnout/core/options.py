@@ -88,7 +88,6 @@ class Timeout(Section, frozen=True, kw_only=True):
     stall_s: Annotated[Seconds, _doc("D4: between complete events after the first output event.")] = 20.0
     content_stall_s: Annotated[Seconds, _doc("D4: between output events.")] = 120.0
     total_s: Annotated[Seconds, _doc("D5: complete head until outcome, over all attempts.")] = 600.0
-    send_s: Annotated[Seconds, _doc("D7: no body byte accepted by the endpoint.")] = 30.0
 
 
 class Retry(Section, frozen=True, kw_only=True):
@@ -250,7 +249,6 @@ class Ledger(Section, frozen=True, kw_only=True):
         20
     )
     streak_window_ms: Annotated[int, Meta(ge=10_000, le=86_400_000), _doc("Window of failure streaks.")] = 86_400_000
-    cost_window_ms: Annotated[Count, _doc("Window of spend by route.")] = 86_400_000
     cost_min_calls: Annotated[Count, _doc("Attempts of a provider before a drift of its cost is reported.")] = 20
     cost_threshold: Annotated[Ratio, _doc("Relative drift of a provider's cost that is reported.")] = 0.15
     default_cached_price_factor: Annotated[

@@ -43,7 +43,6 @@ class Scheduling(Section, frozen=True, kw_only=True):
         Literal["contiguous", "first_block", "deepest_row"], doc("affinity_load: which blocks count as a match.")
     ] = "contiguous"
     affinity_weight: Annotated[Ratio, doc("affinity_load, free_capacity: weight of the match, the rest is load.")] = 0.5
-    least_busy_ties: Annotated[Literal["name", "rotation"], doc("least_busy: who wins among equals.")] = "name"
     hold_prefill_s: Annotated[
         float,
         Meta(ge=0, le=3600),
