@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from turnout.core.selection.arrays import frozen
-from turnout.core.selection.blend import Blend, nearest
+from turnout.core.selection.blend import Blend
 from turnout.core.selection.bundle import Axes, Bundle
 from turnout.core.selection.controls import Overrides
 from turnout.core.selection.eligibility import Eligible
@@ -53,7 +53,7 @@ def _shape(prompts: list[str], clusters: int, models: int, *, head: bool) -> Non
         spans["selection once embedded"].append(ended - embedded)
         spans["all"].append(ended - started)
         started = _clock()
-        blend.score(blend.weigh("", overrides), nearest(bundle.centroids, vector, bundle.top_p), vector, length)
+        blend.score(blend.weigh("", overrides), blend.nearest(vector), length)
         spans["clusters and blend"].append(_clock() - started)
     print(f"K {clusters}, {models} models, {'with' if head else 'without'} linear head")
     for name, values in spans.items():

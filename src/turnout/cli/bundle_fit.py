@@ -109,6 +109,6 @@ def _rankings(version: str, files: dict[str, bytes]) -> bytes:
     rows: dict[str, Document] = {}
     for cluster in range(blend.bundle.clusters):
         one = np.array([cluster])
-        scores = blend.score(weighted, Nearest(one, one, np.ones(1)))
+        scores = blend.score(weighted, Nearest(one, (cluster,), (1.0,)))
         rows[str(cluster)] = dict(zip(blend.bundle.models, np.round(scores.score, 9).tolist(), strict=True))
     return msgspec.json.format(msgspec.json.encode({"rankings": rows}), indent=1) + b"\n"

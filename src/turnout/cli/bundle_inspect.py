@@ -89,7 +89,7 @@ def _winners(blend: Blend, preset: str) -> list[str]:
     found = []
     for cluster in range(bundle.clusters):
         one = np.array([cluster])
-        scores = blend.score(weighted, Nearest(one, one, np.ones(1)))
+        scores = blend.score(weighted, Nearest(one, (cluster,), (1.0,)))
         found.append(bundle.models[int(scores.order[0])])
     return found
 

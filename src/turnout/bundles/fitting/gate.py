@@ -15,7 +15,7 @@ from turnout.bundles.fitting.fit import Embedded
 from turnout.bundles.fitting.judge import hardest
 from turnout.bundles.fitting.labels import LabelError, Labels
 from turnout.core.selection.arrays import Floats, Ints
-from turnout.core.selection.blend import Blend, nearest
+from turnout.core.selection.blend import Blend
 
 AGREEMENT_MIN, SCORE_GAP_MAX = 0.99, 1e-3
 MEAN_LOSS_MAX, HARD_LOSS_MAX = 0.005, 0.01
@@ -137,8 +137,7 @@ def _tops(blend: Blend, embedded: Embedded) -> tuple[Ints, Floats]:
     tops = np.empty(len(embedded.vectors), dtype=np.intp)
     best = np.empty(len(embedded.vectors))
     for row, vector in enumerate(embedded.vectors):
-        near = nearest(blend.bundle.centroids, vector, blend.bundle.top_p)
-        scores = blend.score(weighted, near, vector, float(embedded.lengths[row]))
+        scores = blend.score(weighted, blend.nearest(vector), float(embedded.lengths[row]))
         tops[row] = scores.order[0]
         best[row] = scores.score[scores.order[0]]
     return tops, best

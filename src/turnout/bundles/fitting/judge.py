@@ -10,7 +10,7 @@ import numpy as np
 from turnout.bundles.fitting.fit import Embedded
 from turnout.bundles.fitting.labels import Labels
 from turnout.core.selection.arrays import Bools, Floats, Ints
-from turnout.core.selection.blend import Blend, nearest
+from turnout.core.selection.blend import Blend
 from turnout.core.selection.bundle import Bundle
 from turnout.core.selection.controls import ALPHA, Overrides
 
@@ -57,10 +57,9 @@ def pick(bundle: Bundle, labels: Labels, embedded: Embedded, alphas: Sequence[fl
     columns = np.empty((len(alphas), len(labels)), dtype=np.intp)
     outside = np.zeros(len(labels), dtype=bool)
     for row in range(len(labels)):
-        vector = embedded.vectors[row]
-        near = nearest(bundle.centroids, vector, bundle.top_p)
+        near = blend.nearest(embedded.vectors[row])
         for number, one in enumerate(weighted):
-            scores = blend.score(one, near, vector, float(embedded.lengths[row]))
+            scores = blend.score(one, near, float(embedded.lengths[row]))
             columns[number, row] = column_of[scores.order[0]]
             outside[row] = scores.out_of_domain
     return Picks(columns, outside)

@@ -25,6 +25,7 @@ _KNOBS_KEPT = 256
 _SORTED_WHOLE_MAX = 512  # up to here sorting all clusters is cheaper than picking the candidates first
 # The knobs' own check lets alpha + speed pass 1 by this much: what is left for the two axes below it is rounding.
 _NOTHING_LEFT = knobs.SUM_SLACK
+_LEAST_SPAN = 1e-300  # a row without range is 0 divided by it
 
 
 class NotFinite(ArithmeticError):
@@ -35,9 +36,11 @@ class Nearest(msgspec.Struct, frozen=True):
     """The top P clusters: ascending index for the blend, nearest first for the response cache."""
 
     ascending: Ints
-    nearest_first: Ints
-    similarities: Floats
+    nearest_first: tuple[int, ...]
+    similarities: tuple[float, ...]
     """Aligned with `nearest_first`, rounded to 9 decimals."""
+    raised: Floats | None = None
+    """What the linear head adds per model, without its part for the length; None: nothing."""
 
 
 class Weighted(msgspec.Struct, frozen=True):
@@ -58,6 +61,8 @@ class Weighted(msgspec.Struct, frozen=True):
     """1 minus the speed norm, per model; 0 for every untimed one."""
     untimed: tuple[bool, ...] = ()
     unpriced: tuple[bool, ...] = ()
+    shared: tuple[Floats, Floats, Floats] | None = None
+    """Cost, speed and their sum over the top P clusters, where alpha is the same on all: no request changes them."""
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -71,47 +76,43 @@ class Scores(msgspec.Struct, frozen=True):
     out_of_domain: bool = False
 
 
-def nearest(centroids: Floats, vector: Floats32, top_p: int) -> Nearest:
+def nearest(similarity: Floats, top_p: int, raised: Floats | None = None) -> Nearest:
     """Return the P clusters of largest similarity; equal ones in favour of the lower index."""
-    # What np.round does, without its detour through Python.
-    whole = np.rint((centroids @ vector.astype(np.float64)) * _SCALE)
+    # What np.round does, without its detour through Python; negative, so that the largest is sorted to the front.
+    whole = np.rint(similarity * -_SCALE)
     size = len(whole)
-    if size <= _SORTED_WHOLE_MAX:
-        ordered = (-whole).argsort(kind="stable")[:top_p]
-        ascending = ordered.copy()
-        ascending.sort()
-        return Nearest(ascending, ordered, whole.take(ordered) / _SCALE)
-    similarity = whole / _SCALE
-    if top_p < size:
-        least = np.partition(similarity, size - top_p)[size - top_p]
-        candidates = np.flatnonzero(similarity >= least)
+    if size <= _SORTED_WHOLE_MAX or top_p >= size:
+        ordered = whole.argsort(kind="stable")[:top_p]
     else:
-        candidates = np.arange(size)
-    ordered = candidates[np.argsort(-similarity[candidates], kind="stable")][:top_p]
-    return Nearest(np.sort(ordered), ordered, similarity[ordered])
+        candidates = np.flatnonzero(whole <= np.partition(whole, top_p - 1)[top_p - 1])
+        ordered = candidates[whole[candidates].argsort(kind="stable")][:top_p]
+    ascending = ordered.copy()
+    ascending.sort()
+    similarities = [value / -_SCALE + 0.0 for value in whole.take(ordered).tolist()]
+    return Nearest(ascending, tuple(ordered.tolist()), tuple(similarities), raised)
 
 
 def normalised(rows: Floats) -> Floats:
     """Return each row scaled to [0, 1] over its models; a row without range becomes 0, NaN stays NaN."""
     low = np.minimum.reduce(rows, axis=-1, keepdims=True)
     span = np.maximum.reduce(rows, axis=-1, keepdims=True) - low
-    span[span <= 0.0] = 1.0  # the differences are 0, too
-    scaled: Floats = (rows - low) / span
+    scaled: Floats = (rows - low) / np.maximum(span, _LEAST_SPAN)
     return scaled
 
 
 class Blend:
     """Scores the deployed models of one bundle snapshot. Holds no state of requests but the kept knobs."""
 
-    __slots__ = ("_head", "_kept", "_mean_row", "_quality", "_timed", "bundle")
+    __slots__ = ("_kept", "_mean_row", "_per_length", "_quality", "_rows", "_timed", "bundle")
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._timed: tuple[Mapping[str, float], Blend] | None = None
         self._kept: LruMap[tuple[str, Overrides], Weighted] = LruMap(_KNOBS_KEPT)
         head = bundle.head
-        # Rows of their own, without the length at their end: the product over them is twice as quick.
-        self._head = None if head is None else (frozen(head[:, :-1]), frozen(head[:, -1]))
+        # Centroids and head in one matrix: one product over both is quicker than two.
+        self._rows = bundle.centroids if head is None else frozen(np.vstack((bundle.centroids, head[:, :-1])))
+        self._per_length = None if head is None else frozen(head[:, -1])
         table = bundle.quality
         self._quality = None if table is None else frozen(normalised(table))
         self._mean_row = None if table is None else frozen(normalised(table.mean(axis=0, keepdims=True)))
@@ -124,7 +125,7 @@ class Blend:
             found = Blend.__new__(Blend)
             found.bundle, found._timed = with_timings(self.bundle, ttft_s), None
             found._kept, found._quality, found._mean_row = LruMap(_KNOBS_KEPT), self._quality, self._mean_row
-            found._head = self._head
+            found._rows, found._per_length = self._rows, self._per_length
             self._timed = ttft_s, found
         return self._timed[1]
 
@@ -143,14 +144,21 @@ class Blend:
             self._kept.put(key, found)
         return found
 
-    def score(self, weighted: Weighted, near: Nearest, vector: Floats32 | None = None, length: float = 0.0) -> Scores:
+    def nearest(self, vector: Floats32) -> Nearest:
+        """Return a request's clusters, and what the linear head makes of its embedding."""
+        products = self._rows.dot(vector.astype(np.float64))
+        bundle = self.bundle
+        if bundle.head is None:
+            return nearest(products, bundle.top_p)
+        return nearest(products[: bundle.clusters], bundle.top_p, products[bundle.clusters :])
+
+    def score(self, weighted: Weighted, near: Nearest, length: float = 0.0) -> Scores:
         """Score every deployed model.
 
         Args:
             weighted: from `weigh` of this very blend.
             near: the request's clusters.
-            vector: its embedding; read when the bundle has a linear head.
-            length: its length feature (`embedder.length_feature`).
+            length: its length feature (`embedder.length_feature`), which a linear head reads.
 
         Raises:
             NotFinite: a score is no finite number.
@@ -160,25 +168,20 @@ class Blend:
         if bundle.quality is None:
             return self._baked_in(near)
         chosen = near.ascending
-        out_of_domain = (
-            bundle.abstain_similarity is not None and float(near.similarities[0]) < bundle.abstain_similarity
-        )
+        out_of_domain = bundle.abstain_similarity is not None and near.similarities[0] < bundle.abstain_similarity
         if out_of_domain:
             rows = np.repeat(self._mean_row, len(chosen), axis=0)  # type: ignore[arg-type]
-        elif bundle.head is not None and vector is not None:
-            rows = normalised(bundle.quality.take(chosen, axis=0) + self._raised(vector, length))
+        elif near.raised is not None:
+            raised = near.raised + self._per_length * length  # type: ignore[operator]
+            rows = normalised(bundle.quality.take(chosen, axis=0) + raised)
         else:
             rows = self._quality.take(chosen, axis=0)  # type: ignore[union-attr]
-        quality = weighted.quality.take(chosen) @ rows
-        cost = float(np.add.reduce(weighted.cost.take(chosen))) * weighted.cheapness
-        speed = (len(chosen) * weighted.speed) * weighted.quickness
-        return _ranked(quality, cost, speed, out_of_domain=out_of_domain)
-
-    def _raised(self, vector: Floats32, length: float) -> Floats:
-        assert self._head is not None
-        weights, per_length = self._head
-        raised: Floats = weights @ vector.astype(np.float64) + per_length * length
-        return raised
+        quality = weighted.quality.take(chosen).dot(rows)
+        if weighted.shared is not None and len(chosen) == bundle.top_p:
+            cost, speed, both = weighted.shared
+        else:
+            cost, speed, both = _beside_quality(weighted, weighted.cost.take(chosen))
+        return _ranked(quality, cost, speed, quality + both, out_of_domain=out_of_domain)
 
     def _baked_in(self, near: Nearest) -> Scores:
         """v1: the sum of the ranking rows; which axis earned it cannot be told apart any more."""
@@ -186,7 +189,7 @@ class Blend:
         assert table is not None
         quality = table[near.ascending].sum(axis=0)
         nothing = np.zeros_like(quality)
-        return _ranked(quality, nothing, nothing, out_of_domain=False)
+        return _ranked(quality, nothing, nothing, quality, out_of_domain=False)
 
     def _weigh(self, preset: str, overrides: Overrides) -> Weighted:
         bundle = self.bundle
@@ -212,7 +215,7 @@ class Blend:
             some = left > _NOTHING_LEFT
             quality_weight = np.divide(alpha, left, out=np.ones_like(left), where=some)
             cost_weight = np.divide(for_cost, left, out=np.zeros_like(left), where=some)
-        return Weighted(
+        found = Weighted(
             effective,
             knobs.knobs_hash(effective),
             preset,
@@ -225,6 +228,9 @@ class Blend:
             tuple(np.isnan(seconds(axes, effective)).tolist()),
             tuple(unpriced(axes, effective).tolist()),
         )
+        if (alpha != alpha[0]).any():
+            return found
+        return msgspec.structs.replace(found, shared=_beside_quality(found, found.cost[: bundle.top_p]))
 
 
 def centroid_shares(blend: Blend, weighted: Weighted) -> dict[str, float]:
@@ -233,7 +239,7 @@ def centroid_shares(blend: Blend, weighted: Weighted) -> dict[str, float]:
     counts = dict.fromkeys(bundle.models, 0)
     for cluster in range(bundle.clusters):
         one = np.array([cluster])
-        scores = blend.score(weighted, Nearest(one, one, np.ones(1)))
+        scores = blend.score(weighted, Nearest(one, (cluster,), (1.0,)))
         counts[bundle.models[int(scores.order[0])]] += 1
     return {model: count / bundle.clusters for model, count in counts.items()}
 
@@ -281,9 +287,16 @@ def _quickness(axes: Axes, chosen: Knobs) -> tuple[Floats, bool]:
     return np.where(known, 1.0 - (took - low) / (high - low), 0.0), True
 
 
-def _ranked(quality: Floats, cost: Floats, speed: Floats, *, out_of_domain: bool) -> Scores:
-    score = quality + cost + speed
-    if not math.isfinite(np.add.reduce(score)):  # one that is not makes the sum infinite or NaN
+def _beside_quality(weighted: Weighted, cost_weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return cost, speed and their sum over some clusters, given their weights of cost."""
+    cost = float(np.add.reduce(cost_weights)) * weighted.cheapness
+    speed = (len(cost_weights) * weighted.speed) * weighted.quickness
+    return frozen(cost), frozen(speed), frozen(cost + speed)
+
+
+def _ranked(quality: Floats, cost: Floats, speed: Floats, score: Floats, *, out_of_domain: bool) -> Scores:
+    order = np.rint(score * -_SCALE).argsort(kind="stable")
+    # Infinities are sorted to the ends and NaN behind everything, so the ends tell of all.
+    if not (math.isfinite(score.item(order.item(0))) and math.isfinite(score.item(order.item(-1)))):
         raise NotFinite("a score is not finite")
-    order = (-np.rint(score * _SCALE)).argsort(kind="stable")
     return Scores(score, quality, cost, speed, order, out_of_domain)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from turnout.core.selection import blend as blending
 from turnout.core.selection.arrays import Floats, Floats32
 from turnout.core.selection.blend import Blend, Nearest, Scores, Weighted
 from turnout.core.selection.eligibility import Drop, Eligible
@@ -125,11 +124,13 @@ def select(
 
     """
     bundle = blend.bundle
-    near = blending.nearest(bundle.centroids, vector, bundle.top_p)
-    scores = blend.score(weighted, near, vector, length)
+    near = blend.nearest(vector)
+    scores = blend.score(weighted, near, length)
     names = bundle.models
-    allowed = frozenset(candidates.models)
-    models = [name for column in scores.order.tolist() if (name := names[column]) in allowed]
+    models = [names[column] for column in scores.order.tolist()]
+    if candidates.models != names:
+        allowed = frozenset(candidates.models)
+        models = [name for name in models if name in allowed]
     chosen = Selection(
         Reason.SELECTED,
         tuple(models),
@@ -137,8 +138,8 @@ def select(
         names,
         candidates.dropped,
         candidates.yielded,
-        tuple(near.nearest_first.tolist()),
-        tuple(near.similarities.tolist()),
+        near.nearest_first,
+        near.similarities,
         bundle.version,
         bundle.digest,
         weighted.preset,

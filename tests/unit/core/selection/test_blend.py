@@ -49,7 +49,7 @@ def bundle(alpha: float = 0.5, *, axes: dict[str, list[float]] | None = None, **
 
 
 def near(*clusters: int, similarity: float = 1.0) -> Nearest:
-    return Nearest(np.array(clusters), np.array(clusters), np.full(len(clusters), similarity))
+    return Nearest(np.array(clusters), tuple(clusters), (similarity,) * len(clusters))
 
 
 def turned(**values: float | bool) -> Overrides:
@@ -245,12 +245,21 @@ def test_TopPSumsAcrossClusters() -> None:
 
 @pytest.mark.parametrize(("top_p", "wanted"), [(3, [1, 2, 4]), (2, [1, 2]), (5, [0, 1, 2, 3, 4])])
 def test_TopPNearest_DeterministicOnTies(top_p: int, wanted: list[int]) -> None:
-    centroids = np.zeros((5, 2))
-    centroids[:, 0] = [0.2, 0.9, 0.9, 0.5, 0.9]
-    found = nearest(frozen(centroids), np.array([1.0, 0.0], dtype=np.float32), top_p)
+    found = nearest(frozen([0.2, 0.9, 0.9, 0.5, 0.9]), top_p)
     assert found.ascending.tolist() == wanted
-    assert found.nearest_first.tolist()[:3] == [1, 2, 4][: min(top_p, 3)]
-    assert found.similarities.tolist() == sorted(found.similarities.tolist(), reverse=True)
+    assert found.nearest_first[:3] == (1, 2, 4)[: min(top_p, 3)]
+    assert found.similarities == (0.9, 0.9, 0.9, 0.5, 0.2)[:top_p]
+
+
+@pytest.mark.parametrize("top_p", [1, 4, 700])
+def test_many_clusters_are_ordered_as_few_are(top_p: int) -> None:
+    similarity = np.random.default_rng(top_p).integers(-50, 50, size=700) / 50
+    found = nearest(frozen(similarity), top_p)
+    wanted = sorted(range(700), key=lambda k: (-similarity[k], k))[:top_p]
+    assert list(found.nearest_first) == wanted
+    assert found.ascending.tolist() == sorted(wanted)
+    assert found.similarities == pytest.approx([similarity[k] for k in wanted])
+    assert all(math.copysign(1.0, value) > 0 for value in found.similarities if value == 0.0)
 
 
 def test_Argmax_TiebreakUsesOrderSlice() -> None:
@@ -278,7 +287,8 @@ def test_a_linear_head_is_added_before_the_norms() -> None:
     blend = Blend(bundle(1.0, head=frozen(head)))
     weighted = blend.weigh()
     plain = blend.score(weighted, near(0))
-    raised = blend.score(weighted, near(0), np.array([1, 0, 0], dtype=np.float32), 0.5)
+    looked = blend.nearest(np.array([1, 0, 0], dtype=np.float32))
+    raised = blend.score(weighted, msgspec.structs.replace(near(0), raised=looked.raised), 0.5)
     assert plain.order.tolist()[0] == 0
     assert raised.order.tolist() == [3, 0, 1, 2]
     assert raised.score[3] == 1.0
@@ -288,10 +298,14 @@ def test_a_linear_head_is_added_before_the_norms() -> None:
 def test_a_prompt_unlike_all_centroids_is_scored_by_the_mean_of_all_clusters() -> None:
     head = np.full((4, 4), 5.0)
     blend = Blend(bundle(1.0, abstain_similarity=0.3, head=frozen(head)))
-    vector = np.array([1, 0, 0], dtype=np.float32)
-    inside = blend.score(blend.weigh(), near(0, 1, similarity=0.3), vector)
-    outside = blend.score(blend.weigh(), near(0, 1, similarity=0.299999999), vector)
-    elsewhere = blend.score(blend.weigh(), near(1, 2, similarity=0.1), vector, 7.0)
+    raised = blend.nearest(np.array([1, 0, 0], dtype=np.float32)).raised
+
+    def at(*clusters: int, similarity: float) -> Nearest:
+        return msgspec.structs.replace(near(*clusters, similarity=similarity), raised=raised)
+
+    inside = blend.score(blend.weigh(), at(0, 1, similarity=0.3))
+    outside = blend.score(blend.weigh(), at(0, 1, similarity=0.299999999))
+    elsewhere = blend.score(blend.weigh(), at(1, 2, similarity=0.1), 7.0)
     assert (inside.out_of_domain, outside.out_of_domain) == (False, True)
     assert outside.score.tolist() == elsewhere.score.tolist()
     means = np.mean(QUALITY, axis=0)
