@@ -30,6 +30,7 @@ from turnout.core.scheduling.disagg import pairing
 from turnout.core.scheduling.explain import explain
 from turnout.gateway import reload
 from turnout.gateway.catalogue import Catalogue
+from turnout.gateway.drain import drain
 from turnout.gateway.fleet_changes import FleetChanges
 from turnout.gateway.instruments import Entropy, Sources
 from turnout.gateway.legs_stats import disagg_document, disagg_stats
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
 
 _FLUSH_S = 5.0
-_SECOND_SIGNAL_S = 5.0
 _SWITCH_S = 0.0005
 # Sections that something was opened or built with: a reload names their differences and leaves them.
 _FIXED = ("server", "breaker", "probe", "scheduling", "prefix", "drain", "ledger", "log", "auth")
@@ -61,9 +61,16 @@ def now_ms() -> int:
 class App:
     """One router process."""
 
-    def __init__(self, config: Config, reread: Callable[[], Config] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`reread` reads the configuration again, for SIGHUP; it raises ConfigError when that is wrong."""
         self._config = config
+        self._clock = clock
         self._reread = reread or (lambda: config)
         self.meter = Meter()
         self._sink = LogSink(config.log)
@@ -73,6 +80,7 @@ class App:
         self.admin_port = 0
         self._stopping = asyncio.Event()
         self._signals = 0
+        self._stop: asyncio.Task[None] | None = None
         self._admin: Any = None
         self._bundles: Watch | None = None
         self._coordinator: Any = None
@@ -103,7 +111,7 @@ class App:
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
         self.changes = FleetChanges(self.gateway, self._prober, config.endpoint, config.pool, config.timeout.connect_s)
-        self.listener = Listener(config.server, self.gateway, time.monotonic, config.timeout.total_s)
+        self.listener = Listener(config.server, self.gateway, self._clock, config.timeout.total_s)
         host, _, port = config.server.listen.rpartition(":")
         self.port = await self.listener.start(host.strip("[]"), int(port))
         self.gateway.start()
@@ -127,19 +135,17 @@ class App:
         gc.set_threshold(*_GC_THRESHOLD)
 
     async def stop(self) -> None:
-        """Drain: accepted exchanges end, then listeners, engines' connections and the ledger close, in this order."""
-        gateway, config = self.gateway, self._config
-        await self._pause(config.drain.notice_s)
-        gateway.draining = True
-        self.listener.drain()
-        deadline = time.monotonic() + config.drain.grace_s
-        while gateway.runs and time.monotonic() < deadline:
-            if self._signals > 1:
-                deadline = min(deadline, time.monotonic() + _SECOND_SIGNAL_S)
-            await asyncio.sleep(0.02)
-        gateway.interrupt_all()
+        """Drain and close everything; whoever asks again waits for the same end."""
+        if self._stop is None:
+            self._stop = asyncio.get_running_loop().create_task(self._end())
+        await asyncio.shield(self._stop)
+
+    async def _end(self) -> None:
+        """Accepted exchanges end, then listeners, engines' connections and the ledger close, in this order."""
+        gateway = self.gateway
+        left_s = await drain(gateway, self.listener, self._config.drain, lambda: self._signals > 1)
         if self._coordinator is not None:
-            await self._coordinator.stop(max(0.0, deadline - time.monotonic()))
+            await self._coordinator.stop(left_s)
         await self._prober.stop()
         await self._observer.stop()
         if self._bundles is not None:
@@ -172,10 +178,6 @@ class App:
         told = reload.apply(self.gateway, self.changes, snapshot_of(config))
         self.log.info("reloaded", **told, needs_restart=fixed)
 
-    async def _pause(self, seconds: float) -> None:
-        if seconds:
-            await asyncio.sleep(seconds)
-
     def _new_ledger(self) -> Ledger:
         def report(name: str, /, **fields: object) -> None:
             self.log.warning(name, **fields)
@@ -189,14 +191,14 @@ class App:
             config.endpoint,
             config.load,
             config.kv_events,
-            clock=time.monotonic,
+            clock=self._clock,
             weight_version=lambda model: gateway.catalogue.entry(model).weight_version,
             on_change=gateway.recovery.reported,
         )
 
     def _new_gateway(self) -> Gateway:
         config = self._config
-        now = time.monotonic()
+        now = self._clock()
         fleet = Fleet(
             config.scheduling,
             config.prefix,
@@ -225,7 +227,7 @@ class App:
             upstreams={e.name: Upstream(e, config.pool, config.timeout.connect_s) for e in config.endpoint},
             meter=self.meter,
             record=self.ledger.record if self.ledger is not None else _forget,
-            sources=Sources(time.monotonic, now_ms, Entropy(), rng),
+            sources=Sources(self._clock, now_ms, Entropy(), rng),
             decisions_max=config.scheduling.decisions_max,
             router_id=_router_id(),
         )
@@ -286,13 +288,13 @@ class App:
             ledger_stats=functools.partial(ledger_stats, self.ledger),
             coordinator_stats=self._coordinator_stats,
             choice_stats=functools.partial(choice_stats, self.gateway, self._bundles),
-            disagg_stats=lambda: disagg_stats(self.gateway.fleet, time.monotonic()),
+            disagg_stats=lambda: disagg_stats(self.gateway.fleet, self._clock()),
             log_stats=self._sink.stats,
             version=__version__,
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
         pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
-        disagg_pages = disagg_routes(lambda: disagg_document(self.gateway.fleet, time.monotonic()))
+        disagg_pages = disagg_routes(lambda: disagg_document(self.gateway.fleet, self._clock()))
         pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages)
         return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
 
@@ -323,7 +325,7 @@ class Facts:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Tell whether the router takes requests."""
-        return not self._gateway.draining, {"exchanges": len(self._gateway.runs)}
+        return self._gateway.ready, {"exchanges": len(self._gateway.runs)}
 
     def calls(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest rows of the ledger."""

@@ -37,13 +37,30 @@ PATIENCE_S = 5.0
 class Loop:
     """The event loop that routers and engines run on."""
 
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
     def __init__(self) -> None:
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(2 * PATIENCE_S)
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result(2 * PATIENCE_S)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise
+
+    def connect(self, port: int) -> Client:
+        return Client(port)
+
+    def eventually(self, holds: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if self.call(holds):
+                return True
+        return False
 
     def call(self, function: Callable[[], T]) -> T:
         async def work() -> T:
@@ -366,6 +383,7 @@ class Records:
             return self._told.wait(seconds)
 
     def fact(self, index: int = 0) -> CallFact:
+        self._loop.settle()
         with self._told:
             told = self._told.wait_for(lambda: len(self._facts) > index, PATIENCE_S)
         assert told, f"{len(self._facts)} exchanges ended, expected more than {index}"
@@ -378,7 +396,7 @@ class Router:
     def __init__(self, loop: Loop, config: Config) -> None:
         self._loop = loop
         self.config = config
-        self.app = App(config)
+        self.app = App(config, clock=loop.clock)
         self.records = Records(loop)
         self.app.ledger = cast("Any", self.records)
         loop.run(self._start())
@@ -395,7 +413,7 @@ class Router:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def client(self, port: int | None = None) -> Client:
-        client = Client(self.port if port is None else port)
+        client = self._loop.connect(self.port if port is None else port)
         self._clients.append(client)
         return client
 
@@ -434,11 +452,7 @@ class Router:
 
     def eventually(self, holds: Callable[[], bool]) -> bool:
         """Tell whether a fact about the router becomes true; looks at it from the loop, without a pause of its own."""
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            if self.call(holds):
-                return True
-        return False
+        return self._loop.eventually(holds)
 
     def stop(self) -> None:
         if self._stopped:
@@ -446,12 +460,7 @@ class Router:
         self._stopped = True
         for client in self._clients:
             client.close()
-        with_patience = asyncio.run_coroutine_threadsafe(self.app.stop(), self._loop.loop)
-        try:
-            with_patience.result(2 * PATIENCE_S)
-        except concurrent.futures.TimeoutError:
-            with_patience.cancel()
-            raise
+        self._loop.run(self.app.stop())
 
 
 def chat(**members: object) -> dict[str, object]:
@@ -500,6 +509,7 @@ class Wire:
     chunk = staticmethod(chunk)
     stream = staticmethod(stream)
     chat = staticmethod(chat)
+    Client = Client
     ANSWER, USAGE, DONE, STREAM_HEAD = ANSWER, USAGE_EVENT, DONE, STREAM_HEAD
     KEY, MODEL = KEY, MODEL
 
@@ -510,7 +520,12 @@ def wire() -> type[Wire]:
 
 
 @pytest.fixture(scope="session")
-def loop() -> Iterator[Loop]:
+def loop(real_loop: Loop) -> Loop:
+    return real_loop
+
+
+@pytest.fixture(scope="session")
+def real_loop() -> Iterator[Loop]:
     loop = Loop()
     thresholds = gc.get_threshold()
     yield loop

@@ -14,6 +14,8 @@ from turnout.sim.engine import EngineModel
 from turnout.sim.metrics import Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.sim.answers import Answer
     from turnout.sim.faults import FaultPlan
     from turnout.sim.kv_publisher import KvPublisher
@@ -27,8 +29,9 @@ LAG_MAX_S = 0.1
 class Pump:
     """One incarnation of an engine: model, metrics, and the answers by generation. Lives until `stop`."""
 
-    def __init__(self, options: EngineOptions, faults: FaultPlan) -> None:
+    def __init__(self, options: EngineOptions, faults: FaultPlan, clock: Callable[[], float] = time.monotonic) -> None:
         self.started_at = time.time()
+        self._clock = clock
         self.model = EngineModel(options)
         self.metrics = Metrics(self.model, self.started_at)
         self.last_abort_at: float | None = None
@@ -46,17 +49,17 @@ class Pump:
 
     def run(self, work: Work, answer: Answer) -> int:
         """Queue a generation whose tokens go to `answer`; returns its id. Raises ValueError when it can never fit."""
-        number = self.model.add(work, time.monotonic())
+        number = self.model.add(work, self._clock())
         self._answers[number] = answer
         if self._timer is None:
-            self._begin(time.monotonic())
+            self._begin(self._clock())
         return number
 
     def abort(self, number: int) -> None:
         """End a generation whose client is gone; one that has ended is ignored."""
         if self._answers.pop(number, None) is not None:
             self.model.abort(number)
-            self.last_abort_at = time.monotonic()
+            self.last_abort_at = self._clock()
 
     def stop(self) -> None:
         """No further step, no further token."""
@@ -75,7 +78,7 @@ class Pump:
         self.model.slowness = slow.factor if slow is not None else 1.0
         end = self.model.begin(start)
         if end is not None:
-            delay = max(end - time.monotonic(), 0.0)
+            delay = max(end - self._clock(), 0.0)
             self._timer = asyncio.get_running_loop().call_later(delay, self._finish, end)
 
     def _finish(self, end: float) -> None:
@@ -92,5 +95,5 @@ class Pump:
             payload = self.model.journal.take(time.time())
             if payload is not None:
                 self.publisher.publish(payload)
-        now = time.monotonic()
+        now = self._clock()
         self._begin(end if now - end < LAG_MAX_S else now)

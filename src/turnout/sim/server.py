@@ -38,9 +38,16 @@ DEATH_DELAY_S = 0.01
 class SimEngineServer:
     """One simulated engine on a socket. `die` ends the process for the fault `exit`; None closes every socket."""
 
-    def __init__(self, options: EngineOptions, *, die: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        *,
+        die: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.options = options
-        self.faults = FaultPlan(options.seed, options.faults, engine=options.name)
+        self._clock = clock
+        self.faults = FaultPlan(options.seed, options.faults, engine=options.name, clock=clock)
         self._die = die or self._vanish
         self._reader = MessagesReader(options.model, options.context_tokens)
         self._connections: set[Connection] = set()
@@ -50,7 +57,7 @@ class SimEngineServer:
         self._recent: deque[dict[str, str]] = deque(maxlen=REMEMBERED_REQUESTS)
         self._stale: bytes | None = None
         self._alive = False
-        self._pump: Pump = Pump(msgspec.structs.replace(options, kv_events=""), self.faults)
+        self._pump: Pump = Pump(msgspec.structs.replace(options, kv_events=""), self.faults, clock)
         self._handovers = self._new_handovers()
         self._routes: dict[tuple[str, str], Callable[[Connection, HttpRequest], None]] = {
             ("POST", "/v1/chat/completions"): self._chat,
@@ -74,7 +81,7 @@ class SimEngineServer:
 
     async def start(self) -> tuple[str, int]:
         """Listen, and return host and port; after `stop`, a new incarnation. Raises OSError if the port is taken."""
-        self._pump = Pump(self.options, self.faults)
+        self._pump = Pump(self.options, self.faults, self._clock)
         self._handovers = self._new_handovers()
         self._alive = True
         await self._listen()
@@ -188,7 +195,7 @@ class SimEngineServer:
         if not self._alive:
             return
         self._vanish()
-        self._pump = Pump(self.options, self.faults)
+        self._pump = Pump(self.options, self.faults, self._clock)
         self._handovers = self._new_handovers()
         self._stale = None
         self._alive = True

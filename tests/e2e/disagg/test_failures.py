@@ -249,6 +249,7 @@ def test_other_leg_is_aborted(start_router: Any, fleet_of: Any, wire: Any, event
     fleet.clear("p0")
 
 
+@pytest.mark.parametrize("place", ["sockets"], indirect=True)  # threads that ask; virtual: tests/simulation/disagg
 def test_killing_one_of_each_wedges_nobody(
     start_router: Any, fleet_of: Any, wire: Any, flow: str, eventually: Any
 ) -> None:

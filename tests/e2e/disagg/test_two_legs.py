@@ -138,6 +138,7 @@ def test_a_hostile_prefill_answer_is_refused(start_router: Any, fleet_of: Any, w
     assert counts[("handover_refused", "p0")] == 1
 
 
+@pytest.mark.parametrize("place", ["sockets"], indirect=True)  # the admin listener is a library's, on real sockets
 def test_the_admin_listener_tells_pairs_and_metrics(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
     fleet = fleet_of(flow, {"p0": "prefill", "d0": "decode"})
     server = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
