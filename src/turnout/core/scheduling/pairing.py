@@ -127,12 +127,23 @@ class Split:
         pairing = self.pairing
         facts = decision.pair
         reason = facts.reason if facts is not None else ""
+        if decision.picked is not None:
+            _owned(self.decode, ask, decision.picked)
         if decision.prefill is None:
             pairing.count("decisions", pool.model, "solo", reason)
             return None
         pairing.count("decisions", pool.model, "split", reason)
+        _owned(self.prefill, ask, decision.prefill)
         ask.pairs += 1
         return Legs(pairing, decision, prefill_seat(decision, ask, pool, fleet, now), now)
+
+
+def _owned(role: Pool, ask: Ask, endpoint: EndpointState) -> None:
+    """Tell a role's own rule who got these blocks last, where it asks for that (`sglang_cache_aware`)."""
+    owners = role.last_owners
+    if owners is not None:
+        for key in ask.keys:
+            owners.put(key, endpoint.bit)
 
 
 def facts_of(endpoint: options.Endpoint) -> Facts:

@@ -127,9 +127,9 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
             return self.scrape_interval_s
         return 0.05 if self.routers > 1 and not self.bus else 0.2
 
-    def shape(self, block_tokens: int, place: int = 0) -> Shape:
-        """Return the engine with this number, for traces of this block size."""
-        decodes = bool(self.prefill_endpoints) and place >= self.prefill_endpoints
+    def shape(self, block_tokens: int, place: int | None = None) -> Shape:
+        """Return the engine with this number, for traces of this block size; without a number, the profile's own."""
+        decodes = place is not None and place >= self.prefill_endpoints
         hold = (self.kv_tokens or KV_TOKENS[self.profile]) // block_tokens
         return Shape(
             timing=ROOFLINES[self.profile],

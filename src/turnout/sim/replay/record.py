@@ -89,6 +89,8 @@ class Record(msgspec.Struct):
     ended_s: float
     refused: int = 0
     """Requests that are longer than the model accepts: not in the columns."""
+    split: int = 0
+    """Requests whose last attempt had two legs."""
 
 
 def record_of(jobs: list[Job]) -> Record:
@@ -106,6 +108,7 @@ def record_of(jobs: list[Job]) -> Record:
         attempts=array("q", [job.attempts for job in jobs]),
         order=[job.request for job in jobs],
         gaps=GapHistogram(),
+        split=sum(job.legs is not None for job in jobs),
         spread=0.0,
         steps=0,
         preemptions=0,

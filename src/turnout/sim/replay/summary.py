@@ -55,8 +55,10 @@ def summary(record: Record, options: ReplayOptions, block_tokens: int) -> dict[s
         if place >= 0:
             served[place] += 1
     predicted, realised = sum(record.predicted_tokens), sum(record.realised_tokens)
+    figures = {} if not options.prefill_endpoints else {"split": record.split}
     return {
         "requests": count,
+        **figures,
         "refused": record.refused,
         "failed": sum(value < 0.0 for value in record.e2e_s),
         "retried": sum(value > 1 for value in record.attempts),
