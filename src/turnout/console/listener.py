@@ -61,8 +61,8 @@ class AdminListener:
 
     async def stop(self) -> None:
         """End open responses within `STOP_S` and close the socket. May be called twice, or without `start`."""
-        task, self._task = self._task, None
-        if task is not None:
+        task = self._task  # not forgotten: a second caller must not close the socket under a server that still ends
+        if task is not None and not task.done():
             if self._server is not None and self._server.started:
                 self._server.should_exit = True
             else:

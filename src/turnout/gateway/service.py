@@ -82,7 +82,7 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.runs: set[Run] = set()
         self.relayed = RelayCounts()
-        self.draining = False
+        self.ready, self.draining = True, False
         self.decisions: deque[tuple[str, Decision]] = deque(maxlen=decisions_max)
         self.on_unreachable: Callable[[EndpointState], None] = lambda _: None
         # Set by the composition root where they are configured; what is not is never imported.
@@ -306,8 +306,7 @@ class Gateway:
     # -- small answers ------------------------------------------------------------------------------------------------
 
     def _public(self, connection: Connection, head: Head) -> None:
-        ready = not self.draining
-        if head.path == b"/ready" and not ready:
+        if head.path == b"/ready" and not self.ready:
             status, body = 503, b'{"status":"draining"}'
         elif head.path == b"/ready":
             status, body = 200, b'{"status":"ready"}'

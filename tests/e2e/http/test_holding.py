@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,26 @@ class Slow:
         self._loop.run(self.server.stop())
 
 
-@pytest.fixture
-def up(router: Routers, loop: Loop, wire: Any) -> Iterator[Router]:
-    """A router over two slow engines."""
-    engines = [Slow(loop, wire.MODEL, name) for name in ("a", "b")]
-    up = router(*engines, **ADMIN, load={"scrape_interval_ms": 50, "idle_interval_ms": 50})
+def over_slow_engines(router: Routers, loop: Loop, model: str, grace_s: float) -> Iterator[Router]:
+    engines = [Slow(loop, model, name) for name in ("a", "b")]
+    load = {"scrape_interval_ms": 50, "idle_interval_ms": 50}
+    up = router(*engines, **ADMIN, load=load, drain={"grace_s": grace_s})
     yield up
     up.stop()
     for engine in engines:
         engine.stop()
+
+
+@pytest.fixture
+def up(router: Routers, loop: Loop, wire: Any) -> Iterator[Router]:
+    """A router over two slow engines."""
+    yield from over_slow_engines(router, loop, wire.MODEL, 0.01)
+
+
+@pytest.fixture
+def up_with_grace(router: Routers, loop: Loop, wire: Any) -> Iterator[Router]:
+    """The same, with time to end what was accepted."""
+    yield from over_slow_engines(router, loop, wire.MODEL, 8.0)
 
 
 def send(up: Router, *numbers: int) -> list[Client]:
@@ -86,3 +98,23 @@ def test_client_that_leaves_while_held_is_forgotten_and_the_others_are_served(up
     assert [client.response().status for client in (*first, stays)] == [200] * 3
     assert up.eventually(lambda: idle(up))
     assert sorted(fact.outcome for fact in up.records.facts) == ["client_gone", "completed", "completed", "completed"]
+
+
+def test_drain_ends_held_requests_with_an_answer(up: Router) -> None:
+    clients = send(up, *range(1, 4))
+    assert up.eventually(lambda: holding(up) == 1)
+    leaving = up.call(lambda: asyncio.get_running_loop().create_task(up.app.stop()))
+    assert sorted(client.response().status for client in clients) == [503] * 3
+    assert up.eventually(leaving.done)
+    assert idle(up)
+    assert [fact.outcome for fact in up.records.facts] == ["shutdown"] * 3
+
+
+def test_held_requests_are_served_within_the_grace(up_with_grace: Router) -> None:
+    up = up_with_grace
+    clients = send(up, *range(1, 4))
+    assert up.eventually(lambda: holding(up) == 1)
+    leaving = up.call(lambda: asyncio.get_running_loop().create_task(up.app.stop()))
+    assert sorted(client.response().status for client in clients) == [200] * 3
+    assert up.eventually(leaving.done)
+    assert [fact.outcome for fact in up.records.facts] == ["completed"] * 3
