@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from turnout.gateway.run import Run
     from turnout.gateway.service import Gateway
 
-_PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))
-_CHAT, _MESSAGES = "/v1/chat/completions", "/v1/messages"
+_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/messages"))
 OFF_LOOP_FLOATS = 4_000_000
 """Semantic look-ups over more numbers run on a thread: about a millisecond of one core when no row can be ruled out."""
 _SCANS_MAX = 64
 _PERMISSION = "response_cache="
 _STORED_HEADERS = (b"content-type:", b"openai-version:", b"anthropic-")
+_ANSWER_HEADERS = ("anthropic-",)
 _NO_BUNDLE_CLUSTER = -1
 _BODY = msgspec.json.Decoder(dict[str, Any])
 
@@ -194,12 +194,12 @@ class Replaying:
             tenant_known=bool(run.principal.key_id),
             path_allowed=request.path in _PATHS,
             stream=request.stream,
-            streams_served=self._options.stream != "off" and request.path != _MESSAGES,
+            streams_served=self._options.stream != "off",
             choices=request.n,
             reason="named" if selection is None else str(selection.reason),
             embedded=True,
         )
-        found = _shape(request.body) if given.mode is not Mode.OFF else None
+        found = _shape(request.body, run.prepared.forward) if given.mode is not Mode.OFF else None
         reason = bypass(given.mode, asked, found)
         if reason is not None or found is None:
             return reason, None
@@ -244,7 +244,7 @@ class Replaying:
     def _keys(self, ticket: Ticket) -> tuple[CacheKey, ...]:
         """The keys to look under: the request's own kind first, then the one that can be converted."""
         key = ticket.key
-        if self._options.stream != "convert" or key.path != _CHAT:
+        if self._options.stream != "convert":
             return (key,)
         return key, msgspec.structs.replace(key, kind="json" if key.kind == "sse" else "sse")
 
@@ -294,7 +294,8 @@ class Replaying:
         """Answer with a stored answer of this kind; False: it cannot be carried over to what was asked for."""
         answer, extra = match.answer, run.extra
         assert extra is not None  # only runs with an Extra come here
-        body = carried(answer, kind, stream=run.request.stream, usage=run.request.include_usage)
+        dialect = run.dialect
+        body = carried(dialect.name, answer, kind, stream=run.request.stream, usage=run.request.include_usage)
         if body is None:
             self.counts["lookup", "unconverted"] += 1
             return False
@@ -327,6 +328,8 @@ class Replaying:
             run.call_id.encode(),
             run.model.encode(),
         )
+        if dialect.request_id_header:
+            own += b"request-id: %b\r\n" % run.request_id
         run.replay(answers.whole(answer.status, head + own + extra.told + told, body))
         return True
 
@@ -388,8 +391,10 @@ class Replaying:
         self.counts["store", "stored" if stored else "too_large"] += 1
 
 
-def _shape(body: bytes) -> Shape | None:
+def _shape(body: bytes, forwarded: bytes) -> Shape | None:
+    """Read a body, with those of the headers sent along that change an answer."""
+    lines = [line.decode("latin-1").partition(": ") for line in forwarded.split(b"\r\n")]
     try:
-        return shape(_BODY.decode(body))
+        return shape(_BODY.decode(body), sorted((n, v) for n, _, v in lines if n.startswith(_ANSWER_HEADERS)))
     except (msgspec.DecodeError, RecursionError, OverflowError):  # numbers out of range: legal on the wire
         return None

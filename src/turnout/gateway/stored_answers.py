@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,12 +16,13 @@ from turnout.core.response_cache.eligibility import Consent, Ended, may_store
 from turnout.core.response_cache.key import CacheKey
 from turnout.core.response_cache.store import Answer, Place
 from turnout.core.types import Usage
-from turnout.dialects.openai_replay import as_answer, as_events, recorded, usage_of, with_usage
+from turnout.dialects import anthropic_replay, openai_replay
+from turnout.dialects.replay import Replay
 
 if TYPE_CHECKING:
     from turnout.gateway.run import Run
 
-_BODY = msgspec.json.Decoder(dict[str, Any])
+REPLAYS: dict[str, Replay] = {"openai": openai_replay.REPLAY, "anthropic": anthropic_replay.REPLAY}
 
 
 class Ticket:
@@ -41,15 +42,16 @@ class Ticket:
 
 
 def keep_stream(run: Run, ticket: Ticket) -> None:
-    """Take what was relayed, without its usage event: that is told to those who ask for it."""
+    """Take what was relayed; usage that is not told to everybody is kept apart."""
+    replay = REPLAYS[ticket.key.dialect]
     kept = run.response.kept if run.response is not None else None
     stream = b"".join(kept) if kept is not None else b""
-    found = recorded(stream, run.request.n)
+    found = replay.recorded(stream, run.request.n)
     usage = run.response.usage if run.response is not None else None
     ticket.body = b""  # looked at, and by itself nothing that may be stored
     if found is not None and usage is not None:
-        said = usage_of(stream) or _usage(usage)
-        ticket.body, ticket.ends, ticket.usage = found.body, (found.finishes, found.tools), msgspec.json.encode(said)
+        ticket.body, ticket.ends = found.body, (found.finishes, found.tools)
+        ticket.usage = msgspec.json.encode(replay.reported(stream, usage))
 
 
 Cost = Callable[[str, str, Usage], int | None]
@@ -62,7 +64,7 @@ def stored_answer(run: Run, ticket: Ticket, outcome: Outcome, cost: Cost, *, sto
     usage = attempts[-1].usage if attempts else None
     body = ticket.body
     assert body is not None  # the caller looked
-    finishes, tools = ticket.ends if ticket.ends is not None else _finishes(body)
+    finishes, tools = ticket.ends if ticket.ends is not None else REPLAYS[ticket.key.dialect].finishes(body)
     ended = Ended(
         completed=outcome is Outcome.COMPLETED,
         status=run.status,
@@ -87,37 +89,11 @@ def stored_answer(run: Run, ticket: Ticket, outcome: Outcome, cost: Cost, *, sto
     )
 
 
-def carried(answer: Answer, kind: str, *, stream: bool, usage: bool) -> bytes | None:
+def carried(dialect: str, answer: Answer, kind: str, *, stream: bool, usage: bool) -> bytes | None:
     """Return a stored answer in the form that a request wants; None when that would lose something."""
+    replay = REPLAYS[dialect]
     if not stream:
-        return answer.body if kind == "json" else as_answer(answer.body, msgspec.json.decode(answer.usage))
+        return answer.body if kind == "json" else replay.as_answer(answer.body, msgspec.json.decode(answer.usage))
     if kind == "json":
-        return as_events(answer.body, usage=usage)
-    return with_usage(answer.body, msgspec.json.decode(answer.usage)) if usage else answer.body
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    """Return what an engine's usage event said, whose text was not relayed."""
-    tokens_in, tokens_out = usage.tokens_in or 0, usage.tokens_out or 0
-    said: dict[str, Any] = {
-        "prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out,
-    }  # fmt: skip
-    if usage.tokens_cached is not None:
-        said["prompt_tokens_details"] = {"cached_tokens": usage.tokens_cached}
-    if usage.tokens_reasoning is not None:
-        said["completion_tokens_details"] = {"reasoning_tokens": usage.tokens_reasoning}
-    return said
-
-
-def _finishes(body: bytes) -> tuple[tuple[str, ...], bool]:
-    """Return the finish reason of every choice (empty when one has none) and whether any calls a tool."""
-    try:
-        choices = _BODY.decode(body).get("choices")
-    except (msgspec.DecodeError, RecursionError):
-        return (), False
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        return (), False
-    reasons = tuple([str(choice.get("finish_reason") or "") for choice in choices])
-    messages = [choice.get("message") for choice in choices]
-    tools = any(isinstance(m, dict) and (m.get("tool_calls") or m.get("function_call")) for m in messages)
-    return (reasons if all(reasons) else ()), tools or "tool_calls" in reasons
+        return replay.as_events(answer.body, usage)
+    return replay.with_usage(answer.body, msgspec.json.decode(answer.usage)) if usage else answer.body

@@ -57,6 +57,25 @@ def test_whole_to_stream_to_whole_keeps_all_values(document: dict[str, Any]) -> 
     assert found.tools == (found.finishes == ("tool_calls",))
 
 
+def test_a_completion_keeps_all_values_too() -> None:
+    choices = [{"index": at, "text": text, "logprobs": None, "finish_reason": "stop"} for at, text in enumerate("ab")]
+    head = {"id": "x", "created": 7, "model": "m", "object": "text_completion"}
+    document = {**head, "choices": choices, "usage": USAGE}
+    events = as_events(msgspec.json.encode(document), usage=True)
+    assert events is not None
+    found = recorded(events, 2)
+    assert found is not None
+    assert (found.finishes, found.tools) == (("stop", "stop"), False)
+    back = as_answer(found.body, USAGE)
+    assert back is not None
+    assert msgspec.json.decode(back) == document
+    for bad in ({"logprobs": {"tokens": ["a"]}}, {"novelty": 1}, {"text": None}):
+        lossy = {**document, "choices": [{**choices[0], **bad}]}
+        assert as_events(msgspec.json.encode(lossy), usage=False) is None
+        chunk = b"data: " + msgspec.json.encode({**head, "choices": lossy["choices"]}) + b"\n\n" + DONE
+        assert as_answer(chunk, USAGE) is None
+
+
 def event(**members: Any) -> bytes:
     return b"data: " + msgspec.json.encode({"id": "x", "object": "chat.completion.chunk", **members}) + b"\n\n"
 

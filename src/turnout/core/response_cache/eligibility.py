@@ -162,6 +162,8 @@ class Ended(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 _OK = 200
+_WITHHELD = frozenset(("content_filter", "refusal"))
+"""What the dialects say when an answer, or the rest of it, was held back."""
 
 
 def may_store(ended: Ended, *, store_tool_calls: bool) -> bool:
@@ -173,6 +175,6 @@ def may_store(ended: Ended, *, store_tool_calls: bool) -> bool:
         and not ended.rescued
         and not ended.in_band_error
         and ended.usage_reported
-        and "content_filter" not in ended.finish_reasons
+        and _WITHHELD.isdisjoint(ended.finish_reasons)
         and (store_tool_calls or not ended.tool_calls)
     )

@@ -126,7 +126,7 @@ def shape(body: Mapping[str, Any], headers: Sequence[tuple[str, str]] = ()) -> S
         last_is_user=last_at >= 0 and last_at == len(messages) - 1,
         has_media=any(_has_media(message) for message in messages),
         has_tools=any(body.get(name) for name in ("tools", "functions")),
-        names_state=any(body.get(name) for name in ("previous_response_id", "conversation"))
+        names_state=any(body.get(name) for name in ("previous_response_id", "conversation", "container"))
         or body.get("store") is True,
         text=text_of(last) if last is not None else "",
     )
