@@ -79,6 +79,14 @@ class Loop:
         self.loop.close()
 
 
+def _until(loop: Loop, told: threading.Condition, holds: Callable[[], bool]) -> bool:
+    """Wait for what happens on the loop: beside it, or, where it runs in this thread, by running it."""
+    if not isinstance(loop, Loop):
+        return bool(loop.eventually(holds))
+    with told:
+        return told.wait_for(holds, PATIENCE_S)
+
+
 class Gate:
     """A step of a script that waits until the test opens it."""
 
@@ -220,8 +228,7 @@ class Engine:
 
     def request(self, index: int = 0) -> EngineRequest:
         """Wait for the request with this index."""
-        with self._arrived:
-            arrived = self._arrived.wait_for(lambda: len(self.requests) > index, PATIENCE_S)
+        arrived = _until(self._loop, self._arrived, lambda: len(self.requests) > index)
         assert arrived, f"the engine saw {len(self.requests)} requests, expected more than {index}"
         return self.requests[index]
 
@@ -383,9 +390,7 @@ class Records:
             return self._told.wait(seconds)
 
     def fact(self, index: int = 0) -> CallFact:
-        self._loop.settle()
-        with self._told:
-            told = self._told.wait_for(lambda: len(self._facts) > index, PATIENCE_S)
+        told = _until(self._loop, self._told, lambda: len(self._facts) > index)
         assert told, f"{len(self._facts)} exchanges ended, expected more than {index}"
         return self._facts[index]
 

@@ -88,6 +88,7 @@ class Timeout(Section, frozen=True, kw_only=True):
     stall_s: Annotated[Seconds, _doc("D4: between complete events after the first output event.")] = 20.0
     content_stall_s: Annotated[Seconds, _doc("D4: between output events.")] = 120.0
     total_s: Annotated[Seconds, _doc("D5: complete head until outcome, over all attempts.")] = 600.0
+    send_s: Annotated[Seconds, _doc("D7: the endpoint takes no byte of what is left of a request.")] = 30.0
 
 
 class Retry(Section, frozen=True, kw_only=True):

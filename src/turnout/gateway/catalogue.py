@@ -48,8 +48,10 @@ class Catalogue:
 
         all_of_them = [self._timeout, *(entry.timeout for entry in self._entries.values() if entry.timeout is not None)]
         self.quickest_s = min(
-            min(one.first_token_s, one.first_token_failover_s, one.stall_s, one.content_stall_s, one.total_s)
+            seconds
             for one in all_of_them
+            for name, seconds in msgspec.structs.asdict(one).items()
+            if name not in _LATER
         )
         """The earliest instant after its start at which any time-out of an attempt can pass."""
 
@@ -72,6 +74,10 @@ class Catalogue:
     def ids(self) -> list[str]:
         """Return all ids, sorted."""
         return sorted(self._entries)
+
+
+# Not those of an attempt's answer: a connection has a timer of its own, and nobody is asked to answer within the most.
+_LATER = ("connect_s", "response_max_s")
 
 
 def _own_timeouts(model: Model, shared: Timeout) -> Timeout | None:

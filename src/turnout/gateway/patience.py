@@ -1,9 +1,10 @@
-"""How long an attempt may stay without its first output (D2, D2a, D3): less while somebody else can be asked."""
+"""How long an attempt may stay without its first output (D2, D2a, D3, D7): less while somebody else can be asked."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turnout.core.errors import ErrorKind
 from turnout.core.fleet.breaker import State
 from turnout.core.options import Timeout
 
@@ -11,13 +12,33 @@ if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.legs import LegPair
     from turnout.gateway.run import Run
+    from turnout.http.client import EngineConnection
 
 _NEVER = float("inf")
 _RESPONSE_BASE_S, _RESPONSE_TOKENS_PER_S = 10.0, 30.0
 _PREDICTED_TIMES = 3.0
 
 
-def first_answer_limit_s(run: Run, attempt: Attempt) -> float:
+def unanswered(run: Run, attempt: Attempt, unsent: EngineConnection | None, asked_s: float) -> tuple[ErrorKind, float]:
+    """Return which limit of an attempt without output passes first, and when.
+
+    Args:
+        run: whose attempt it is.
+        attempt: the attempt.
+        unsent: the connection that the request may not have left yet; None when the engine has begun to answer.
+        asked_s: when the request was sent.
+
+    """
+    kind = ErrorKind.TIMEOUT_FIRST_TOKEN if run.request.stream else ErrorKind.TIMEOUT_RESPONSE
+    due = asked_s + _first_answer_limit_s(run, attempt)
+    stuck_s = None if unsent is None else unsent.stuck_since
+    if stuck_s is None:
+        return kind, due
+    send_due = stuck_s + run.timeouts.send_s
+    return (ErrorKind.TIMEOUT_SEND, send_due) if send_due < due else (kind, due)
+
+
+def _first_answer_limit_s(run: Run, attempt: Attempt) -> float:
     """Return the limit of one attempt, counted from the instant its request was sent."""
     if attempt.legs is not None:
         driver: LegPair = attempt.legs.driver

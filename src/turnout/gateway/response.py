@@ -18,7 +18,7 @@ from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.openai_resume import Joiner
 from turnout.gateway import answers
 from turnout.gateway.holding import FAST
-from turnout.gateway.patience import first_answer_limit_s
+from turnout.gateway.patience import unanswered
 from turnout.gateway.upstream import Reach
 from turnout.http.client import AFTER_LOSS, EngineConnection
 from turnout.http.response_head import ResponseHead
@@ -189,8 +189,8 @@ class AttemptResponse:
         if self._paused:
             return None, now + timeouts.stall_s
         if self.first_output_s is None and self.mode is not Mode.THROUGH:
-            kind = ErrorKind.TIMEOUT_FIRST_TOKEN if run.request.stream else ErrorKind.TIMEOUT_RESPONSE
-            due = self._asked_s + first_answer_limit_s(run, self.attempt)
+            unsent = self.connection if self.head is None else None
+            kind, due = unanswered(run, self.attempt, unsent, self._asked_s)
             return (kind if now >= due else None), due
         if not self.committed:
             self._flush([], now)  # `guarded` holds for so long and no longer

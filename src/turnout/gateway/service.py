@@ -357,7 +357,7 @@ _POLICY_FORBIDDEN = Refusal(
     "x-turnout-policy",
     "permission_error",
 )
-_UNREACHABLE = frozenset((ErrorKind.CONNECT_ERROR.value, ErrorKind.TIMEOUT_CONNECT.value))
+_UNREACHABLE = frozenset((ErrorKind.CONNECT_ERROR.value, ErrorKind.TIMEOUT_CONNECT.value, ErrorKind.TIMEOUT_SEND.value))
 
 
 def _not_allowed(method: bytes, allowed: str) -> Refusal:

@@ -61,6 +61,8 @@ class EngineConnection(asyncio.Protocol):
         "_pool",
         "_request",
         "_seen_bytes",
+        "_taken_s",
+        "_unsent",
         "idle_since",
         "reused",
         "sink",
@@ -80,6 +82,8 @@ class EngineConnection(asyncio.Protocol):
         self._left = 0
         self._buffer = b""
         self._informational = 0
+        self._unsent = 0
+        self._taken_s = 0.0
 
     def send(self, request: bytes, sink: Sink) -> None:
         """Send a whole request; the response goes to the sink."""
@@ -99,6 +103,17 @@ class EngineConnection(asyncio.Protocol):
         self._pool.forget(self)
         self.transport.abort()
 
+    @property
+    def stuck_since(self) -> float | None:
+        """Since when the engine has taken no byte of a request, on the loop's clock; None when it has them all (D7)."""
+        return self._taken_s if self._unsent else None
+
+    def look(self, now: float) -> None:
+        """See whether the engine has taken more of a request."""
+        left = self.transport.get_write_buffer_size()
+        if left != self._unsent:
+            self._unsent, self._taken_s = left, now
+
     def pause(self) -> None:
         """Stop reading from the engine."""
         self.transport.pause_reading()
@@ -112,6 +127,7 @@ class EngineConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(0)  # so that whatever the kernel does not take is told
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -131,6 +147,16 @@ class EngineConnection(asyncio.Protocol):
                 self._read_body(sink, data)
         except (BadResponse, FramingError) as error:
             self._fail(ErrorKind.STREAM_CUT if self._chunks else ErrorKind.BAD_RESPONSE, str(error))
+
+    def pause_writing(self) -> None:
+        """Hear that the kernel did not take all of a request."""
+        self._unsent = self.transport.get_write_buffer_size()
+        self._taken_s = self._pool.sending(self)
+
+    def resume_writing(self) -> None:
+        """Hear that it has."""
+        self._unsent = 0
+        self._pool.sent(self)
 
     def eof_received(self) -> bool:
         """Let the transport close; `connection_lost` tells what it means."""
@@ -208,7 +234,8 @@ class EngineConnection(asyncio.Protocol):
     def _end(self, sink: Sink, *, clean: bool) -> None:
         self.sink = None
         self._request = b""
-        if clean and cast("ResponseHead", self._head).keep_alive:
+        # An engine that answers before it has read the request may never read the rest.
+        if clean and not self._unsent and cast("ResponseHead", self._head).keep_alive:
             self._pool.release(self)
         else:  # bytes after a complete response spoil the connection, not the response
             self._pool.forget(self)
@@ -233,6 +260,7 @@ class EndpointPool:
         self._loop = asyncio.get_running_loop()
         self._idle: deque[EngineConnection] = deque()
         self._open: set[EngineConnection] = set()
+        self._sending: set[EngineConnection] = set()
         self._connecting: dict[Sink, asyncio.Task[None]] = {}
         self._retired = False
         self.connects_total = self.connect_failures_total = self.reuses_total = 0
@@ -287,11 +315,23 @@ class EndpointPool:
     def forget(self, connection: EngineConnection) -> None:
         """Drop a connection that is closed or about to be; any number of times."""
         self._open.discard(connection)
+        self._sending.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
+    def sending(self, connection: EngineConnection) -> float:
+        """Watch a connection whose request is not out yet; return the loop's time."""
+        self._sending.add(connection)
+        return self._loop.time()
+
+    def sent(self, connection: EngineConnection) -> None:
+        """Watch it no longer."""
+        self._sending.discard(connection)
+
     def sweep(self, now: float) -> None:
-        """Close connections that were idle for too long, before the engine does (D8)."""
+        """Close connections that were idle for too long, before the engine does (D8), and see who takes its request."""
+        for sending in self._sending:
+            sending.look(now)
         while self._idle and now - self._idle[0].idle_since > self._options.idle_s:
             connection = self._idle.popleft()
             self._open.discard(connection)

@@ -16,6 +16,7 @@ from typing import Any
 LATENCY_S = 0.0002
 _FIRST_PORT = 20_000
 _HIGH_BYTES = 65_536
+_PIECE_BYTES = 65_536
 _STUCK_S = 5.0
 """Real seconds that a loop with nothing planned waits for a thread before it says so."""
 _HERE = frozenset(("127.0.0.1", "localhost", "::1"))
@@ -153,7 +154,8 @@ class VirtualTransport(asyncio.Transport):
             return
         peer = self.peer
         assert peer is not None  # joined before it is handed out
-        peer.post(bytes(data))
+        for at in range(0, len(data), _PIECE_BYTES):  # a reader may stop in the middle of what was one write
+            peer.post(bytes(data[at : at + _PIECE_BYTES]))
         if peer._unread_bytes > self._high and not self._stopped:
             self._stopped = True
             self.protocol.pause_writing()
