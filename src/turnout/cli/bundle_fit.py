@@ -19,7 +19,7 @@ from turnout.bundles.fitting.labels import LabelError, read
 from turnout.bundles.reading import digest_of, parse
 from turnout.bundles.writing import Document, promote, write
 from turnout.cli.bundle_output import MAX_PROMPT_BYTES, prices_of, progress
-from turnout.core.selection.blend import Blend, Nearest
+from turnout.core.selection.blend import Blend, at_centroid
 from turnout.core.selection.embedder import Hashgram
 
 SCORINGS, HEADS = ("zscore", "none", "minmax"), ("auto", "on", "off")
@@ -108,7 +108,6 @@ def _rankings(version: str, files: dict[str, bytes]) -> bytes:
     weighted = blend.weigh()
     rows: dict[str, Document] = {}
     for cluster in range(blend.bundle.clusters):
-        one = np.array([cluster])
-        scores = blend.score(weighted, Nearest(one, (cluster,), (1.0,)))
+        scores = blend.score(weighted, at_centroid(cluster))
         rows[str(cluster)] = dict(zip(blend.bundle.models, np.round(scores.score, 9).tolist(), strict=True))
     return msgspec.json.format(msgspec.json.encode({"rankings": rows}), indent=1) + b"\n"

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import typer
 
 from turnout.cli.bundle_output import load, table
-from turnout.core.selection.blend import Blend, Nearest
+from turnout.core.selection.blend import Blend, at_centroid
 from turnout.core.selection.bundle import Bundle
 from turnout.core.selection.controls import shown
 
@@ -88,8 +87,7 @@ def _winners(blend: Blend, preset: str) -> list[str]:
     weighted = blend.weigh(preset)
     found = []
     for cluster in range(bundle.clusters):
-        one = np.array([cluster])
-        scores = blend.score(weighted, Nearest(one, (cluster,), (1.0,)))
+        scores = blend.score(weighted, at_centroid(cluster))
         found.append(bundle.models[int(scores.order[0])])
     return found
 

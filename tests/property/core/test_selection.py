@@ -120,7 +120,7 @@ def cases(draw: st.DrawFn) -> tuple[Bundle, Knobs, list[int], list[float], list[
 
 
 def near(clusters: list[int]) -> Nearest:
-    return Nearest(np.array(clusters), tuple(clusters), (1.0,) * len(clusters))
+    return Nearest(np.array(clusters), tuple(clusters), (-1e9,) * len(clusters))
 
 
 @settings(max_examples=100, deadline=None)

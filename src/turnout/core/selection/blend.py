@@ -19,8 +19,7 @@ from turnout.core.selection.bundle import Axes, Bundle, with_timings
 from turnout.core.selection.controls import Overrides
 from turnout.core.selection.knobs import Knobs
 
-DECIMALS = 9
-_SCALE = 10.0**DECIMALS
+_SCALE = 1e9  # scores and similarities are compared by 9 decimals
 _KNOBS_KEPT = 256
 _SORTED_WHOLE_MAX = 512  # up to here sorting all clusters is cheaper than picking the candidates first
 # The knobs' own check lets alpha + speed pass 1 by this much: what is left for the two axes below it is rounding.
@@ -37,10 +36,15 @@ class Nearest(msgspec.Struct, frozen=True):
 
     ascending: Ints
     nearest_first: tuple[int, ...]
-    similarities: tuple[float, ...]
-    """Aligned with `nearest_first`, rounded to 9 decimals."""
+    billionths: tuple[float, ...]
+    """Aligned with `nearest_first`: similarities, negative and in billionths, as they were sorted."""
     raised: Floats | None = None
     """What the linear head adds per model, without its part for the length; None: nothing."""
+
+    @property
+    def similarities(self) -> tuple[float, ...]:
+        """Aligned with `nearest_first`, rounded to 9 decimals."""
+        return tuple([value / -_SCALE + 0.0 for value in self.billionths])  # + 0.0: no negative zero
 
 
 class Weighted(msgspec.Struct, frozen=True):
@@ -76,10 +80,16 @@ class Scores(msgspec.Struct, frozen=True):
     out_of_domain: bool = False
 
 
-def nearest(similarity: Floats, top_p: int, raised: Floats | None = None) -> Nearest:
-    """Return the P clusters of largest similarity; equal ones in favour of the lower index."""
-    # What np.round does, without its detour through Python; negative, so that the largest is sorted to the front.
-    whole = np.rint(similarity * -_SCALE)
+def nearest(billionths: Floats, top_p: int, raised: Floats | None = None) -> Nearest:
+    """Return the P clusters of largest similarity; equal ones in favour of the lower index.
+
+    Args:
+        billionths: similarities times -10^9, so that rounding leaves 9 decimals and sorting begins with the largest.
+        top_p: how many.
+        raised: what goes into the result.
+
+    """
+    whole = np.rint(billionths)
     size = len(whole)
     if size <= _SORTED_WHOLE_MAX or top_p >= size:
         ordered = whole.argsort(kind="stable")[:top_p]
@@ -88,8 +98,7 @@ def nearest(similarity: Floats, top_p: int, raised: Floats | None = None) -> Nea
         ordered = candidates[whole[candidates].argsort(kind="stable")][:top_p]
     ascending = ordered.copy()
     ascending.sort()
-    similarities = [value / -_SCALE + 0.0 for value in whole.take(ordered).tolist()]
-    return Nearest(ascending, tuple(ordered.tolist()), tuple(similarities), raised)
+    return Nearest(ascending, tuple(ordered.tolist()), tuple(whole.take(ordered).tolist()), raised)
 
 
 def normalised(rows: Floats) -> Floats:
@@ -110,8 +119,9 @@ class Blend:
         self._timed: tuple[Mapping[str, float], Blend] | None = None
         self._kept: LruMap[tuple[str, Overrides], Weighted] = LruMap(_KNOBS_KEPT)
         head = bundle.head
-        # Centroids and head in one matrix: one product over both is quicker than two.
-        self._rows = bundle.centroids if head is None else frozen(np.vstack((bundle.centroids, head[:, :-1])))
+        # Centroids and head in one matrix: one product over both is quicker than two. The embedding comes scaled for
+        # `nearest`, which the head's rows take back.
+        self._rows = bundle.centroids if head is None else frozen(np.vstack((bundle.centroids, head[:, :-1] / -_SCALE)))
         self._per_length = None if head is None else frozen(head[:, -1])
         table = bundle.quality
         self._quality = None if table is None else frozen(normalised(table))
@@ -146,7 +156,7 @@ class Blend:
 
     def nearest(self, vector: Floats32) -> Nearest:
         """Return a request's clusters, and what the linear head makes of its embedding."""
-        products = self._rows.dot(vector.astype(np.float64))
+        products = self._rows.dot(np.multiply(vector, -_SCALE, dtype=np.float64))
         bundle = self.bundle
         if bundle.head is None:
             return nearest(products, bundle.top_p)
@@ -168,7 +178,9 @@ class Blend:
         if bundle.quality is None:
             return self._baked_in(near)
         chosen = near.ascending
-        out_of_domain = bundle.abstain_similarity is not None and near.similarities[0] < bundle.abstain_similarity
+        out_of_domain = (
+            bundle.abstain_similarity is not None and near.billionths[0] / -_SCALE < bundle.abstain_similarity
+        )
         if out_of_domain:
             rows = np.repeat(self._mean_row, len(chosen), axis=0)  # type: ignore[arg-type]
         elif near.raised is not None:
@@ -233,13 +245,17 @@ class Blend:
         return msgspec.structs.replace(found, shared=_beside_quality(found, found.cost[: bundle.top_p]))
 
 
+def at_centroid(cluster: int) -> Nearest:
+    """Return what is nearest to a prompt that lies exactly on a centroid: that cluster alone."""
+    return Nearest(np.array([cluster]), (cluster,), (-_SCALE,))
+
+
 def centroid_shares(blend: Blend, weighted: Weighted) -> dict[str, float]:
     """Return the share of each model among the first choices for prompts that lie exactly on a centroid."""
     bundle = blend.bundle
     counts = dict.fromkeys(bundle.models, 0)
     for cluster in range(bundle.clusters):
-        one = np.array([cluster])
-        scores = blend.score(weighted, Nearest(one, (cluster,), (1.0,)))
+        scores = blend.score(weighted, at_centroid(cluster))
         counts[bundle.models[int(scores.order[0])]] += 1
     return {model: count / bundle.clusters for model, count in counts.items()}
 

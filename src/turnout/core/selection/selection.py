@@ -66,9 +66,7 @@ class Selection(msgspec.Struct, frozen=True):
     """Columns of `scores`."""
     dropped: tuple[tuple[str, Drop], ...] = ()
     yielded: tuple[Drop, ...] = ()
-    clusters: tuple[int, ...] = ()
-    """Nearest first."""
-    similarities: tuple[float, ...] = ()
+    near: Nearest | None = None
     bundle_version: str = ""
     bundle_digest: str = ""
     preset: str = ""
@@ -79,6 +77,16 @@ class Selection(msgspec.Struct, frozen=True):
     observed_at_ms: int = 0
     """When the statistics were derived that took part; 0: none did."""
     timing_source: str = "bundle"
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """The clusters of the text, nearest first."""
+        return self.near.nearest_first if self.near is not None else ()
+
+    @property
+    def similarities(self) -> tuple[float, ...]:
+        """Aligned with `clusters`."""
+        return self.near.similarities if self.near is not None else ()
 
     @property
     def knobs_hash(self) -> int:
@@ -127,19 +135,18 @@ def select(
     near = blend.nearest(vector)
     scores = blend.score(weighted, near, length)
     names = bundle.models
-    models = [names[column] for column in scores.order.tolist()]
+    models = tuple(map(names.__getitem__, scores.order.tolist()))
     if candidates.models != names:
         allowed = frozenset(candidates.models)
-        models = [name for name in models if name in allowed]
+        models = tuple([name for name in models if name in allowed])
     chosen = Selection(
         Reason.SELECTED,
-        tuple(models),
+        models,
         scores,
         names,
         candidates.dropped,
         candidates.yielded,
-        near.nearest_first,
-        near.similarities,
+        near,
         bundle.version,
         bundle.digest,
         weighted.preset,

@@ -49,7 +49,7 @@ def bundle(alpha: float = 0.5, *, axes: dict[str, list[float]] | None = None, **
 
 
 def near(*clusters: int, similarity: float = 1.0) -> Nearest:
-    return Nearest(np.array(clusters), tuple(clusters), (similarity,) * len(clusters))
+    return Nearest(np.array(clusters), tuple(clusters), (-1e9 * similarity,) * len(clusters))
 
 
 def turned(**values: float | bool) -> Overrides:
@@ -245,7 +245,7 @@ def test_TopPSumsAcrossClusters() -> None:
 
 @pytest.mark.parametrize(("top_p", "wanted"), [(3, [1, 2, 4]), (2, [1, 2]), (5, [0, 1, 2, 3, 4])])
 def test_TopPNearest_DeterministicOnTies(top_p: int, wanted: list[int]) -> None:
-    found = nearest(frozen([0.2, 0.9, 0.9, 0.5, 0.9]), top_p)
+    found = nearest(frozen([-0.2e9, -0.9e9, -0.9e9, -0.5e9, -0.9e9]), top_p)
     assert found.ascending.tolist() == wanted
     assert found.nearest_first[:3] == (1, 2, 4)[: min(top_p, 3)]
     assert found.similarities == (0.9, 0.9, 0.9, 0.5, 0.2)[:top_p]
@@ -254,7 +254,7 @@ def test_TopPNearest_DeterministicOnTies(top_p: int, wanted: list[int]) -> None:
 @pytest.mark.parametrize("top_p", [1, 4, 700])
 def test_many_clusters_are_ordered_as_few_are(top_p: int) -> None:
     similarity = np.random.default_rng(top_p).integers(-50, 50, size=700) / 50
-    found = nearest(frozen(similarity), top_p)
+    found = nearest(frozen(similarity * -1e9), top_p)
     wanted = sorted(range(700), key=lambda k: (-similarity[k], k))[:top_p]
     assert list(found.nearest_first) == wanted
     assert found.ascending.tolist() == sorted(wanted)
