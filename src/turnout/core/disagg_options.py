@@ -48,4 +48,7 @@ class Disagg(Section, frozen=True, kw_only=True):
     )
     lease_s: Annotated[Seconds, doc("How long a prefill engine keeps blocks that nobody has fetched.")] = 30.0
     quarantine_s: Annotated[Seconds, doc("A pair whose transfer failed rests this long, doubling to ten times.")] = 60.0
+    handover_max_s: Annotated[
+        Seconds, doc("From the prefill's answer to the contact to the decode endpoint; beyond, another one is asked.")
+    ] = 1.0
     drain_s: Annotated[Seconds, doc("A prefill answer still open after the decode leg's end is read this long.")] = 30.0

@@ -21,7 +21,7 @@ from turnout.core.retry_loop import DEADLINE_MARGIN_S, RetryLoop, busy, usable
 from turnout.core.scheduling.holding import PATIENCE
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.turnout import least_prefill_s
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.types import Decision, DropReason
 from turnout.core.types import Usage
 
 _COOLDOWN_S = 2.0
@@ -301,6 +301,8 @@ class Exchange(RetryLoop):
             if decision.held == "cold_gate":
                 gate.queue.step_aside(ticket, decision.retry_at)
             return self._wait_for_place(ticket)
+        if self._pool.pairs is not None and verdict.outcome is Outcome.QUEUE_FULL:
+            self._pool.pairs.rejected(decision)
         returns_s = self._pool.retry_after_s(now) if verdict.outcome is Outcome.NO_ENDPOINT else None
         return GiveUp(verdict.outcome, returns_s or verdict.retry_after_s)
 
@@ -333,6 +335,7 @@ class Exchange(RetryLoop):
         waited_for = self._gate is not None and self._gate.holding > 0
         return Room(
             routable=(picked,),
+            fits=decision is None or ("", DropReason.NEVER_FITS) not in decision.dropped,
             anybody=full or picked or held,
             held=held,
             binds=(picked and waited_for) or (decision is not None and decision.held == "queue"),

@@ -313,9 +313,12 @@ class Endpoint(Section, frozen=True, kw_only=True):
         list[Literal["openai", "anthropic"]],
         _doc("Dialects it is asked in; empty: openai, and anthropic too for the families auto, vllm and sglang."),
     ] = []
-    role: Annotated[Literal["prefill", "decode", "both"], _doc("Which legs it serves.")] = "both"
+    role: Annotated[
+        Literal["prefill", "decode", "both", "auto"],
+        _doc("Which legs it serves; auto: what the engine says (SGLang's /server_info), unused until it has."),
+    ] = "both"
     kv_transport: Annotated[
-        Literal["auto", "nixl", "bootstrap"],
+        Literal["auto", "nixl", "bootstrap", "mooncake"],
         _doc("How KV blocks travel between roles; auto: bootstrap for sglang, else nixl."),
     ] = "auto"
     kv_domain: Annotated[str, Meta(max_length=64), _doc("Only endpoints of one domain exchange KV blocks.")] = ""
@@ -323,7 +326,21 @@ class Endpoint(Section, frozen=True, kw_only=True):
         list[str], _doc("Hosts whose KV blocks it may name as its own; empty: the host of its address.")
     ] = []
     bootstrap_port: Annotated[
-        int, Meta(ge=1, le=65_535), _doc("Where a prefill endpoint's bootstrap server listens (sglang).")
+    kv_ports: Annotated[
+        list[Annotated[int, Meta(ge=1, le=65_535)]],
+        Meta(min_length=2, max_length=2),
+        _doc("First and last port that it may name with such a host (nixl's side channels, one per rank)."),
+    ] = msgspec.field(default_factory=lambda: [5600, 5855])
+    kv_block_tokens: Annotated[Count | None, _doc("Block size; roles that differ in what both know make no pair.")] = (
+        None
+    )
+    kv_dtype: Annotated[str, Meta(max_length=32), _doc("Type of cached values, as kv_block_tokens.")] = ""
+    kv_tp_size: Annotated[Count | None, _doc("Tensor-parallel size, as kv_block_tokens.")] = None
+    kv_multimodal: Annotated[bool, _doc("Requests with images may be split here, too.")] = False
+    kv_route_ranks: Annotated[
+        bool, _doc("bootstrap: each leg is sent to one of the kv_ranks data-parallel ranks (routed_dp_rank).")
+    ] = False
+        int, Meta(ge=1, le=65_535), _doc("Where a prefill endpoint's bootstrap server listens (sglang, mooncake).")
     ] = 8998
     solo: Annotated[
         bool | None, _doc("A prefill or decode endpoint serves whole requests, too; absent: not for bootstrap.")
@@ -331,7 +348,9 @@ class Endpoint(Section, frozen=True, kw_only=True):
     provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
     api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""
     context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None
-    max_in_flight: Annotated[Count, _doc("Attempts open at once; at it the endpoint is saturated.")] = 256
+    max_in_flight: Annotated[
+        Count | None, _doc("Attempts open at once; absent: what the engine reports, else 256, of role prefill 16.")
+    ] = None
     standby: Annotated[bool, _doc("Used only when no other endpoint of the pool can serve.")] = False
     continuation: Annotated[
         bool, _doc("R3: the engine continues an assistant message (vLLM's continue_final_message).")

@@ -52,6 +52,14 @@ _COUNTS: dict[str, tuple[tuple[bytes, ...], ...]] = {
         (b"sglang:generation_tokens_total",),
         (b"llamacpp:tokens_predicted_total",),
     ),
+    "failed_transfers": (
+        (b"vllm:nixl_num_failed_transfers_total", b"vllm:nixl_num_failed_notifications_total"),
+        (b"vllm:nixl_num_failed_transfers_total",),
+        (b"vllm:nixl_num_failed_transfers", b"vllm:nixl_num_failed_notifications"),
+        (b"vllm:nixl_num_failed_transfers",),
+        (b"sglang:num_bootstrap_failed_reqs_total", b"sglang:num_transfer_failed_reqs_total"),
+        (b"sglang:num_transfer_failed_reqs_total",),
+    ),
     "prompt_tokens": ((b"vllm:prompt_tokens_total",), (b"sglang:prompt_tokens_total",)),
 }
 _KV_USAGE = (
@@ -102,6 +110,7 @@ def read_metrics(page: bytes, models: frozenset[str] = frozenset()) -> Report | 
         if labels.get(b"sleep_state") == b"awake"
     ]
     return Report(
+        kv_dtype=_vllm_dtype(page),
         **{name: int(value) if name in _WHOLE else value for name, value in found.items()},  # type: ignore[arg-type]
         started_at=started,
         sleeping=bool(awake) and not any(awake),
@@ -206,6 +215,15 @@ def _vllm_cache(page: bytes, found: dict[str, float]) -> None:
             found["block_tokens"] = int(size)
     if capacity:
         found["kv_capacity_tokens"] = capacity
+
+
+def _vllm_dtype(page: bytes) -> str:
+    """The type of the cached values, where it is not the model's own."""
+    for labels, _ in _series(page, b"vllm:cache_config_info", set()):
+        dtype = labels.get(b"cache_dtype", b"auto")
+        if dtype != b"auto":
+            return dtype.decode("ascii", "replace")[:32]
+    return ""
 
 
 def _trtllm_cache(page: bytes, found: dict[str, float]) -> None:

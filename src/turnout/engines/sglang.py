@@ -1,6 +1,11 @@
-"""What SGLang's `/server_info` says of its KV events; nothing else of that page is read, it may hold API keys (§5)."""
+"""What SGLang's `/server_info` says of its KV events, its role and the shape of its blocks (§5).
+
+Nothing else of that page is read: it may hold API keys.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -14,6 +19,16 @@ class KvSource(msgspec.Struct, frozen=True, gc=False):
     topic: str
     ranks: int
     block_tokens: int
+
+
+class Introduction(msgspec.Struct, frozen=True, gc=False):
+    """What an engine is in a pool with roles, and what it tells of the shape of its KV blocks."""
+
+    role: Literal["prefill", "decode", "both"]
+    bootstrap_port: int | None
+    block_tokens: int | None
+    dtype: str
+    tp_size: int | None
 
 
 class _KvEvents(msgspec.Struct, gc=False):
@@ -30,6 +45,15 @@ class _ServerInfo(msgspec.Struct, gc=False):
     dcp_size: int = 1
 
 
+class _Disaggregation(msgspec.Struct, gc=False):
+    disaggregation_mode: str | None = None
+    disaggregation_bootstrap_port: int | None = None
+    tp_size: int | None = None
+    page_size: int | None = None
+    kv_cache_dtype: str | None = None
+
+
+_read_disaggregation = msgspec.json.Decoder(_Disaggregation).decode
 _read = msgspec.json.Decoder(_ServerInfo).decode
 
 
@@ -49,3 +73,22 @@ def kv_source(body: bytes, own_host: str) -> KvSource | None:
         max(1, events.dp_size),
         max(0, events.block_size) * max(1, info.dcp_size),
     )
+
+
+def introduction(body: bytes) -> Introduction | None:
+    """Read role and shape; None when the page is none of an SGLang engine."""
+    try:
+        info = _read_disaggregation(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if info.disaggregation_mode is None:
+        return None
+    port = info.disaggregation_bootstrap_port
+    known = port if port is not None and 1 <= port <= 65_535 else None  # noqa: PLR2004 - ports
+    role: Literal["prefill", "decode", "both"] = "both"
+    if info.disaggregation_mode == "prefill":
+        role = "prefill"
+    elif info.disaggregation_mode == "decode":
+        role = "decode"
+    dtype = info.kv_cache_dtype if info.kv_cache_dtype not in (None, "auto") else ""
+    return Introduction(role, known, info.page_size, (dtype or "")[:32], info.tp_size)

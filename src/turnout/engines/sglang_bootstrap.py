@@ -9,7 +9,8 @@ import msgspec
 
 FLOW = "bootstrap"
 ABORT_PATH = "/abort_request"
-_OURS = ("bootstrap_host", "bootstrap_port", "bootstrap_room", "rid")
+_RANK, _PREFILL_RANK = "routed_dp_rank", "disagg_prefill_dp_rank"
+_OURS = ("bootstrap_host", "bootstrap_port", "bootstrap_room", "rid", _RANK, _PREFILL_RANK)
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -29,8 +30,13 @@ class _Answer(msgspec.Struct):
 _answer = msgspec.json.Decoder(_Answer)
 
 
-def leg_body(body: bytes, host: str, port: int, room: int) -> bytes:
-    """Return the request of either leg; a client's own `rid` is overwritten."""
+def leg_body(
+    body: bytes, host: str, port: int, room: int, rank: int | None = None, prefill_rank: int | None = None
+) -> bytes:
+    """Return the request of either leg; a client's own `rid` is overwritten.
+
+    `rank`: the data-parallel rank that is to serve it; `prefill_rank`, for the decode leg: the one it fetches from.
+    """
     members = _members.decode(body)
     for name in _OURS:
         members.pop(name, None)
@@ -39,6 +45,9 @@ def leg_body(body: bytes, host: str, port: int, room: int) -> bytes:
     members["bootstrap_port"] = msgspec.Raw(b"%d" % port)
     members["bootstrap_room"] = msgspec.Raw(b"%d" % room)
     members["rid"] = msgspec.Raw(msgspec.json.encode(rid_of(room)))
+    for name, value in ((_RANK, rank), (_PREFILL_RANK, prefill_rank)):
+        if value is not None:
+            members[name] = msgspec.Raw(b"%d" % value)
     return msgspec.json.encode(members)
 
 

@@ -58,7 +58,7 @@ _answer = msgspec.json.Decoder(_Answer)
 _params = msgspec.json.Decoder(_Params)
 
 
-def prefill_body(body: bytes) -> bytes:
+def prefill_body(body: bytes, ask: msgspec.Raw = _ASK) -> bytes:
     """Return the prefill leg's request: one token, whole, and the blocks kept for a remote decode."""
     members = _members.decode(body)
     for name in _DROPPED:
@@ -67,7 +67,7 @@ def prefill_body(body: bytes) -> bytes:
     members["max_tokens"] = _ONE
     if "messages" in members:
         members["max_completion_tokens"] = _ONE
-    members[_MEMBER] = _ASK
+    members[_MEMBER] = ask
     return msgspec.json.encode(members)
 
 
@@ -98,6 +98,14 @@ def decode_body(body: bytes, params: bytes) -> bytes:
     end = body.rindex(b"}")
     separator = b"" if body[:end].rstrip().endswith(b"{") else b","
     return b"".join((body[:end], separator, b'"', _MEMBER.encode(), b'":', params, body[end:]))
+
+
+def cached_tokens(answer: bytes) -> int | None:
+    """Return what the prefill engine found in its cache; None when it does not say."""
+    try:
+        return _cached(_answer.decode(answer).usage)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _cached(usage: _Usage | None) -> int | None:

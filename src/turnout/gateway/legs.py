@@ -20,6 +20,7 @@ from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.splice import upstream_body
 from turnout.engines import sglang_bootstrap, vllm_nixl
 from turnout.gateway.legs_answer import Discarded, PrefillAnswer, with_cached
+from turnout.gateway.legs_meeting import Meeting, meet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _OK_MAX = 299
 _LEASE_MARGIN_S = 5.0
 _ABORT_S = 1.0
+_CONTACT_LOOK_S = 0.002
 _PREDICTED_TIMES = 4.0
 _REFUSED = frozenset(
     (
@@ -60,7 +62,7 @@ class Kept(msgspec.Struct, frozen=True, gc=False):
 class LegPair:
     """The two legs of one attempt (`Legs.driver`)."""
 
-    __slots__ = ("_body", "_decode_sent", "_handover", "_hung", "_legs", "_over", "_prefill", "_reused", "_room",
+    __slots__ = ("_body", "_decode_sent", "_handover", "_hung", "_legs", "_meeting", "_over", "_prefill", "_reused",
                  "_run", "cached", "response")  # fmt: skip
 
     def __init__(self, run: Run, legs: Legs, response: AttemptResponse, body: bytes) -> None:
@@ -71,7 +73,7 @@ class LegPair:
         self.cached: int | None = None
         self._prefill: PrefillAnswer | None = None
         self._handover: vllm_nixl.Handover | None = None
-        self._room = -1
+        self._meeting: Meeting | None = None
         self._decode_sent = self._over = self._hung = self._reused = False
 
     @property
@@ -106,12 +108,13 @@ class LegPair:
         if self._serial:
             self._send(prefill, vllm_nixl.prefill_body(body), self._prefill)
             return
-        self._room = pairing.rooms.draw(now, run.gateway.rng)
-        facts = pairing.facts[prefill.name]
-        address = (facts.bootstrap_host, facts.bootstrap_port, self._room)
-        self._send(prefill, sglang_bootstrap.leg_body(body, *address), self._prefill)
+        self._meeting = meeting = meet(pairing, legs, now, run.gateway.rng)
+        pairing.transfers.handing(prefill.name, legs.decode.name, now)
+        more, body = meeting.prefill(body)
+        self._send(prefill, body, self._prefill, more)
         if not self._over:
-            self._send_decode(sglang_bootstrap.leg_body(self._body, *address))
+            more, body = meeting.decode(self._body)
+            self._send_decode(body, more)
 
     # -- the prefill leg ----------------------------------------------------------------------------------------------
 
@@ -127,8 +130,8 @@ class LegPair:
                 run.remember_answer(head, body)
             self._prefill_failed(kind, head.status, retry_after_s(head.get, run.gateway.now_ms() / 1000))
             return
-        if not self._serial:
-            self.cached = sglang_bootstrap.cached_tokens(body)
+        if self._meeting is not None:
+            self.cached = self._meeting.cached(body)
             self._prefilled(self.cached)
             return
         try:
@@ -136,8 +139,11 @@ class LegPair:
         except vllm_nixl.BadHandover:
             self._prefill_failed(ErrorKind.BAD_RESPONSE, head.status)
             return
-        if handover.params and handover.host not in self._pairing.facts[legs.prefill.name].hosts:
-            self._pairing.count("handover_refused", legs.prefill.name)
+        pairing = self._pairing
+        if handover.params and not pairing.may_name(legs.prefill.name, handover.host, handover.port):
+            pairing.count("handover_refused", legs.prefill.name)
+            named = f"{handover.host[:64]}:{handover.port}"
+            pairing.alarm_once("handover_not_allowed", {"endpoint": legs.prefill.name, "named": named})
             self._prefill_failed(ErrorKind.BAD_RESPONSE, head.status)
             return
         self._prefilled(handover.cached_tokens)
@@ -155,7 +161,7 @@ class LegPair:
         legs.prefilled(now, cached)
         self._look_in_time()
         pairing.count("legs", legs.prefill.name, "prefill", "ok")
-        pairing.observe("prefill_seconds", self._run.model, now - legs.opened_s)
+        pairing.observe("prefill_seconds", now - legs.opened_s, self._run.model)
 
     def _prefill_failed(self, kind: ErrorKind, status: int | None, after_s: float | None = None) -> None:
         run, legs, response = self._run, self._legs, self.response
@@ -175,9 +181,25 @@ class LegPair:
         if not handover.params:
             self._pairing.count("handover_empty", self._run.model)
             self._fault(4)
+        else:
+            self._pairing.transfers.handing(self._legs.prefill.name, self._legs.decode.name, self._run.clock())
         self._send_decode(vllm_nixl.decode_body(self._body, handover.params))
+        self._contact(self._run.clock())
 
-    def _send_decode(self, body: bytes) -> None:
+    def _contact(self, since: float) -> None:
+        """Nothing waits between the legs: a decode endpoint that is not reached at once is not waited for."""
+        run = self._run
+        if self._over:
+            return
+        waited_s = run.clock() - since
+        if self.response.connection is not None:
+            self._pairing.observe("handover_seconds", waited_s, run.model)
+        elif waited_s >= self._pairing.options.handover_max_s:
+            run.failed(self.response, ErrorKind.TIMEOUT_CONNECT, None)
+        else:
+            run.gateway.loop.call_later(_CONTACT_LOOK_S, self._contact, since)
+
+    def _send_decode(self, body: bytes, more: bytes = b"") -> None:
         run, response = self._run, self.response
         decode = self._legs.decode
         upstream = run.gateway.upstreams.get(decode.name)
@@ -186,7 +208,7 @@ class LegPair:
             return
         self._decode_sent = True
         response.upstream = upstream
-        self._send(decode, body, response)
+        self._send(decode, body, response, more)
 
     def failing(self, kind: ErrorKind) -> ErrorKind:
         """The attempt fails as `kind`: end the other leg, judge the pair, and say what counts against the endpoint."""
@@ -243,12 +265,12 @@ class LegPair:
         state.count += 1
         output_s = self.response.first_output_s
         if output_s is not None and legs.prefilled_s is not None and self._serial:
-            pairing.observe("first_byte_after_prefill_seconds", run.model, output_s - legs.prefilled_s)
+            pairing.observe("first_byte_after_prefill_seconds", output_s - legs.prefilled_s, run.model)
             if run.request.stream:
                 step_s = legs.decode.prefill.step_s
                 state.took(max(0.0, output_s - legs.prefilled_s - step_s), legs.transfer_s)
         self._over = True
-        self._leave_room()
+        self._part()
         if self._prefill is not None:
             run.gateway.loop.call_later(pairing.options.drain_s, self._close_prefill)
 
@@ -257,17 +279,26 @@ class LegPair:
         if self._over:
             return
         self._over = True
-        flow = self._legs.transport
-        if self._prefill is not None:
-            self._pairing.count("aborts", flow, "prefill")
-        if self._decode_sent:
-            self._pairing.count("aborts", flow, "decode")
+        pairing, flow, now = self._pairing, self._legs.transport, self._run.clock()
+        self._orphan(now)
+        legs = ["prefill"] * (self._prefill is not None) + ["decode"] * self._decode_sent
         self._close_prefill()
-        if self._room >= 0:
-            body = sglang_bootstrap.abort_body(self._room)
+        body = self._meeting.abort if self._meeting is not None else None
+        if body is not None:
             for endpoint in (self._legs.prefill, self._legs.decode):
                 self._forget(endpoint, body)
-        self._leave_room()
+        self._part()
+        for leg in legs:
+            pairing.count("aborts", flow, leg)
+            pairing.observe("abort_seconds", self._run.clock() - now, flow, leg)
+
+    def _orphan(self, now: float) -> None:
+        """Count how long blocks stay pinned that nobody fetches: until their lease ends (§5)."""
+        handover, ready_s = self._handover, self._legs.prefilled_s
+        if handover is None or not handover.params or ready_s is None or self._legs.handle is not None:
+            return
+        if self.response.first_output_s is None:
+            self._pairing.orphaned_s += max(0.0, self._pairing.options.lease_s - (now - ready_s))
 
     def limit_s(self, whole_s: Callable[[], float]) -> float:
         """Return how long after its opening the attempt may stay without output; `whole_s`: D3 of a whole answer."""
@@ -304,15 +335,18 @@ class LegPair:
             return self._body
         return upstream_body(run.request, name, ask_usage=True)
 
-    def _send(self, endpoint: EndpointState, body: bytes, sink: AttemptResponse | PrefillAnswer) -> None:
+    def _send(
+        self, endpoint: EndpointState, body: bytes, sink: AttemptResponse | PrefillAnswer, more: bytes = b""
+    ) -> None:
         run = self._run
         upstream = run.gateway.upstreams.get(endpoint.name)
         if upstream is None or endpoint.gone:
             sink.on_failure(ErrorKind.ENDPOINT_GONE, "gone")
             return
-        head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        head = b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             upstream.head(run.request.path),
             run.prepared.forward,
+            more,
             run.request_id,
             len(body),
         )
@@ -341,10 +375,9 @@ class LegPair:
         upstream.pool.request(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body), sink)
         gateway.loop.call_later(_ABORT_S, upstream.pool.cancel, sink)
 
-    def _leave_room(self) -> None:
-        if self._room >= 0:
-            self._pairing.rooms.leave(self._room, self._run.clock())
-            self._room = -1
+    def _part(self) -> None:
+        if self._meeting is not None:
+            self._meeting.leave(self._run.clock())
 
     def _fault(self, row: int) -> None:
         self._pairing.count("failures", str(row), self._legs.transport)

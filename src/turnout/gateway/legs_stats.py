@@ -69,6 +69,8 @@ def disagg_stats(fleet: Fleet, now: float) -> dict[str, Any]:
         found.setdefault(kind, Counter())[tuple(labels)] += count
     found["quarantined"] = pairing.book.quarantined(now)
     found["rooms"] = len(pairing.rooms)
+    found["orphaned"] = pairing.orphaned_s
+    found |= pairing.durations
     depth: Counter[tuple[str, ...]] = Counter()
     for member in {id(member): member for pool in pairing.pools for member in pool.members}.values():
         depth[(member.role,)] += member.waiting or 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
+from turnout.observation.introductions import Introductions
 from turnout.observation.scraper import Scraper
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Observer:
     ) -> None:
         self._fleet, self._clock = fleet, clock
         self.scraper = Scraper(fleet, endpoints, load, clock=clock, on_report=on_change, on_restart=self._on_restart)
+        self.introductions = Introductions(fleet, clock=clock)
         self.kv: KvEvents | None = None
         if any(endpoint.kv_events or endpoint.kv_discover for endpoint in endpoints):
             from turnout.observation.kv_events import KvEvents  # loads ZeroMQ
@@ -44,6 +46,7 @@ class Observer:
     def start(self) -> None:
         """Begin to observe."""
         self.scraper.start()
+        self.introductions.start()
         if self.kv is not None:
             self.kv.start()
 
@@ -72,6 +75,7 @@ class Observer:
     async def stop(self) -> None:
         """Observe no more."""
         await self.scraper.stop()
+        await self.introductions.stop()
         if self.kv is not None:
             self.kv.stop()
 

@@ -154,6 +154,7 @@ class Fleet:
                     "role": role,
                     "kv_transport": flow,
                     "bootstrap_port": port,
+                    "kv_ports": [port, port],
                 }
             )
 

@@ -62,12 +62,18 @@ class Splitter(Protocol):
     def legs(self, decision: Any, ask: Any, pool: Pool, fleet: Fleet, now: float) -> Any:
         """Bind the second leg of an attempt; None when it has one."""
 
+    def rejected(self, decision: Any) -> None:
+        """A request was refused because the queue was full."""
+
 
 class Joins(Protocol):
     """Hears of endpoints that join a pool."""
 
     def joined(self, pool: Pool, state: EndpointState, endpoint: options.Endpoint) -> None:
         """An endpoint has joined."""
+
+    def reported(self, endpoint: EndpointState, report: Report, now: float) -> None:
+        """An endpoint has told of itself."""
 
 
 class Pool:
@@ -222,6 +228,18 @@ class Fleet:
         state.context_max = endpoint.context_max
         return state
 
+    def redeclared(self, endpoint: EndpointState, description: options.Endpoint, now: float) -> EndpointState | None:
+        """An endpoint is found to be something else than was said: a new incarnation, of which its context is known."""
+        if self.endpoints.get(endpoint.name) is not endpoint:
+            return None
+        state = self.add(description, now)
+        state.context_max = endpoint.context_max
+        return state
+
+    def declared(self, name: str) -> options.Endpoint | None:
+        """The description of an endpoint as it is believed; None when there is no such endpoint."""
+        return self._declared.get(name) if name in self.endpoints else None
+
     def reconfigure(self, models: tuple[options.Model, ...]) -> None:
         """Take the policies of new models; pools keep members, rotation and everything learnt."""
         self._policies = {model.id: model.policy for model in models if model.policy is not None}
@@ -287,6 +305,8 @@ class Fleet:
         """An engine report came back; `sent` is what `endpoint.sent(now)` returned as the scrape went out."""
         pool = self._pools[min(endpoint.models)]
         endpoint.observed(sent, report, self.load_max_age_s, pool.mean_uncached)
+        if pool.pairs is not None and self.pairing is not None:
+            self.pairing.reported(endpoint, report, sent.at)
 
     def on_connect_failure(self, endpoint: EndpointState, now: float) -> None:  # noqa: ARG002 - facts carry their instant
         """No connection came about (O1): out until something reaches it. Providers have their breaker only."""

@@ -20,5 +20,8 @@ class Report(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     preemptions: float | None = None
     generated_tokens: float | None = None
     prompt_tokens: float | None = None
+    failed_transfers: float | None = None
+    """KV transfers that failed since it started, told to nobody else where the engine recomputes."""
+    kv_dtype: str = ""
     started_at: float | None = None
     sleeping: bool = False

@@ -21,13 +21,13 @@ from turnout.core.scheduling.legs import PairDecision, PairFacts
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.pairing import Facts, Pairing, Split
 from turnout.core.scheduling.pipeline import depths_of, schedule
+from turnout.core.scheduling.splitting import full, missing, never_fits, never_split, sees_images, wants_split
 from turnout.core.scheduling.types import Ask, Decision
 
 _BEST = 32
 _WISHES = ("pair_attempts", "one_token")  # reasons that yield when nobody may serve alone
 _HOLD_LOOK_S = 0.05
 _ALIKE_S = 1e-6
-_CONDITIONAL_TOKENS, _CONDITIONAL_SHARE = 2048, 0.7
 _UNCACHED, _QUEUE, _RUNNING, _BUSY, _STEP, _EVICT, _GUARD = 0, 3, 4, 6, 7, 8, 9
 
 
@@ -44,71 +44,43 @@ def choose(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet, n
     return _in_turn(pairing, split, ask, prefill_policy, fleet, now, rng)
 
 
-def never_split(ask: Ask, attempts_max: int) -> str:
-    """Return why this request must not be split whatever it costs; "" when it may."""
-    if ask.whole:
-        return ask.whole
-    return "pair_attempts" if ask.pairs >= attempts_max else ""
-
-
-def wants_split(pairing: Pairing, uncached: float, tokens: int, pair_s: float, solo_s: float) -> bool:
-    """Apply the decider to one request: `uncached` u on the best decode endpoint, `tokens` T."""
-    options = pairing.options
-    decider = options.decider
-    if decider == "threshold":
-        return uncached > options.min_uncached_tokens
-    if decider == "always":
-        return True
-    if decider == "conditional":
-        return not (uncached < _CONDITIONAL_TOKENS and uncached / max(1, tokens) < _CONDITIONAL_SHARE)
-    return pair_s + options.margin_s < solo_s
-
-
 def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:
     options = pairing.options
     prefills, decodes, dropped, relaxed = _kept(split, ask, now, rng)
     members = sorted({m.name: m for m in (*prefills, *decodes)}.values(), key=lambda member: member.name)
     decision = _columns(ask, members, pool, fleet, now, dropped, relaxed)
-    if not members:
-        return decision
+    if not members or never_fits(split, ask):
+        return _nobody(decision, split, prefills, decodes, ask)
     rows = decision.rows
     place = {member.name: position for position, member in enumerate(members)}
     work = _work(decision)
     facts = split.facts
     first = {p.name: rows[place[p.name]][_QUEUE] + work[place[p.name]] + rows[place[p.name]][_EVICT] for p in prefills}
     second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
-    pairs, quarantined = _pairs(pairing, facts, prefills, decodes, first, second, now)
-    best_pair: tuple[float, float, EndpointState, EndpointState] | None = None
-    alike: list[tuple[float, float, EndpointState, EndpointState]] = []
-    for p, d in pairs:
-        transfer = pairing.transfer_s(p.name, d.name, rows[place[d.name]][_UNCACHED])
-        scored = (first[p.name] + transfer + second[d.name], transfer, p, d)
-        if not alike or scored[0] < alike[0][0] - _ALIKE_S:
-            alike = [scored]
-        elif scored[0] <= alike[0][0] + _ALIKE_S:
-            alike.append(scored)
-    if alike:
-        # Equal totals: fewer open attempts at either end, then in turn, as for single endpoints.
-        fewest = min(p.in_flight + d.in_flight for _, _, p, d in alike)
-        alike = [scored for scored in alike if scored[2].in_flight + scored[3].in_flight == fewest]
-        best_pair = alike[pool.rotation.turn(len(alike))] if len(alike) > 1 else alike[0]
+    pairs, quarantined = _pairs(pairing, prefills, decodes, first, second, now)
+    lacks = {d.name: rows[place[d.name]][_UNCACHED] for d in decodes}
+    best_pair = _cheapest(pairing, pool, pairs, first, second, lacks)
     solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work, decodes)
-    reason = never_split(ask, options.max_pair_attempts)
+    reason = never_split(ask, options.max_pair_attempts, multimodal=sees_images(facts, (*prefills, *decodes)))
     pair_s = best_pair[0] if best_pair is not None else float("inf")
     solo_s = solo[0] if solo is not None else float("inf")
-    uncached = min([rows[place[d.name]][_UNCACHED] for d in decodes], default=float(ask.tokens))
+    uncached = min(lacks.values(), default=float(ask.tokens))
     notes = PairFacts(options.decider, uncached, ask.tokens, pair_s, solo_s)
     if ask.may_hold and not ask.tried and _held(decision, fleet, [rows[place[p.name]][_QUEUE] for p in prefills], solo):
         return decision
+    saturated = best_pair is None and not reason and full(split.prefill.members, dropped)
+    if saturated and uncached > options.solo_relief_tokens:
+        solo = None  # it waits for a prefill endpoint: beside the answers it would cost too much
     if best_pair is None and solo is None:
         if quarantined:
             decision.dropped = (*decision.dropped, ("", "pair_quarantined"))
-        return decision
+        return _nobody(decision, split, prefills, decodes, ask)
     whole = solo is not None and (
         best_pair is None or bool(reason) or not wants_split(pairing, uncached, ask.tokens, pair_s, solo_s)
     )
     if whole and solo is not None:
-        notes.reason = reason or ("no_pair" if best_pair is None else options.decider)
+        without = "prefill_saturated" if saturated else "no_pair"
+        notes.reason = reason or (without if best_pair is None else options.decider)
         return _settled(decision, ask, place[solo[1].name], None, notes)
     if best_pair is None or (reason and reason not in _WISHES):
         notes.reason = reason
@@ -120,6 +92,40 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     return _settled(decision, ask, place[d.name], place[p.name], notes)
 
 
+def _cheapest(
+    pairing: Pairing,
+    pool: Pool,
+    pairs: list[tuple[EndpointState, EndpointState]],
+    first: dict[str, float],
+    second: dict[str, float],
+    lacks: dict[str, float],
+) -> tuple[float, float, EndpointState, EndpointState] | None:
+    """Return (total, transfer, P, D) of the cheapest pair; equal ones take turns."""
+    alike: list[tuple[float, float, EndpointState, EndpointState]] = []
+    for p, d in pairs:
+        transfer = pairing.transfer_s(p.name, d.name, lacks[d.name])
+        scored = (first[p.name] + transfer + second[d.name], transfer, p, d)
+        if not alike or scored[0] < alike[0][0] - _ALIKE_S:
+            alike = [scored]
+        elif scored[0] <= alike[0][0] + _ALIKE_S:
+            alike.append(scored)
+    if len(alike) < 2:  # noqa: PLR2004 - nothing to choose from
+        return alike[0] if alike else None
+    # Equal totals: fewer open attempts at either end, then in turn, as for single endpoints.
+    fewest = min(p.in_flight + d.in_flight for _, _, p, d in alike)
+    alike = [scored for scored in alike if scored[2].in_flight + scored[3].in_flight == fewest]
+    return alike[pool.rotation.turn(len(alike))] if len(alike) > 1 else alike[0]
+
+
+def _nobody(
+    decision: PairDecision, split: Split, prefills: list[EndpointState], decodes: list[EndpointState], ask: Ask
+) -> PairDecision:
+    """Pick nobody, and say which role has nobody for this request."""
+    decision.picked = None
+    decision.dropped = (*decision.dropped, *(("", why) for why in missing(split, ask, decodes, prefills)))
+    return decision
+
+
 def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet, now: float, rng: Rng) -> Decision:
     """D by the decode rule, then P by the prefill rule among those that can hand over to it."""
     options = pairing.options
@@ -128,11 +134,12 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
     may_hold, ask.may_hold = ask.may_hold, False  # what is held is prefill
     decode = schedule(ask, split.decode, fleet, now, rng)
     ask.policy, ask.may_hold = policy, may_hold
-    reason = never_split(ask, options.max_pair_attempts)
+    sees = sees_images(facts, (*split.prefill.members, *split.decode.members))
+    reason = never_split(ask, options.max_pair_attempts, multimodal=sees)
     d = decode.picked
     prefill: Decision | None = None
     if d is not None:
-        able = [m for m in split.prefill.members if facts[m.name].fits(facts[d.name]) and m is not d]
+        able = [m for m in split.prefill.members if m is not d and pairing.hands_over(m.name, d.name)]
         able = _not_resting(pairing, able, d, now)
         if able:
             whole_pool = split.prefill.roster
@@ -141,7 +148,9 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
             split.prefill.roster = whole_pool
     ask.policy = asked
     p = prefill.picked if prefill is not None else None
-    if d is None:
+    if d is None or never_fits(split, ask):
+        decode.picked = None
+        decode.dropped = (*decode.dropped, *(("", why) for why in missing(split, ask, None if d is None else [d])))
         return decode
     if prefill is not None and prefill.held:
         return prefill
@@ -237,7 +246,6 @@ def _decode_s(row: Sequence[float]) -> float:
 
 def _pairs(
     pairing: Pairing,
-    facts: dict[str, Facts],
     prefills: list[EndpointState],
     decodes: list[EndpointState],
     first: dict[str, float],
@@ -248,7 +256,7 @@ def _pairs(
     if len(prefills) * len(decodes) > pairing.options.max_pairs:
         prefills = sorted(prefills, key=lambda m: (first[m.name], m.name))[:_BEST]
         decodes = sorted(decodes, key=lambda m: (second[m.name], m.name))[:_BEST]
-    fitting = [(p, d) for p in prefills for d in decodes if p is not d and facts[p.name].fits(facts[d.name])]
+    fitting = [(p, d) for p in prefills for d in decodes if p is not d and pairing.hands_over(p.name, d.name)]
     rested = [(p, d) for p, d in fitting if not pairing.resting(p.name, d.name, now)]
     return (rested or fitting), len(rested) < len(fitting)
 

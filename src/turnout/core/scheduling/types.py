@@ -18,6 +18,7 @@ class DropReason(enum.StrEnum):
     ROLE_MISMATCH = "role_mismatch"
     DIALECT_NOT_SPOKEN = "dialect_not_spoken"
     CONTEXT_TOO_SMALL = "context_too_small"
+    NEVER_FITS = "never_fits"
     TRIED = "tried"
     DRAINING = "draining"
     GONE = "gone"

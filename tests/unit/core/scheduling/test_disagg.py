@@ -15,7 +15,7 @@ from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.handover import ROOM_REST_S, PairState, Rooms
 from turnout.core.fleet.registry import Fleet, Pool
-from turnout.core.scheduling import disagg
+from turnout.core.scheduling import disagg, splitting
 from turnout.core.scheduling.explain import explain
 from turnout.core.scheduling.legs import Legs, PairDecision
 from turnout.core.scheduling.pairing import Pairing
@@ -69,13 +69,13 @@ def names(decision: PairDecision) -> tuple[str | None, str | None]:
 )
 def test_goldens_of_the_deciders(decider: Any, tokens: int, found: int, *, split: bool) -> None:
     pairing = disagg.pairing(Disagg(decider=decider))
-    assert disagg.wants_split(pairing, tokens - found, tokens, 1.0, 1.0) is split
+    assert splitting.wants_split(pairing, tokens - found, tokens, 1.0, 1.0) is split
 
 
 def test_seconds_splits_only_when_the_pair_is_sooner_by_the_margin() -> None:
     pairing = disagg.pairing(Disagg(margin_s=0.5))
-    assert disagg.wants_split(pairing, 1, 1, 1.0, 1.6)
-    assert not disagg.wants_split(pairing, 1, 1, 1.0, 1.5)
+    assert splitting.wants_split(pairing, 1, 1, 1.0, 1.6)
+    assert not splitting.wants_split(pairing, 1, 1, 1.0, 1.5)
 
 
 def test_a_pool_without_roles_is_scheduled_as_ever() -> None:
@@ -210,8 +210,8 @@ def test_rooms_never_repeat() -> None:
     rooms, rng = Rooms(), random.Random(7)
     seen: dict[int, float] = {}
     opened: list[int] = []
-    for number in range(100_000):
-        now = number * 0.01
+    for number in range(1_000_000):
+        now = number * 0.001
         room = rooms.draw(now, rng)
         assert now - seen.get(room, -1e9) > ROOM_REST_S
         assert 0 <= room < 2**63
