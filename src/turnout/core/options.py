@@ -325,7 +325,6 @@ class Endpoint(Section, frozen=True, kw_only=True):
     kv_hosts: Annotated[
         list[str], _doc("Hosts whose KV blocks it may name as its own; empty: the host of its address.")
     ] = []
-    bootstrap_port: Annotated[
     kv_ports: Annotated[
         list[Annotated[int, Meta(ge=1, le=65_535)]],
         Meta(min_length=2, max_length=2),
@@ -340,6 +339,7 @@ class Endpoint(Section, frozen=True, kw_only=True):
     kv_route_ranks: Annotated[
         bool, _doc("bootstrap: each leg is sent to one of the kv_ranks data-parallel ranks (routed_dp_rank).")
     ] = False
+    bootstrap_port: Annotated[
         int, Meta(ge=1, le=65_535), _doc("Where a prefill endpoint's bootstrap server listens (sglang, mooncake).")
     ] = 8998
     solo: Annotated[
@@ -348,9 +348,7 @@ class Endpoint(Section, frozen=True, kw_only=True):
     provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
     api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""
     context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None
-    max_in_flight: Annotated[
-        Count | None, _doc("Attempts open at once; absent: what the engine reports, else 256, of role prefill 16.")
-    ] = None
+    max_in_flight: Annotated[Count, _doc("Attempts open at once; at it the endpoint is saturated.")] = 256
     standby: Annotated[bool, _doc("Used only when no other endpoint of the pool can serve.")] = False
     continuation: Annotated[
         bool, _doc("R3: the engine continues an assistant message (vLLM's continue_final_message).")
