@@ -38,6 +38,7 @@ from turnout.gateway.route import route
 from turnout.gateway.run import Run
 from turnout.gateway.upstream import Reach, Upstream
 from turnout.http.head import Head
+from turnout.http.outbox import running_outbox
 from turnout.http.server import Connection
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Gateway:
         self.recovery = Recovery(self, recovery or RecoveryOptions())
         self._record = record
         self._ended: list[CallFact] = []
+        self._outbox = running_outbox()
         # Set where there is a ledger: hears of every accepted request before its first attempt.
         self.accepted: Callable[[OpenedCall], None] | None = None
         self.reading: Reading | None = None
@@ -240,6 +242,7 @@ class Gateway:
                     self.on_unreachable(endpoint)
 
     def _pass_on(self) -> None:
+        self._outbox.flush()
         ended, self._ended = self._ended, []
         for fact in ended:
             self._record(fact)

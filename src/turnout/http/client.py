@@ -16,6 +16,7 @@ from typing import Protocol, cast
 from turnout.core.errors import ErrorKind
 from turnout.core.options import Pool
 from turnout.http.chunked import ChunkedDecoder, FramingError, whole_chunks
+from turnout.http.outbox import running_outbox
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
 
 _INFORMATIONAL_MAX = 8
@@ -95,7 +96,7 @@ class EngineConnection(asyncio.Protocol):
         self._chunks = None
         self._buffer = b""
         self._informational = 0
-        self.transport.write(request)
+        self._pool.outbox.write(self.transport, request)
 
     def cancel(self) -> None:
         """Close now: the engine's sign that nobody waits for the answer."""
@@ -263,6 +264,7 @@ class EndpointPool:
         self._sending: set[EngineConnection] = set()
         self._connecting: dict[Sink, asyncio.Task[None]] = {}
         self._retired = False
+        self.outbox = running_outbox()
         self.connects_total = self.connect_failures_total = self.reuses_total = 0
 
     def request(self, request: bytes, sink: Sink) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from turnout.core.options import Server
 from turnout.http.head import HeadParser
+from turnout.http.outbox import running_outbox
 from turnout.http.server import Connection, Handler
 
 SWEEP_S = 0.25
@@ -23,6 +24,7 @@ class Listener:
         self.handler = handler
         self.clock = clock
         self.parser = HeadParser(options)
+        self.outbox = running_outbox()
         self.connections: set[Connection] = set()
         self.connections_total = 0
         self.body_bytes = 0

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         "_head",
         "_line_ends",
         "_listener",
+        "_outbox",
         "_paused_reading",
         "_state",
         "_transport",
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self._outbox = listener.outbox
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before any other call
         self._state = _IDLE
         self._buffer = b""
@@ -100,7 +102,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes of the current answer."""
-        self._transport.write(data)
+        self._outbox.write(self._transport, data)
 
     def finish(self, *, close: bool = False) -> None:
         """End the current answer; the next request of the connection may begin."""
@@ -121,6 +123,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, without a word more."""
+        self._outbox.flush()
         self._transport.abort()
 
     def close_without_terminator(self) -> None:
@@ -298,7 +301,7 @@ class Connection(asyncio.Protocol):
         self._state = _BODY
         self._body_due = listener.clock() + listener.total_s
         if head.expect_continue and not rest:
-            self._transport.write(_CONTINUE)
+            self.write(_CONTINUE)
         self._read_body(rest)
 
     def _read_body(self, data: bytes) -> None:
@@ -356,7 +359,7 @@ class Connection(asyncio.Protocol):
             answer = answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
         if head is not None and head.method == b"HEAD":  # a body would be taken for the next answer
             answer = answer[: answer.index(_HEAD_END) + 4]
-        self._transport.write(answer)
+        self.write(answer)
         self._line_ends = 0
         self._state = _BUSY
         self._head = self._chunks = None
@@ -367,6 +370,7 @@ class Connection(asyncio.Protocol):
         """Say that we are done, and keep reading a moment: a reset now would destroy the answer on its way."""
         self._state = _LINGER
         self._buffer = b""
+        self._outbox.flush()
         self.deadline = self._listener.now + _LINGER_S
         if self._transport.is_closing():
             return

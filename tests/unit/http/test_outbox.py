@@ -1,0 +1,121 @@
+"""What one round writes goes out together, in order, and never to a transport that closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from turnout.http import outbox
+from turnout.http.outbox import Outbox, running_outbox
+
+
+class Wire:
+    """Keeps what is written to it, and may act on it."""
+
+    def __init__(self, log: list[tuple[str, bytes]], name: str) -> None:
+        self.log, self.name, self.closing = log, name, False
+        self.then: Callable[[], None] | None = None
+
+    def write(self, data: bytes) -> None:
+        self.log.append((self.name, data))
+        if self.then is not None:
+            self.then()
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+def test_nothing_is_sent_before_the_round_ends_and_everything_in_order_then() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        first, second = Wire(log, "first"), Wire(log, "second")
+        box = Outbox()
+        box.write(first, b"1")
+        box.write(second, b"2")
+        box.write(first, b"3")
+        assert log == []
+        await asyncio.sleep(0)
+        assert log == [("first", b"1"), ("second", b"2"), ("first", b"3")]
+
+    asyncio.run(main())
+
+
+def test_a_row_recorded_after_an_answer_is_passed_on_after_its_bytes() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = Outbox()
+        wire = Wire(log, "client")
+        loop = asyncio.get_running_loop()
+        box.write(wire, b"answer")
+        loop.call_soon(lambda: log.append(("ledger", b"row")))
+        await asyncio.sleep(0)
+        assert log == [("client", b"answer"), ("ledger", b"row")]
+
+    asyncio.run(main())
+
+
+def test_many_writes_do_not_wait_for_the_end_of_the_round() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = Outbox()
+        for _ in range(outbox.WRITES_MAX):
+            box.write(Wire(log, "w"), b"x")
+        assert len(log) == outbox.WRITES_MAX
+
+    asyncio.run(main())
+
+
+def test_many_bytes_do_not_wait_for_the_end_of_the_round() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = Outbox()
+        box.write(Wire(log, "w"), b"x" * (outbox.BYTES_MAX + 1))
+        assert len(log) == 1
+        box.write(Wire(log, "w"), b"y")
+        assert len(log) == 1
+        await asyncio.sleep(0)
+        assert len(log) == 2
+
+    asyncio.run(main())
+
+
+def test_a_transport_that_closes_gets_nothing_more() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        gone, here = Wire(log, "gone"), Wire(log, "here")
+        box = Outbox()
+        box.write(gone, b"1")
+        box.write(here, b"2")
+        gone.closing = True
+        box.flush()
+        assert log == [("here", b"2")]
+
+    asyncio.run(main())
+
+
+def test_a_write_that_makes_somebody_write_is_followed_in_the_next_round() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = Outbox()
+        wire = Wire(log, "w")
+        answers = iter((b"2",))
+
+        def then() -> None:
+            for data in answers:
+                box.write(wire, data)
+
+        wire.then = then
+        box.write(wire, b"1")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert log == [("w", b"1"), ("w", b"2")]
+
+    asyncio.run(main())
+
+
+def test_all_of_one_loop_share_one_outbox_and_two_loops_do_not() -> None:
+    async def mine() -> Outbox:
+        assert running_outbox() is running_outbox()
+        return running_outbox()
+
+    assert asyncio.run(mine()) is not asyncio.run(mine())
