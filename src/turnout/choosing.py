@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
     selection, cache = config.selection, config.response_cache
     if not (selection.bundle_dir or cache.enabled):
         return None
+    # Read as numpy is loaded: a product of a few microseconds must not wake another core and wait for it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     embedder, watch = _embedder(selection), None
     if selection.bundle_dir:
         from turnout.bundles.watch import Watch, open_library

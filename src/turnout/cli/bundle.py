@@ -32,6 +32,14 @@ Abstain = Annotated[
 Prices = Annotated[
     list[str] | None, typer.Option("--price", metavar="MODEL=IN,OUT", help="USD per 1M tokens of a model; repeatable.")
 ]
+Encoder = Annotated[
+    Path | None,
+    typer.Option("--embedder", metavar="DIR", help="Folder of an exported encoder (extra onnx); default: built-in."),
+]
+Encoders = Annotated[
+    list[Path] | None,
+    typer.Option("--embedder", metavar="DIR", help="Folder of the encoder a version was fitted with; repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a document instead of tables.")]
 DEFAULT_DIRECTORY = Path("bundles")
 
@@ -65,6 +73,7 @@ def fit(
     provider: Annotated[str, typer.Option(help="Provider of the models, for the registry.")] = "default",
     promote: Annotated[bool, typer.Option("--promote", help="Make `latest` name the new version.")] = False,
     write_v1: Annotated[bool, typer.Option("--write-v1", help="Add rankings.json at the default knobs.")] = False,
+    embedder: Encoder = None,
 ) -> None:
     """Fit a bundle from labels: the same labels give the same digest.
 
@@ -79,6 +88,7 @@ def fit(
         lambda: bundle_fit.run(
             labels, version, bundle_dir, wide=wide, clusters=k, scoring=scores, head=head, abstain=abstain,
             prices=price or [], provider=provider, promote_it=promote, write_v1=write_v1,
+            encoder=embedder,
         )
     )  # fmt: skip
 
@@ -105,6 +115,10 @@ def evaluate(
     weak: Annotated[str, typer.Option(help="The cheap model of the pair.")] = "",
     strong: Annotated[str, typer.Option(help="The good model of the pair.")] = "",
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the cost-quality plot, as SVG only.")] = None,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="Hold out whole groups of labels: how it does out of domain.")
+    ] = False,
+    embedder: Encoders = None,
     json_: Json = False,
 ) -> None:
     """Judge by 5 folds (or on --test): next to random, prompt length, the best single model and the oracle.
@@ -113,6 +127,7 @@ def evaluate(
     Examples:
       turnout bundle eval labels.csv.gz --wide --seeds 5 --plot curve.svg
       turnout bundle eval mmlu.csv.gz --wide --test gsm8k.csv.gz
+      turnout bundle eval mmlu.csv.gz --wide --by-group
       turnout bundle eval new.csv --wide --version v2 --against v1
     """  # noqa: D301 - \b keeps the lines of the examples
     from turnout.cli import bundle_eval
@@ -121,7 +136,7 @@ def evaluate(
         lambda: bundle_eval.run(
             labels, wide=wide, clusters=k, scoring=scores, head=head, abstain=abstain, prices=price or [], seeds=seeds,
             test=test, version=version, against=against, directory=bundle_dir, weak=weak, strong=strong, plot=plot,
-            as_json=json_,
+            as_json=json_, by_group=by_group, encoders=embedder or (),
         )
     )  # fmt: skip
 
@@ -155,6 +170,7 @@ def diff(
         str | None, typer.Option(metavar="HEX", help="Digest that the fixture must have.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="Write the divergences.")] = None,
+    embedder: Encoders = None,
     bundle_dir: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Compare first choices on a fixture; exit 1 when the release gate fails.
@@ -165,7 +181,7 @@ def diff(
     """  # noqa: D301 - \b keeps the lines of the examples
     from turnout.cli import bundle_diff
 
-    _run(lambda: bundle_diff.run(old, new, fixture, fixture_sha256, out, bundle_dir))
+    _run(lambda: bundle_diff.run(old, new, fixture, fixture_sha256, out, bundle_dir, embedder or ()))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,15 @@ from turnout.core.selection.blend import Blend
 from turnout.core.selection.bundle import Bundle
 
 
-def run(old: str, new: str, fixture: Path, sha256: str | None, out: Path | None, directory: Path) -> int:
+def run(
+    old: str,
+    new: str,
+    fixture: Path,
+    sha256: str | None,
+    out: Path | None,
+    directory: Path,
+    encoders: Sequence[Path] = (),
+) -> int:
     """Compare and return 1 when the gate fails."""
     try:
         prompts = read_fixture(fixture.read_bytes(), sha256)
@@ -29,12 +38,12 @@ def run(old: str, new: str, fixture: Path, sha256: str | None, out: Path | None,
     texts = tuple(prompt.text for prompt in prompts)
     with progress() as start:
         embedded_before = embed_all(
-            texts, embedder_of(before.embedder_id), MAX_PROMPT_BYTES, start(f"embedding for {old}")
+            texts, embedder_of(before.embedder_id, encoders), MAX_PROMPT_BYTES, start(f"embedding for {old}")
         )
         embedded_after = embedded_before
         if after.embedder_id != before.embedder_id:
             embedded_after = embed_all(
-                texts, embedder_of(after.embedder_id), MAX_PROMPT_BYTES, start(f"embedding for {new}")
+                texts, embedder_of(after.embedder_id, encoders), MAX_PROMPT_BYTES, start(f"embedding for {new}")
             )
     found = difference(Blend(before), Blend(after), prompts, embedded_before, embedded_after)
     if out is not None:

@@ -18,10 +18,10 @@ from turnout.bundles.fitting.labels import LabelError, Labels, read
 from turnout.bundles.fitting.plot import Line, svg
 from turnout.cli.bundle_eval_report import Judged, Row, document, print_report
 from turnout.cli.bundle_fit import head_words, plan_of
-from turnout.cli.bundle_output import MAX_PROMPT_BYTES, embedder_of, load, prices_of, progress
+from turnout.cli.bundle_output import MAX_PROMPT_BYTES, embedder_in, embedder_of, load, prices_of, progress
 from turnout.core.selection.arrays import Floats
 from turnout.core.selection.bundle import Bundle
-from turnout.core.selection.embedder import Hashgram
+from turnout.core.selection.embedder import Embedder
 
 _TOKENS_PER_BYTE = 0.25
 
@@ -44,24 +44,30 @@ def run(
     strong: str,
     plot: Path | None,
     as_json: bool,
+    by_group: bool = False,
+    encoders: Sequence[Path] = (),
 ) -> int:
     """Judge and print; 1 when the gate against another version fails."""
     if plot is not None and plot.suffix != ".svg":
         raise LabelError(f"--plot: expected a file name that ends in .svg, the one format written, got {plot.name!r}")
+    if by_group and (version or test is not None):
+        raise LabelError("--by-group: expected neither --version nor --test, which fit no folds")
     plan, choice = plan_of(clusters, scoring, head, abstain)
     known = read(labels, wide=wide)
     book = prices_of(prices)
     if version:
-        judged = _version(known, load(directory, version), weak, strong)
+        judged = _version(known, load(directory, version), weak, strong, encoders)
     elif test is not None:
-        judged = _held_out_file(known, read(test, wide=wide), plan, choice, book, weak, strong)
+        embedder = embedder_in(next(iter(encoders), None))
+        judged = _held_out_file(known, read(test, wide=wide), embedder, plan, choice, book, weak, strong)
     else:
-        judged = _folds(known, plan, choice, book, seeds, weak, strong)
+        embedder = embedder_in(next(iter(encoders), None))
+        judged = _folds(known, embedder, plan, choice, book, seeds, weak, strong, by_group=by_group)
     gated = None
     if against:
         old = load(directory, against)
         judged_on = judged.labels.only(old.models)
-        picks = judge.pick(old, judged_on, _embedded(judged_on, old), (1.0,))
+        picks = judge.pick(old, judged_on, _embedded(judged_on, old, encoders), (1.0,))
         columns = np.array([judged.labels.models.index(model) for model in old.models])[picks.columns[0]]
         gated = gate.against(judged.labels, judged.picks.columns[-1], columns)
     if plot is not None:
@@ -74,17 +80,27 @@ def run(
 
 
 def _folds(
-    labels: Labels, plan: Plan, choice: HeadChoice, book: dict[str, Any], seeds: int, weak: str, strong: str
+    labels: Labels,
+    embedder: Embedder,
+    plan: Plan,
+    choice: HeadChoice,
+    book: dict[str, Any],
+    seeds: int,
+    weak: str,
+    strong: str,
+    *,
+    by_group: bool,
 ) -> Judged:
     """Cross-validate; figures are means over the seeds of the folds, intervals and tables are those of seed 0."""
-    embedder = Hashgram()
     pair = folds.pair_of(labels, weak, strong)
+    if by_group and len(set(labels.groups)) < 2:  # noqa: PLR2004 - one to fit on, one to judge
+        raise LabelError(f"--by-group: expected labels with two groups or more, got {len(set(labels.groups))}")
     kept: folds.Held | None = None
     gains, verdicts = [], []
     with progress() as start:
         embedded = embed_all(labels.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
         for seed in range(seeds):
-            fold = folds.assign(labels.prompts, folds.FOLDS, seed)
+            fold = folds.assign(labels.prompts, folds.FOLDS, seed, labels.groups if by_group else ())
             held = folds.held_out(labels, embedded, fold, plan, choice, start(f"folds, seed {seed}"))
             kept = kept or held
             gains.append(held.gain(pair))
@@ -100,15 +116,21 @@ def _folds(
             columns[:, rows], outside[rows] = picks.columns, picks.out_of_domain
             bar(number + 1, len(kept.fits))
     costs = _costs(labels, in_memory(labels, kept.fits[0], embedder, book))
-    how = f"{folds.FOLDS} folds, mean of {seeds} seed{'s' if seeds > 1 else ''}"
+    how = f"{folds.FOLDS} folds{' of whole groups' if by_group else ''}, mean of {seeds} seed{'s' if seeds > 1 else ''}"
     return _judged(labels, pair, gains, judge.Picks(columns, outside), costs, how, verdicts)
 
 
 def _held_out_file(
-    labels: Labels, test: Labels, plan: Plan, choice: HeadChoice, book: dict[str, Any], weak: str, strong: str
+    labels: Labels,
+    test: Labels,
+    embedder: Embedder,
+    plan: Plan,
+    choice: HeadChoice,
+    book: dict[str, Any],
+    weak: str,
+    strong: str,
 ) -> Judged:
     """Fit on one file and judge on another: out of domain when they have nothing in common."""
-    embedder = Hashgram()
     judged_on = test.only(labels.models)
     seen = set(labels.prompts)
     judged_on = judged_on.take([row for row, prompt in enumerate(judged_on.prompts) if prompt not in seen])
@@ -129,10 +151,10 @@ def _held_out_file(
     )
 
 
-def _version(labels: Labels, bundle: Bundle, weak: str, strong: str) -> Judged:
+def _version(labels: Labels, bundle: Bundle, weak: str, strong: str, encoders: Sequence[Path]) -> Judged:
     """Judge a version as it stands."""
     judged_on = labels.only(bundle.models)
-    embedded = _embedded(judged_on, bundle)
+    embedded = _embedded(judged_on, bundle, encoders)
     pair = folds.pair_of(judged_on, weak, strong)
     assert bundle.quality is not None
     fitted = Fitted(bundle.centroids, bundle.quality, bundle.head, bundle.abstain_similarity)
@@ -190,9 +212,10 @@ def _costs(labels: Labels, bundle: Bundle) -> Floats:
     return costs
 
 
-def _embedded(labels: Labels, bundle: Bundle) -> Embedded:
+def _embedded(labels: Labels, bundle: Bundle, encoders: Sequence[Path]) -> Embedded:
+    embedder = embedder_of(bundle.embedder_id, encoders)
     with progress() as start:
-        return embed_all(labels.prompts, embedder_of(bundle.embedder_id), MAX_PROMPT_BYTES, start("embedding"))
+        return embed_all(labels.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
 
 
 def _picture(judged: Judged) -> str:

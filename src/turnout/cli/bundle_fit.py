@@ -18,9 +18,8 @@ from turnout.bundles.fitting.folds import HeadChoice, HeadVerdict, judge_head
 from turnout.bundles.fitting.labels import LabelError, read
 from turnout.bundles.reading import digest_of, parse
 from turnout.bundles.writing import Document, promote, write
-from turnout.cli.bundle_output import MAX_PROMPT_BYTES, prices_of, progress
+from turnout.cli.bundle_output import MAX_PROMPT_BYTES, embedder_in, prices_of, progress
 from turnout.core.selection.blend import Blend, at_centroid
-from turnout.core.selection.embedder import Hashgram
 
 SCORINGS, HEADS = ("zscore", "none", "minmax"), ("auto", "on", "off")
 
@@ -55,12 +54,13 @@ def run(
     provider: str,
     promote_it: bool,
     write_v1: bool,
+    encoder: Path | None = None,
 ) -> int:
     """Fit, write and say what was made."""
     plan, choice = plan_of(clusters, scoring, head, abstain)
     known = read(labels, wide=wide)
     book = prices_of(prices)
-    embedder = Hashgram()
+    embedder = embedder_in(encoder)
     with progress() as start:
         embedded = embed_all(known.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
         bar = start("linear head, 3 folds")

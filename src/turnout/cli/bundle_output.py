@@ -95,16 +95,36 @@ def prices_of(options: Sequence[str]) -> dict[str, Price]:
     return found
 
 
-def embedder_of(name: str) -> Embedder:
-    """Return an embedder that the command line can run by itself.
+def embedder_in(folder: Path | None) -> Embedder:
+    """Return what a fit embeds with: an exported encoder, else the built-in.
 
     Raises:
-        LabelError: another one than the built-in.
+        BundleError: the folder or the extra's libraries cannot be used.
 
     """
-    if name != HASHGRAM_ID:
-        raise LabelError(f"embedder {name}: expected {HASHGRAM_ID}; others run in a router with the onnx extra")
-    return Hashgram()
+    if folder is None:
+        return Hashgram()
+    from turnout.bundles.onnx import open_onnx  # the extra's libraries load with it
+
+    return open_onnx(folder)
+
+
+def embedder_of(name: str, folders: Sequence[Path] = ()) -> Embedder:
+    """Return the embedder that a bundle was fitted with.
+
+    Raises:
+        LabelError: it is neither the built-in nor in one of the folders.
+        BundleError: a folder or the extra's libraries cannot be used.
+
+    """
+    if name == HASHGRAM_ID:
+        return Hashgram()
+    given = [embedder_in(folder) for folder in folders]
+    for found in given:
+        if found.id == name:
+            return found
+    seen = ", ".join(found.id for found in given) or "none"
+    raise LabelError(f"--embedder: expected the folder of {name}, which the bundle was fitted with, got {seen}")
 
 
 def load(directory: Path, version: str) -> Bundle:

@@ -132,6 +132,32 @@ def test_eval_gates_a_new_version_against_an_old_one(labels: Path, tmp_path: Pat
     assert (code, "gate failed" in said) == (1, True)
 
 
+def test_an_exported_encoder_fits_and_judges(encoder: Path, tmp_path: Path) -> None:
+    store, labels, fixture = tmp_path / "bundles", tmp_path / "labels.csv", tmp_path / "fixture.jsonl"
+    rows = [f"{word} number {at},{int(word == 'hot')},1" for at in range(12) for word in ("hot", "cold")]
+    labels.write_text("\n".join(["prompt,cheap,good", *rows]) + "\n")
+    fixture.write_text('{"prompt_id": "1", "text": "hot"}\n')
+    fitted = ("fit", labels, "--wide", "-d", store, "--k", 2, "--embedder", encoder)
+    assert ask(*fitted, "--version", "v1", "--promote")[0] == 0
+    document = json.loads(ask("inspect", "-d", store, "--json")[1])
+    assert (document["embedder"], document["dim"]) == ("tiny-1", 3)
+    judged = ("eval", labels, "--wide", "-d", store, "--head", "off")
+    assert ask(*judged, "--embedder", encoder)[0] == 0
+    assert ask(*judged, "--version", "v1", "--embedder", encoder)[0] == 0
+    assert ask("diff", "v1", "v1", "--fixture", fixture, "-d", store, "--embedder", encoder)[0] == 0
+    code, said = ask(*judged, "--version", "v1")
+    assert (code, "--embedder: expected the folder of tiny-1" in said) == (2, True)
+    code, said = ask(*fitted[:-1], tmp_path, "--version", "v2")
+    assert (code, "manifest.json" in said) == (2, True)
+
+
+def test_eval_holds_out_whole_groups(labels: Path, tmp_path: Path) -> None:
+    found = json.loads(ask("eval", labels, "--wide", "--head", "off", "--by-group", "--json")[1])
+    assert found["how"].startswith("5 folds of whole groups")
+    code, said = ask("eval", labels, "--wide", "--by-group", "--version", "v1", "-d", tmp_path)
+    assert (code, "--by-group: expected neither" in said) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

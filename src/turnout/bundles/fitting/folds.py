@@ -66,11 +66,12 @@ def pair_of(labels: Labels, weak: str = "", strong: str = "") -> Pair:
     return Pair(weak_at, strong_at)
 
 
-def assign(prompts: tuple[str, ...], folds: int, seed: int) -> Ints:
-    """Return each prompt's fold; equal prompts share one."""
-    first = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+def assign(prompts: tuple[str, ...], folds: int, seed: int, groups: tuple[str, ...] = ()) -> Ints:
+    """Return each prompt's fold; equal prompts share one, and with `groups` so do all prompts of a group."""
+    together = dict(zip(reversed(prompts), reversed(groups or prompts), strict=True))  # the first of equal ones decides
+    first = {one: number for number, one in enumerate(dict.fromkeys(groups or prompts))}
     drawn = np.random.default_rng(seed).permutation(len(first)) % folds
-    return np.array([drawn[first[prompt]] for prompt in prompts])
+    return np.array([drawn[first[together[prompt]]] for prompt in prompts])
 
 
 def splits(fold: Ints) -> Iterator[tuple[Ints, Ints]]:

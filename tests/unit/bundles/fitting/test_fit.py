@@ -93,6 +93,17 @@ def test_folds_keep_equal_prompts_together() -> None:
     assert seen == [set(), set(), set()]
 
 
+def test_folds_can_hold_whole_groups_together() -> None:
+    prompts = (*[f"p{at}" for at in range(20)], "p0")
+    groups = (*[f"g{at // 4}" for at in range(20)], "g4")
+    fold = folds.assign(prompts, 5, 3, groups)
+    assert sorted({(group, int(at)) for group, at in zip(groups[:20], fold[:20], strict=True)}) == sorted(
+        {(group, int(fold[4 * number])) for number, group in enumerate(dict.fromkeys(groups))}
+    )
+    assert fold[20] == fold[0]  # an equal prompt in another group goes with the first
+    assert set(fold.tolist()) == set(range(5))
+
+
 def test_labels_of_the_held_out_part_change_nothing_said_about_it() -> None:
     labels = made(80)
     embedded = embed_all(labels.prompts, Hashgram(), 1024)
