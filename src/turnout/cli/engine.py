@@ -12,7 +12,7 @@ import uvloop
 
 from turnout.sim.faults import parse_fault
 from turnout.sim.kv_journal import KvEncoding, KvHashes
-from turnout.sim.options import EngineOptions, FailurePolicy, MetricNames, Profile, Role
+from turnout.sim.options import Dialect, EngineOptions, FailurePolicy, MetricNames, Profile, Role
 from turnout.sim.server import SimEngineServer
 
 Transport = Literal["http", "zmq"]
@@ -49,6 +49,7 @@ def engine(
     events: Annotated[KvEncoding, typer.Option(help="Encoding of KV events.")] = "array",
     event_hashes: Annotated[KvHashes, typer.Option(help="Type of the block hashes in KV events.")] = "bytes",
     event_delay: Annotated[float, typer.Option(help="Seconds by which KV events are late.")] = 0.0,
+    dialect: Annotated[Dialect, typer.Option(help="sglang: it also tells its role, at /server_info.")] = "vllm",
     role: Annotated[Role, typer.Option(help="Leg of a bootstrap hand-over that it takes.")] = "both",
     kv_host: Annotated[str, typer.Option(help="Host that a prefill engine names as its own.")] = "",
     kv_lease_s: Annotated[float, typer.Option(help="How long blocks are kept that nobody has fetched.")] = 30.0,
@@ -95,6 +96,7 @@ def engine(
             kv_encoding=events,
             kv_hashes=event_hashes,
             kv_delay_s=event_delay,
+            dialect=dialect,
             role=role,
             kv_host=kv_host,
             kv_lease_s=kv_lease_s,

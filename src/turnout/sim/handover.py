@@ -9,54 +9,62 @@ from __future__ import annotations
 import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from turnout.sim import wire
 from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
+from turnout.sim.handover_shapes import (
+    Collected,
+    OfferingShape,
+    Params,
+    Watched,
+    fetch_decoder,
+    fetched,
+    legs_decoder,
+)
 from turnout.sim.requests import Generate, RefusalError, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.sim.faults import FaultPlan
+    from turnout.sim.faults import Fault, FaultPlan
     from turnout.sim.http import Connection, HttpRequest
     from turnout.sim.options import EngineOptions
     from turnout.sim.pump import Pump
     from turnout.sim.sequence import Emitted
 
-KV_PATH = "/sim/kv"
+    Draw = Callable[[], Fault | None]
+
 OFFERS_MAX = 4096
 MEMBERS = (b'"kv_transfer_params"', b'"bootstrap_room"')
 """A body with one of these is one leg of two."""
-_ANSWER_MAX = 65_536
-_OK = b"HTTP/1.1 200"
+_MADE_BY_ROUTERS = ("xfer-",)
+"""Names of offers that a decode side may ask for before they are made; bootstrap rooms are numbers."""
 
 
-class _Params(msgspec.Struct):
-    do_remote_decode: bool = False
-    do_remote_prefill: bool = False
-    remote_engine_id: str | None = None
-    remote_host: str | None = None
-    remote_port: int | None = None
+def server_info(options: EngineOptions, port: int) -> dict[str, Any]:
+    """Return the part of SGLang's page that tells the role of an engine."""
+    return {
+        "disaggregation_mode": "null" if options.role == "both" else options.role,
+        "disaggregation_bootstrap_port": port,
+        "tp_size": 1,
+        "page_size": options.block_tokens,
+        "kv_cache_dtype": "auto",
+    }
 
 
-class _Legs(msgspec.Struct):
-    kv_transfer_params: _Params | None = None
-    bootstrap_host: str | None = None
-    bootstrap_port: int | None = None
-    bootstrap_room: int | None = None
-    rid: str | None = None
+def _no_fault() -> Fault | None:
+    return None
 
 
-class _Fetch(msgspec.Struct):
-    id: str
-    lacks: int = 0
-
-
-_legs = msgspec.json.Decoder(_Legs)
-_fetch = msgspec.json.Decoder(_Fetch)
-Delegate = StreamAnswer | WholeAnswer
+def _address(params: Params) -> tuple[str, int, str]:
+    """Where the blocks are, and by which name: NIXL names the engine, Mooncake the transfer."""
+    if params.transfer_id is None:
+        return params.remote_host or "", params.remote_port or 0, params.remote_engine_id or ""
+    url = urlsplit(params.remote_bootstrap_addr or "")
+    return url.hostname or "", url.port or 0, params.transfer_id
 
 
 class Offer:
@@ -87,6 +95,12 @@ class Handovers:
         self._serial = 0
         self.counts = {"offered": 0, "fetched": 0, "expired": 0, "failed": 0, "recomputed": 0}
 
+    def metrics(self) -> bytes:
+        """The lines that vLLM's NIXL connector adds to the metrics page."""
+        failed = self.counts["failed"] + self.counts["recomputed"]
+        name = b"vllm:nixl_num_failed_transfers"
+        return b'# TYPE %b counter\n%b_total{engine="0"} %d.0\n' % (name, name, failed)
+
     @property
     def open(self) -> int:
         """Offers that nobody has fetched yet."""
@@ -101,29 +115,33 @@ class Handovers:
                 offer.timer.cancel()
         self._offers.clear()
 
-    def take(self, connection: Connection, request: HttpRequest, asked: Generate, shape: Shape) -> bool:
-        """Serve one leg of two; False when the request is whole after all. Raises RefusalError."""
-        legs = decode(_legs, request.body)
+    def take(
+        self, connection: Connection, request: HttpRequest, asked: Generate, shape: Shape, fault: Draw = _no_fault
+    ) -> bool:
+        """Serve one leg of two; False when the request is whole after all. Raises RefusalError.
+
+        `fault` draws what befalls the answer as it is written.
+        """
+        legs = decode(legs_decoder, request.body)
         params = legs.kv_transfer_params
         if legs.bootstrap_room is not None:
             if self._options.role == "decode":
                 address = (legs.bootstrap_host or "", legs.bootstrap_port or 0, str(legs.bootstrap_room))
-                self._fetch_first(connection, asked, shape, address)
+                self._fetch_first(connection, asked, shape, address, fault)
             else:
-                self._offer_room(connection, asked, shape, str(legs.bootstrap_room))
+                self._offer_room(connection, asked, shape, str(legs.bootstrap_room), fault)
             if legs.rid is not None:  # only now: a request refused for its room must not take another's name
                 self._rids[legs.rid] = connection
             return True
         if params is None:
             return False
-        if params.do_remote_decode:
+        if params.do_remote_decode and params.transfer_id is not None:
+            self._offer_push(connection, asked, shape, params.transfer_id)
+        elif params.do_remote_decode:
             self._offer(connection, asked, shape)
-            return True
-        if params.do_remote_prefill:
-            address = (params.remote_host or "", params.remote_port or 0, params.remote_engine_id or "")
-            self._fetch_first(connection, asked, shape, address)
-            return True
-        return False
+        elif params.do_remote_prefill:
+            self._fetch_first(connection, asked, shape, _address(params), fault)
+        return params.do_remote_decode or params.do_remote_prefill
 
     # -- the prefill side ---------------------------------------------------------------------------------------------
 
@@ -140,8 +158,27 @@ class Handovers:
         if empty:
             self._run(connection, work, answer)
             return
-        offer = self._new_offer(name)
-        offer.number = self._run(connection, work, Watched(answer, functools.partial(self._ready, name)))
+        self._begin(connection, work, answer, name, self._new_offer(name))
+
+    def _offer_push(self, connection: Connection, asked: Generate, shape: Shape, name: str) -> None:
+        """Mooncake: answer as soon as the prompt is computed; the blocks wait for whoever knows the transfer."""
+        known = self._offers.get(name)
+        if known is not None and known.number >= 0:
+            raise RefusalError(400, f"transfer_id {name} is in use")
+        answer = WholeAnswer(connection, asked, shape, None, cached_tokens=self._options.cached_tokens)
+        work = msgspec.structs.replace(asked.work, max_tokens=1, min_tokens=0, pinned=True)
+        self._begin(connection, work, answer, name, known or self._new_offer(name))
+
+    def _begin(self, connection: Connection, work: Any, answer: Any, name: str, offer: Offer) -> None:
+        """Compute a prompt; a client that leaves before the answer takes the offer with it."""
+        offer.number = number = self._run(connection, work, Watched(answer, functools.partial(self._ready, name)))
+
+        def left() -> None:
+            self._pump.abort(number)
+            if not offer.ready:
+                self._drop(name, fetched=False)
+
+        connection.gone = left
 
     def _params(self, name: str, tokens: int) -> dict[str, Any]:
         blocks = -(-tokens // self._options.block_tokens)
@@ -155,7 +192,7 @@ class Handovers:
             "tp_size": 1,
         }
 
-    def _offer_room(self, connection: Connection, asked: Generate, shape: Shape, room: str) -> None:
+    def _offer_room(self, connection: Connection, asked: Generate, shape: Shape, room: str, fault: Draw) -> None:
         """Bootstrap: the answer waits until the decode side has fetched."""
         known = self._offers.get(room)
         if (known is not None and known.number >= 0) or self._faults.draw("room_conflict") is not None:
@@ -172,7 +209,7 @@ class Handovers:
                 return
             cached = self._options.cached_tokens
             make = StreamAnswer if asked.stream else WholeAnswer
-            make(connection, asked, shape, None, cached_tokens=cached).emitted(held[0])
+            make(connection, asked, shape, fault(), cached_tokens=cached).emitted(held[0])
 
         def emitted(event: Emitted) -> bool:
             held.append(event)
@@ -228,9 +265,9 @@ class Handovers:
 
     def fetch(self, connection: Connection, request: HttpRequest) -> None:
         """`POST /sim/kv`: another engine wants the blocks of one prompt."""
-        asked = decode(_fetch, request.body)
+        asked = decode(fetch_decoder, request.body)
         offer = self._offers.get(asked.id)
-        if offer is None and asked.id.isdigit():
+        if offer is None and (asked.id.isdigit() or asked.id.startswith(_MADE_BY_ROUTERS)):
             offer = self._new_offer(asked.id)  # the decode leg came first
             offer.timer = asyncio.get_running_loop().call_later(self._options.kv_lease_s, self._expired, asked.id)
         if offer is None:
@@ -276,19 +313,19 @@ class Handovers:
     # -- the decode side ----------------------------------------------------------------------------------------------
 
     def _fetch_first(
-        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str]
+        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str], fault: Draw
     ) -> None:
-        task = asyncio.get_running_loop().create_task(self._fetched(connection, asked, shape, address))
+        task = asyncio.get_running_loop().create_task(self._fetched(connection, asked, shape, address, fault))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         connection.gone = task.cancel  # type: ignore[assignment]  # what cancel returns is of no interest
 
     async def _fetched(
-        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str]
+        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str], fault: Draw
     ) -> None:
         host, port, name = address
         lacks = self._pump.model.lacks(asked.work)
-        arrived = await _asked(host.strip("[]"), port, msgspec.json.encode({"id": name, "lacks": lacks}))
+        arrived = await fetched(host.strip("[]"), port, msgspec.json.encode({"id": name, "lacks": lacks}))
         if not connection.busy:
             return
         if not arrived and self._options.kv_load_failure_policy == "fail":
@@ -299,12 +336,12 @@ class Handovers:
         if not arrived:
             self.counts["recomputed"] += 1
         make = StreamAnswer if asked.stream else WholeAnswer
-        answer = make(connection, asked, shape, None, cached_tokens=self._options.cached_tokens)
+        answer = make(connection, asked, shape, fault(), cached_tokens=self._options.cached_tokens)
         self._run(connection, msgspec.structs.replace(asked.work, transferred=arrived), answer)
 
     def abort(self, connection: Connection, request: HttpRequest) -> None:
         """`POST /abort_request`: end one request by its `rid`; unknown ones are fine."""
-        rid = decode(_legs, request.body).rid
+        rid = decode(legs_decoder, request.body).rid
         known = self._rids.pop(rid, None) if rid is not None else None
         connection.reply(200, b"")
         if known is not None and known.busy and known is not connection:
@@ -317,62 +354,3 @@ class Handovers:
         if len(self._rids) > OFFERS_MAX:
             self._rids = {rid: known for rid, known in self._rids.items() if known.busy}
         return number
-
-
-class Watched:
-    """An answer that tells when its generation has ended."""
-
-    def __init__(self, answer: Any, ended: Callable[[], None]) -> None:
-        self._answer = answer
-        self._ended = ended
-
-    def emitted(self, event: Emitted) -> bool:
-        """Pass the token on, then tell."""
-        lives: bool = self._answer.emitted(event)
-        if event.finish is not None:
-            self._ended()
-        return lives
-
-
-class Collected:
-    """An answer that only hands its tokens over."""
-
-    def __init__(self, take: Callable[[Emitted], bool]) -> None:
-        self.emitted = take
-
-
-class OfferingShape:
-    """A whole answer with `kv_transfer_params` in it."""
-
-    done = b""
-    malformed = b""
-
-    def __init__(self, shape: Shape, params: dict[str, Any] | None) -> None:
-        self._shape = shape
-        self._params = params
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._shape, name)
-
-    def whole(self, texts: list[str], finish: str, stop_hit: str | None, usage_now: dict[str, Any]) -> bytes:
-        """The complete answer."""
-        body = msgspec.json.decode(self._shape.whole(texts, finish, stop_hit, usage_now))
-        return wire.to_json({**body, "kv_transfer_params": self._params})
-
-
-async def _asked(host: str, port: int, body: bytes) -> bool:
-    """Fetch blocks from another engine; False when it cannot give them."""
-    try:
-        reader, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    try:
-        writer.write(
-            b"POST %b HTTP/1.1\r\nhost: kv\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-            % (KV_PATH.encode(), len(body), body)
-        )
-        return (await reader.read(_ANSWER_MAX)).startswith(_OK)
-    except OSError:
-        return False
-    finally:
-        writer.close()

@@ -17,6 +17,7 @@ DEFAULT_BLOCKS = 32_768
 Profile = Literal["default", "8b", "70b", "moe"]
 MetricNames = Literal["old", "new", "renamed"]
 Role = Literal["prefill", "decode", "both"]
+Dialect = Literal["vllm", "sglang"]
 FailurePolicy = Literal["fail", "recompute"]
 
 KV_TOKENS: dict[str, int] = {"8b": 390_000, "70b": 430_000, "moe": 2_500_000}
@@ -64,6 +65,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_encoding: KvEncoding = "array"
     kv_hashes: KvHashes = "bytes"
     kv_delay_s: float = 0.0
+    dialect: Dialect = "vllm"
+    """sglang: it also tells its role, at `/server_info`."""
     role: Role = "both"
     """Which leg of a bootstrap hand-over it takes; those of NIXL say so themselves."""
     kv_host: str = ""

@@ -18,7 +18,8 @@ from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
 from turnout.sim.anthropic import MessagesReader
 from turnout.sim.faults import HEADER, MID_ANSWER, Fault, FaultPlan, parse_header
 from turnout.sim.faults_before import Draw, strike_before_answer
-from turnout.sim.handover import KV_PATH, MEMBERS, Handovers
+from turnout.sim.handover import MEMBERS, Handovers, server_info
+from turnout.sim.handover_shapes import KV_PATH
 from turnout.sim.http import Connection, HttpRequest
 from turnout.sim.pump import Pump
 from turnout.sim.requests import Generate, RefusalError
@@ -72,6 +73,8 @@ class SimEngineServer:
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
             ("POST", "/abort_request"): self._abort,
+            ("GET", "/server_info"): self._server_info,
+            ("GET", "/query"): self._query,
             ("POST", KV_PATH): self._fetch,
             ("GET", "/sim/state"): self._state,
             ("GET", "/sim/faults"): self._faults_listed,
@@ -284,7 +287,7 @@ class SimEngineServer:
             with_logprobs=asked.logprobs,
         )
         if any(member in request.body for member in MEMBERS) and self._handovers.take(
-            connection, request, asked, shape
+            connection, request, asked, shape, functools.partial(self._mid_answer, request)
         ):
             return
         self._answer(connection, request, asked, shape)
@@ -295,13 +298,17 @@ class SimEngineServer:
         self._answer(connection, request, asked, shape)
 
     def _answer(self, connection: Connection, request: HttpRequest, asked: Generate, shape: Shape) -> None:
-        draw = self._draws(request)
-        draws = (draw(kind) for kind in MID_ANSWER)
-        fault = next((drawn for drawn in draws if drawn is not None), None)
+        fault = self._mid_answer(request)
         make = StreamAnswer if asked.stream else WholeAnswer
         answer = make(connection, asked, shape, fault, cached_tokens=self.options.cached_tokens)
         pump = self._pump
         connection.gone = functools.partial(pump.abort, pump.run(asked.work, answer))
+
+    def _mid_answer(self, request: HttpRequest) -> Fault | None:
+        """Draw what befalls an answer while it is written."""
+        draw = self._draws(request)
+        draws = (draw(kind) for kind in MID_ANSWER)
+        return next((drawn for drawn in draws if drawn is not None), None)
 
     def _embedding(self, connection: Connection, request: HttpRequest) -> None:
         inputs, dimensions, as_base64 = self._reader.embedding(request.body)
@@ -329,7 +336,18 @@ class SimEngineServer:
             self._stale = None
             missing = self.faults.draw("metrics_missing") is not None
             text = self._pump.metrics.text(zero=self.faults.draw("metrics_zero") is not None, missing=missing)
+        if self.options.role != "both":
+            text += self._handovers.metrics()
         connection.reply(200, text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _server_info(self, connection: Connection, _: HttpRequest) -> None:
+        if self.options.dialect != "sglang":
+            connection.reply(404, wire.to_json({"detail": "Not Found"}))
+            return
+        connection.reply(200, wire.to_json(server_info(self.options, self._port)))
+
+    def _query(self, connection: Connection, _: HttpRequest) -> None:
+        connection.reply(200, wire.to_json({"0": {"engine_id": self.options.name}}))
 
     def _tokenize(self, connection: Connection, request: HttpRequest) -> None:
         tokens = self._reader.tokenize(request.body)
