@@ -19,6 +19,7 @@ Seconds = option_types.Seconds
 Count = option_types.Count
 Bytes = option_types.Bytes
 Ratio = option_types.Ratio
+Usd = option_types.Usd
 Name = option_types.Name
 _doc = option_types.doc
 
@@ -382,5 +383,7 @@ class Key(Section, frozen=True, kw_only=True):
     prefix: Annotated[str, Meta(max_length=8), _doc("First characters of the key, for display.")] = ""
     models: Annotated[list[Name], _doc("Exact ids, prefix* or *.")] = msgspec.field(default_factory=lambda: ["*"])
     permissions: Annotated[list[str], _doc("Named permissions beyond plain requests.")] = []
+    max_input_usd_per_1m: Annotated[Usd | None, _doc("Dearest input that auto may choose; unknown is too dear.")] = None
+    max_output_usd_per_1m: Annotated[Usd | None, _doc("The same for output.")] = None
     state: Annotated[Literal["active", "revoked", "inactive"], _doc("revoked and inactive keys answer 403.")] = "active"
     expires_at: Annotated[str | None, _doc("ISO 8601 instant with offset after which the key answers 403.")] = None

@@ -11,6 +11,7 @@ import re
 from turnout.core.admission.queue import CLASSES, NORMAL
 from turnout.core.scheduling.policies import POLICIES
 from turnout.core.types import Refusal
+from turnout.dialects.envelope import dialect_of
 from turnout.gateway import controls
 from turnout.gateway.holding import MODES
 from turnout.gateway.principals import Principal, Principals, carriers
@@ -87,7 +88,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TIMEOUT_MS = re.compile(rb"[0-9]{1,9}")
 _TIMEOUT_MAX_MS = 600_000
 _SESSION_MAX_BYTES = 512
-_POLICY = b"x-turnout-policy"
+_POLICY, _DIALECT = b"x-turnout-policy", b"x-turnout-dialect"
+_ROUTE = b"/v1/route"
 # A control is accepted only with a value that is honoured (J10): the others are refused by name and value.
 _CHOICES = {
     b"x-turnout-stream-safety": tuple(mode.encode() for mode in MODES),
@@ -95,7 +97,6 @@ _CHOICES = {
     b"x-turnout-fallback": (b"on", b"off"),
     b"x-turnout-hedge": (b"on", b"off"),
     _POLICY: tuple(name.encode() for name in POLICIES),
-    b"x-turnout-dialect": (b"openai",),
 }
 
 
@@ -108,6 +109,7 @@ class Prepared:
         "carriers",
         "client_id",
         "controls",
+        "dialect",
         "fallback",
         "forward",
         "hedge",
@@ -120,13 +122,14 @@ class Prepared:
         "session_fallback",
         "snapshot",
         "timeout_s",
+        "user",
         "user_agent",
     )
 
     def __init__(self, head: Head) -> None:
         headers = head.headers
         self.carriers = carriers(headers)
-        self.refusal = _refusal(headers)
+        self.refusal = _refusal(headers, head.path)
         self.client_id = client_id(headers)
         self.session = _text(headers.get(_SESSION_FIRST))
         later = next((headers[name] for name in _SESSION_LATER if headers.get(name)), None)
@@ -140,7 +143,9 @@ class Prepared:
         self.policy = _text(headers.get(_POLICY)) or ""
         self.priority = CLASSES.get(headers.get(b"x-turnout-priority", b"normal").decode("latin-1"), NORMAL)
         self.safety = headers.get(b"x-turnout-stream-safety", b"").decode("latin-1")
+        self.dialect = headers.get(_DIALECT, b"")
         self.hedge = headers.get(b"x-turnout-hedge")
+        self.user = _text(headers.get(_SESSION_LAST)) or ""
         self.user_agent = headers.get(b"user-agent", b"")
         self.forward = b"".join(
             b"%b: %b\r\n" % (name, value) for name, value in headers.items() if _travels(name, headers)
@@ -164,10 +169,10 @@ def _travels(name: bytes, headers: dict[bytes, bytes]) -> bool:
     return not named or name not in {option.strip() for option in named.split(b",")}
 
 
-def _refusal(headers: dict[bytes, bytes]) -> Refusal | None:
+def _refusal(headers: dict[bytes, bytes], path: bytes) -> Refusal | None:
     for name, value in headers.items():
         if name.startswith(b"x-turnout-"):
-            refusal = _control(name, value)
+            refusal = _control(name, value, path)
             if refusal is not None:
                 return refusal
     encoding = headers.get(b"content-encoding")
@@ -179,7 +184,7 @@ def _refusal(headers: dict[bytes, bytes]) -> Refusal | None:
     return None
 
 
-def _control(name: bytes, value: bytes) -> Refusal | None:
+def _control(name: bytes, value: bytes, path: bytes) -> Refusal | None:
     if name in _OURS:
         return None
     if name in controls.HEADERS:
@@ -192,8 +197,8 @@ def _control(name: bytes, value: bytes) -> Refusal | None:
             0 < len(value) <= _SESSION_MAX_BYTES and value.isascii(),
             f"1 to {_SESSION_MAX_BYTES} ASCII bytes",
         )
-    elif name in _CHOICES:
-        choices = _CHOICES[name]
+    elif name in _CHOICES or name == _DIALECT:
+        choices = _CHOICES[name] if name != _DIALECT else _dialects(path)
         good, expected = value in choices, "one of " + ", ".join(choice.decode() for choice in choices)
     else:
         good, expected = False, "a known control; a mistyped one must not act as its default"
@@ -201,6 +206,11 @@ def _control(name: bytes, value: bytes) -> Refusal | None:
         return None
     seen = value.decode("latin-1").encode("unicode_escape").decode()[:64]
     return Refusal(400, "invalid_request", f"{name.decode()}: expected {expected}, got {seen}.", param=name.decode())
+
+
+def _dialects(path: bytes) -> tuple[bytes, ...]:
+    """The dialects that a body may have: of a decision-only path either, elsewhere the path's own."""
+    return (b"openai", b"anthropic") if path.startswith(_ROUTE) else (dialect_of(path).encode(),)
 
 
 def _is_json(kind: bytes) -> bool:

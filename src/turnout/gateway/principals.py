@@ -23,6 +23,14 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     key_id: str
     models: tuple[str, ...] = ("*",)
     permissions: tuple[str, ...] = ()
+    ceiling_in: int | None = None
+    ceiling_out: int | None = None
+    """Most that a model chosen for it may cost, micro-USD per 1M tokens of input and output; None is no limit."""
+
+    @property
+    def has_ceiling(self) -> bool:
+        """Tell whether prices matter to what may be chosen."""
+        return self.ceiling_in is not None or self.ceiling_out is not None
 
     def may_use(self, model: str) -> bool:
         """Match the concrete id against exact ids, `prefix*` and `*` (K7)."""
@@ -57,7 +65,14 @@ class Principals:
             self._by_digest[digest] = (
                 digest,
                 key,
-                Principal(key.tenant, key.name, tuple(key.models), tuple(key.permissions)),
+                Principal(
+                    key.tenant,
+                    key.name,
+                    tuple(key.models),
+                    tuple(key.permissions),
+                    _micro(key.max_input_usd_per_1m),
+                    _micro(key.max_output_usd_per_1m),
+                ),
                 expires,
             )
 
@@ -96,6 +111,10 @@ class Principals:
             return principal
         code = {"revoked": "key_revoked", "inactive": "key_inactive"}.get(key.state, "key_expired")
         return Refusal(403, code, f"This API key is {code.removeprefix('key_')}.", type="permission_error")
+
+
+def _micro(usd: float | None) -> int | None:
+    return None if usd is None else round(usd * 1_000_000)
 
 
 def carriers(headers: dict[bytes, bytes]) -> tuple[bytes, ...]:

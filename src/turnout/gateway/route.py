@@ -20,6 +20,7 @@ from turnout.gateway.controls import Controls, refusal, resolve
 from turnout.gateway.extra import NeedsVector, Refused
 from turnout.gateway.foresight import cached_share, foresee
 from turnout.gateway.members import with_members
+from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ PREVIEW = b"/v1/route/preview"
 _RANKED_MAX = 10
 _VARIANTS_MAX = 16
 _TIMER_SLACK_S = 0.001
+_NAMED: dict[str, Any] = {
+    "reason": "named", "pin": None, "bundle": None, "knobs_hash": None, "clusters": [], "ranked": [], "dropped": [],
+}  # fmt: skip
 _DIALECTS = {"openai": CHAT, "anthropic": MESSAGES}
 
 
@@ -112,7 +116,8 @@ class _Asking:
         if self._head.path == PREVIEW:
             return self._preview()
         body = self._body
-        path = MESSAGES if b"anthropic-version" in self._head.headers else CHAT
+        named = self._head.prepared.dialect.decode()
+        path = _DIALECTS[named or ("anthropic" if b"anthropic-version" in self._head.headers else "openai")]
         request = PATHS[path].decode(path, body, self._depth_max, self._gateway.catalogue.default)
         if isinstance(request, Refusal):
             return request
@@ -122,9 +127,9 @@ class _Asking:
         controls = resolve(prepared.controls, body if request.has_controls else None, self._principal)
         if isinstance(controls, Refusal):
             return controls
-        return _answer(self._decided(request, controls, prepared.session or prepared.session_fallback or ""))
+        return _answer(self._decided(request, controls, prepared))
 
-    def _decided(self, request: Request, controls: Controls, session: str) -> dict[str, Any] | Refusal:
+    def _decided(self, request: Request, controls: Controls, prepared: Prepared) -> dict[str, Any] | Refusal:
         gateway, principal, selecting = self._gateway, self._principal, self._selecting
         named = gateway.catalogue.resolve(request.model)
         if named:
@@ -133,7 +138,7 @@ class _Asking:
                     403, "model_not_allowed", f"This key may not use the model {named!r}.", "model", "permission_error"
                 )
             endpoint = self._endpoint(request, named)
-            return {"model": named, "endpoint": endpoint, "reason": "named", "pin": None, "bundle": None, "ranked": []}
+            return {"model": named, "endpoint": endpoint, **_NAMED}
         if not selecting.wants(request.model):
             return Refusal(404, "model_not_found", f"The model {request.model[:64]!r} does not exist.", "model")
         try:
@@ -142,9 +147,11 @@ class _Asking:
                 principal,
                 controls,
                 gateway.clock(),
-                session=session,
+                session=selecting.session_of(prepared, request),
+                agent=prepared.agent,
+                user=prepared.user,
                 embedded=self._embedded,
-                share=functools.partial(cached_share, gateway, request, self._head.prepared, principal),
+                share=functools.partial(cached_share, gateway, request, prepared, principal),
             )
         except Refused as refused:
             return _refusal(refused)
@@ -174,7 +181,7 @@ class _Asking:
         if isinstance(request, Refusal):
             return request
         found = []
-        for variant in asked.variants or [_Variant()]:
+        for variant in asked.variants or _usual(self._selecting):
             document = self._late() or _variant(
                 self._gateway, self._selecting, self._principal, request, variant, self._embedded
             )
@@ -212,11 +219,12 @@ def _variant(
         )
     except Refused as refused:
         return _refusal(refused)
-    return {
-        "asked": msgspec.to_builtins(variant),
-        **selecting.document(chosen),
-        "shares": selecting.shares(controls, variant.preset),
-    }
+    return {"asked": msgspec.to_builtins(variant), **selecting.previewed(chosen, controls, variant.preset)}
+
+
+def _usual(selecting: Selecting) -> list[_Variant]:
+    """What is shown to who asks for nothing special: the bundle's own knobs and each of its presets."""
+    return [_Variant(), *[_Variant(preset=name) for name in selecting.presets()]][:_VARIANTS_MAX]
 
 
 def _answer(document: dict[str, Any] | Refusal) -> bytes | Refusal:

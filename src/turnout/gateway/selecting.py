@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from turnout.core.admission.precheck import estimate_floor
 from turnout.core.errors import Outcome
 from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.lru import LruMap
 from turnout.core.selection import pin as pins
 from turnout.core.selection.blend import Blend, NotFinite, Weighted, centroid_shares
 from turnout.core.selection.bundle import CacheThresholds
-from turnout.core.selection.eligibility import Asked, Candidate, Eligible, eligible
+from turnout.core.selection.eligibility import Eligible
 from turnout.core.selection.embedder import length_feature, tail
-from turnout.core.selection.explain import explain
+from turnout.core.selection.explain import explain, norms
 from turnout.core.selection.knobs import InvalidKnobs
 from turnout.core.selection.loaded import BundleSet
-from turnout.core.selection.observed import Observations, Observed
+from turnout.core.selection.observed import Observations
 from turnout.core.selection.selection import EmbedFailure, Selection, fallback, pinned, select
-from turnout.core.selection.text import Texts, texts_of
 from turnout.core.selection_options import Selection as Options
 from turnout.core.types import Request
+from turnout.gateway.candidates import Candidates, read_texts
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import Controls
 from turnout.gateway.embedding import Embedded, Embedding
 from turnout.gateway.extra import NeedsVector, Refused
 from turnout.gateway.foresight import cached_share
+from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
-from turnout.gateway.selection_refusals import bad_selector, nobody
+from turnout.gateway.selection_refusals import bad_selector
 
 if TYPE_CHECKING:
     from turnout.gateway.instruments import Counts
@@ -84,8 +84,8 @@ class Selecting:
         observations: Observations,
     ) -> None:
         self._options, self._library, self.embedding = options, library, embedding
-        self._fleet, self._catalogue, self._clock, self._warn = fleet, catalogue, clock, warn
-        self._excluded = frozenset(options.excluded_models)
+        self._clock, self._warn = clock, warn
+        self._candidates = Candidates(options, fleet, catalogue)
         self._pins = pins.Pins(options.pin_max_sessions, options.pin_ttl_s) if options.pin_enabled else None
         self._rule = pins.Rule(
             options.switch_threshold_usd, options.horizon_turns, pins.CACHED_PRICE_FACTOR, options.tier_upgrade,
@@ -114,15 +114,15 @@ class Selecting:
         """
         prepared, request, extra = run.prepared, run.request, run.extra
         assert extra is not None  # made before
-        explicit = prepared.session or (request.session if request.session != request.user else None)
         started_s = run.clock()
         chosen = self.decide(
             request,
             run.principal,
             extra.controls,
             run.started_s,
-            session=explicit or prepared.session_fallback or "",
+            session=self.session_of(prepared, request),
             agent=prepared.agent,
+            user=prepared.user,
             embedded=extra.embedded,
             share=functools.partial(cached_share, run.gateway, request, prepared, run.principal),
         )
@@ -130,6 +130,12 @@ class Selecting:
         self.took[0].observe(run.clock() - started_s)
         self.took[1].observe(chosen.embed_s if extra.embedded is None else started_s - run.started_s)
         return chosen
+
+    @staticmethod
+    def session_of(prepared: Prepared, request: Request) -> str:
+        """Return the session that a header or the body names, but not merely whom it is for (selection §9)."""
+        named = prepared.session or (request.session if request.session != request.user else None)
+        return named or prepared.session_fallback or ""
 
     def loaded(self) -> list[tuple[str, str]]:
         """Return version and digest of every loaded bundle."""
@@ -145,6 +151,7 @@ class Selecting:
         *,
         session: str = "",
         agent: str = "",
+        user: str = "",
         preset: str | None = None,
         embedded: Embedded | None = None,
         share: Callable[[str], float] = lambda _: 1.0,
@@ -161,16 +168,22 @@ class Selecting:
         )
         if weighted is not None and weighted.warning:
             self._warn(weighted.warning)
-        texts = _texts(request, conversation=self._options.embed_text == "conversation")
+        texts = read_texts(request, conversation=self._options.embed_text == "conversation")
         tokens = -(-len(request.prompt.rendered) // 4) or len(request.prompt.tokens)
         key = pins.session_key(
-            principal.tenant, session=session, agent=agent, user_id=request.user or "", first_text=texts.first
+            principal.tenant, session=session, agent=agent, user_id=request.user or user, first_text=texts.first
         )
         pin = None
         if self._pins is not None and weighted is not None:
             pin = self._pins.look(key, weighted.hash, now)
         seen = self._observations.now()
-        candidates = self._eligible(blend, request, principal, texts, pin, seen)
+        candidates = self._candidates.eligible(
+            blend.bundle if blend is not None else None, request, principal, texts, pin.barred if pin else (), seen
+        )
+        for _, reason in candidates.dropped:
+            self.counts["dropped", str(reason)] += 1
+        if candidates.outcome is not None:
+            raise self._candidates.nobody(candidates, request)
         if blend is None or weighted is None:
             return Chosen(self._fall_back(candidates, EmbedFailure.NO_BUNDLE))
         try:
@@ -189,8 +202,6 @@ class Selecting:
         if self._pins is not None:
             selection = pinned(selection, self._verdict(pin, selection, blend, tokens, now, share))
         self._count(selection)
-        for _, reason in candidates.dropped:
-            self.counts["dropped", str(reason)] += 1
         return Chosen(selection, vector, self.embedding.embedder.id, texts.question, key, tokens, embed_s)
 
     def ended(self, run: Run, outcome: Outcome) -> None:
@@ -238,10 +249,22 @@ class Selecting:
         """Return a selection as JSON types."""
         return explain(chosen.selection, ranked_max)
 
-    def shares(self, controls: Controls, preset: str) -> dict[str, float]:
-        """Return the share of each model over the bundle's centroids: what these knobs mean for all prompts alike."""
+    def presets(self, version: str = "") -> list[str]:
+        """Return the names of a version's presets."""
+        loaded = self._library.current
+        blend = loaded.blend(version) if loaded is not None else None
+        return sorted(blend.bundle.defaults.presets) if blend is not None and blend.bundle.is_v2 else []
+
+    def previewed(self, chosen: Chosen, controls: Controls, preset: str) -> dict[str, Any]:
+        """Return a selection with what it was summed up from, and what these knobs mean for all prompts alike."""
+        document = self.document(chosen)
         blend, weighted = self._weighted(AUTO_PRESET + preset if preset else AUTO, controls)
-        return {} if blend is None or weighted is None else centroid_shares(blend, weighted)
+        if blend is None or weighted is None:
+            return document
+        near, length = chosen.selection.near, length_feature(len(chosen.text.encode("utf-8", "surrogatepass")))
+        document["norms"] = norms(blend, weighted, near, length) if near is not None else None
+        document["shares"] = centroid_shares(blend, weighted)
+        return document
 
     # -- steps of one selection ---------------------------------------------------------------------------------------
 
@@ -269,69 +292,6 @@ class Selecting:
             raise Refused(
                 Outcome.INVALID_SELECTION, f"{error.param}: {error}.", code="invalid_routing_knobs", param=error.param
             ) from None
-
-    def _eligible(
-        self,
-        blend: Blend | None,
-        request: Request,
-        principal: Principal,
-        texts: Texts,
-        pin: pins.Pin | None,
-        seen: Observed,
-    ) -> Eligible:
-        names = blend.bundle.models if blend is not None else tuple(self._fleet.models)
-        providers = blend.bundle.providers if blend is not None else {}
-        barred = set(pin.barred) if pin is not None else set()
-        candidates = [
-            self._candidate(name, request, principal, providers.get(name, ()), barred, seen) for name in names
-        ]
-        prompt = request.prompt
-        floor = (
-            max(1, len(prompt.tokens))
-            if prompt.tokens
-            else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, 4.0)
-        )
-        asked = Asked(
-            floor, has_tools=request.tools_requested, has_images=texts.has_images,
-            min_success_rate=self._options.min_success_rate,
-        )  # fmt: skip
-        found = eligible(candidates, asked)
-        if found.outcome is not None:
-            for _, reason in found.dropped:
-                self.counts["dropped", str(reason)] += 1
-            raise nobody(found, candidates, floor)
-        return found
-
-    def _candidate(
-        self,
-        model: str,
-        request: Request,
-        principal: Principal,
-        providers: tuple[str, ...],
-        barred: set[str],
-        seen: Observed,
-    ) -> Candidate:
-        options, prompt = self._options, request.prompt
-        pool = self._fleet.pool(model)
-        members = pool.members if pool is not None else []
-        if pool is not None and request.dialect not in pool.dialects:
-            members = [member for member in members if request.dialect in member.dialects]
-        chars = self._catalogue.entry(model).chars_per_token if pool is not None else 4.0
-        own = None
-        if chars != 4.0 and not prompt.tokens:  # noqa: PLR2004 - the default divisor
-            own = estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, chars)
-        return Candidate(
-            model,
-            allowed=principal.may_use(model),
-            excluded=model in self._excluded or (bool(providers) and barred.issuperset(providers)),
-            contexts=tuple([member.context_max for member in members]),
-            routable=any(not (member.gone or member.draining or member.unreachable) for member in members),
-            tool_weak=model in options.tool_weak or model in seen.tool_weak,
-            success_rate=seen.success_rate.get(model),
-            agentic_weak=model in options.agentic_weak,
-            image_input=model not in options.no_image_input,
-            estimate_floor=own,
-        )
 
     def _embed(self, question: str) -> Embedded:
         text = tail(question, self._options.max_prompt_bytes)
@@ -377,14 +337,6 @@ class Selecting:
         self.counts["selected", str(selection.reason), selection.preset, selection.models[0]] += 1
         if selection.pin is not None:
             self.counts["pin", str(selection.pin.reason)] += 1
-
-
-def _texts(request: Request, *, conversation: bool) -> Texts:
-    try:
-        body = msgspec.json.decode(request.body)
-    except (msgspec.DecodeError, RecursionError):  # numbers out of range: legal on the wire, not read here
-        return Texts("", "")
-    return texts_of(body, conversation=conversation)
 
 
 def _price(blend: Blend, model: str) -> pins.InputPrice | None:

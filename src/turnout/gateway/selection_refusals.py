@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from turnout.core.errors import Outcome
 from turnout.core.selection.controls import InvalidControl
-from turnout.core.selection.eligibility import Candidate, Eligible
+from turnout.core.selection.eligibility import Eligible
 from turnout.gateway.extra import Refused
 
 
@@ -14,12 +16,12 @@ def bad_selector(seen: str, expected: str, param: str = "model") -> Refused:
     return Refused(Outcome.INVALID_SELECTION, f"{error}.", code="invalid_model_selector", param=param)
 
 
-def nobody(found: Eligible, candidates: list[Candidate], floor: int) -> Refused:
-    """Return the refusal by the filter that left nobody."""
+def nobody(found: Eligible, contexts: Iterable[int | None], floor: int) -> Refused:
+    """Return the refusal by the filter that left nobody. `contexts` are those of the endpoints that were not enough."""
     outcome = found.outcome
     assert outcome is not None
     if outcome is Outcome.CONTEXT_EXCEEDED:
-        largest = max((c for one in candidates for c in one.contexts if c is not None), default=0)
+        largest = max((context for context in contexts if context is not None), default=0)
         message = (
             f"This request needs at least {floor} tokens, but the maximum context length of the models that could "
             f"serve it is {largest} tokens. Please reduce the length of the messages."

@@ -178,22 +178,23 @@ class Blend:
         if bundle.quality is None:
             return self._baked_in(near)
         chosen = near.ascending
-        out_of_domain = (
-            bundle.abstain_similarity is not None and near.billionths[0] / -_SCALE < bundle.abstain_similarity
-        )
-        if out_of_domain:
-            rows = np.repeat(self._mean_row, len(chosen), axis=0)  # type: ignore[arg-type]
-        elif near.raised is not None:
-            raised = near.raised + self._per_length * length  # type: ignore[operator]
-            rows = normalised(bundle.quality.take(chosen, axis=0) + raised)
-        else:
-            rows = self._quality.take(chosen, axis=0)  # type: ignore[union-attr]
+        rows, out_of_domain = self.quality_rows(near, length)
         quality = weighted.quality.take(chosen).dot(rows)
         if weighted.shared is not None and len(chosen) == bundle.top_p:
             cost, speed, both = weighted.shared
         else:
             cost, speed, both = _beside_quality(weighted, weighted.cost.take(chosen))
         return _ranked(quality, cost, speed, quality + both, out_of_domain=out_of_domain)
+
+    def quality_rows(self, near: Nearest, length: float) -> tuple[Floats, bool]:
+        """Return the quality norms of a request's clusters, ascending, and whether it is out of domain."""
+        bundle, least = self.bundle, self.bundle.abstain_similarity
+        if least is not None and near.billionths[0] / -_SCALE < least:
+            return np.repeat(self._mean_row, len(near.ascending), axis=0), True  # type: ignore[arg-type]
+        if near.raised is None:
+            return self._quality.take(near.ascending, axis=0), False  # type: ignore[union-attr]
+        raised = near.raised + self._per_length * length  # type: ignore[operator]
+        return normalised(bundle.quality.take(near.ascending, axis=0) + raised), False  # type: ignore[union-attr]
 
     def _baked_in(self, near: Nearest) -> Scores:
         """v1: the sum of the ranking rows; which axis earned it cannot be told apart any more."""

@@ -6,6 +6,7 @@ Nothing here reads a file; `turnout.bundles` does, and refuses what breaks a rul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -75,6 +76,14 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     def dim(self) -> int:
         """Length of the embeddings."""
         return int(self.centroids.shape[1])
+
+    def prices(self, model: str) -> tuple[int | None, int | None]:
+        """Return what a model's input and output cost, micro-USD per 1M tokens; None is unknown."""
+        if self.axes is None or model not in self.models:
+            return None, None
+        column = self.models.index(model)
+        both = float(self.axes.price_in[column]), float(self.axes.price_out[column])
+        return None if math.isnan(both[0]) else round(both[0]), None if math.isnan(both[1]) else round(both[1])
 
     @property
     def is_v2(self) -> bool:
