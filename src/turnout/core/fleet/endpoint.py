@@ -5,11 +5,10 @@ Attempts hold the incarnation they were opened on, so a late result of a removed
 
 from __future__ import annotations
 
-from typing import Final, overload
-
 from turnout.core import options
 from turnout.core.fleet.active_blocks import ActiveBlocks
 from turnout.core.fleet.breaker import Breaker
+from turnout.core.fleet.marks import Marks
 from turnout.core.fleet.precision import Mode, Precision
 from turnout.core.fleet.prefill import Prefill, Sent
 from turnout.core.fleet.report import Report
@@ -21,31 +20,7 @@ _PREFILL_TOKENS_PER_S = 8000.0
 _SPOKEN: dict[str, tuple[str, ...]] = dict.fromkeys(("auto", "vllm", "sglang"), ("openai", "anthropic"))
 
 
-class Mark:
-    """One reason not to use an endpoint, kept as a bit of `marks`: the usual endpoint is tested with one look."""
-
-    __slots__ = ("bit",)
-
-    def __init__(self, bit: int) -> None:
-        self.bit: Final = bit
-
-    @overload
-    def __get__(self, instance: None, owner: type[EndpointState]) -> Mark: ...
-    @overload
-    def __get__(self, instance: EndpointState, owner: type[EndpointState]) -> bool: ...
-    def __get__(self, instance: EndpointState | None, owner: type[EndpointState]) -> Mark | bool:
-        """Read the mark as a bool."""
-        return self if instance is None else bool(instance.marks & self.bit)
-
-    def __set__(self, instance: EndpointState, value: bool) -> None:  # noqa: FBT001 - an attribute has no keyword
-        """Set or clear the mark."""
-        if value:
-            instance.marks |= self.bit
-        else:
-            instance.marks &= ~self.bit
-
-
-class EndpointState:
+class EndpointState(Marks):
     """Mutable; one per endpoint incarnation. Unknown signals are None, never zero."""
 
     __slots__ = (
@@ -68,7 +43,6 @@ class EndpointState:
         "kv_usage_ratio",
         "last_byte_at",
         "lost_models",
-        "marks",
         "max_in_flight",
         "max_running",
         "mode",
@@ -93,16 +67,6 @@ class EndpointState:
         "waiting_uncached_tokens",
     )
 
-    gone = Mark(1)
-    draining = Mark(2)
-    unreachable = Mark(4)
-    probe_failing = Mark(8)
-    standby = Mark(16)
-    cooling = Mark(32)
-    losing = Mark(64)  # lost_models may not be empty
-    split = Mark(128)  # serves one leg only
-    ejected = Mark(256)  # fails more than its siblings
-
     def __init__(  # noqa: PLR0915 - one statement per signal
         self,
         endpoint: options.Endpoint,
@@ -111,7 +75,7 @@ class EndpointState:
         incarnation: int,
         prefill_tokens_per_s: float = _PREFILL_TOKENS_PER_S,
     ) -> None:
-        self.marks = 0
+        super().__init__()
         self.name = endpoint.name
         self.url = endpoint.url
         self.provider = endpoint.provider
@@ -125,9 +89,9 @@ class EndpointState:
         self.bit = bit
         self.incarnation = incarnation
         if endpoint.standby:
-            self.marks |= EndpointState.standby.bit
+            self.standby = True
         if endpoint.role != "both":
-            self.marks |= EndpointState.split.bit
+            self.split = True
         self.breaker = Breaker(breaker)
         self.in_flight = 0
         self.pending_prefill_tokens = 0

@@ -8,10 +8,11 @@ each open response, instead of the minutes that a silent socket could take.
 from __future__ import annotations
 
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.marks import GONE, PROBE_FAILING, UNREACHABLE
 
 PROGRESS_S = 5.0
 PATIENCE_S = 1.0
-_LOST = EndpointState.gone.bit | EndpointState.unreachable.bit | EndpointState.probe_failing.bit
+_LOST = GONE | UNREACHABLE | PROBE_FAILING
 
 
 def makes_progress(endpoint: EndpointState, last_byte_s: float | None, now: float) -> bool:
