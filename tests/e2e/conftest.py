@@ -55,8 +55,8 @@ class Loop:
     def connect(self, port: int) -> Client:
         return Client(port)
 
-    def eventually(self, holds: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + PATIENCE_S
+    def eventually(self, holds: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             if self.call(holds):
                 return True
@@ -201,6 +201,8 @@ class Engine:
         self.probes: list[EngineRequest] = []
         self.scripts: list[Script | Player] = [[answer()]]
         self.models: bytes = b'{"object":"list","data":[]}'
+        self.pages: dict[bytes, bytes] = {}
+        """What it answers to a GET of these paths; the model list to any other."""
         self.open: set[_EngineConnection] = set()
         self._server: asyncio.Server = loop.run(self._listen())
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -219,7 +221,7 @@ class Engine:
     def take(self, request: EngineRequest) -> Script:
         if request.line.startswith(b"GET "):
             self.probes.append(request)
-            return [answer(self.models)]
+            return [answer(self.pages.get(request.line.split()[1], self.models))]
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()
@@ -455,9 +457,9 @@ class Router:
         """Run a function on the router's loop."""
         return self._loop.call(function)
 
-    def eventually(self, holds: Callable[[], bool]) -> bool:
+    def eventually(self, holds: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:
         """Tell whether a fact about the router becomes true; looks at it from the loop, without a pause of its own."""
-        return self._loop.eventually(holds)
+        return self._loop.eventually(holds, within_s)
 
     def stop(self) -> None:
         if self._stopped:

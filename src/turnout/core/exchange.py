@@ -227,7 +227,7 @@ class Exchange(RetryLoop):
         decision = schedule(ask, self._pool, self._fleet, now, self._rng)
         ask.tried = tried
         picked = decision.picked
-        if picked is None or picked.in_flight * 2 >= picked.max_in_flight or not self._budget.take(now):
+        if picked is None or picked.in_flight >= picked.high_places or not self._budget.take(now):
             return None
         attempt = trouble.hedge = self._open(picked, "hedge", decision, now).attempt
         return attempt
@@ -340,7 +340,7 @@ class Exchange(RetryLoop):
             held=held,
             binds=(picked and waited_for) or (decision is not None and decision.held == "queue"),
             in_flight=sum(member.in_flight for member in members),
-            capacity=sum(member.max_in_flight for member in members if not member.gone),
+            capacity=sum(member.places for member in members if not member.gone),
         )
 
 

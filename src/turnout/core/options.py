@@ -143,6 +143,7 @@ class Admission(Section, frozen=True, kw_only=True):
         dict[str, Annotated[float, Meta(gt=0, le=1e6)]], _doc("Q5: share of a tenant relative to the others' 1.")
     ] = {}
     promote_s: Annotated[Seconds, _doc("Q5: one priority class up per this long waited.")] = 5.0
+    critical_ratio: Annotated[Ratio, _doc("§9: Critical from this share of the capacity: takes nothing more.")] = 1.0
     high_ratio: Annotated[Ratio, _doc("§9: High from this share of the capacity: nothing is hedged to it.")] = 0.5
     critical_memory: Annotated[Ratio, _doc("§9: Critical from this KV usage: takes nothing more.")] = 0.95
     high_memory: Annotated[Ratio, _doc("§9: High from this KV usage.")] = 0.8
@@ -349,7 +350,9 @@ class Endpoint(Section, frozen=True, kw_only=True):
     provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
     api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""
     context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None
-    max_in_flight: Annotated[Count, _doc("Attempts open at once; at it the endpoint is saturated.")] = 256
+    max_in_flight: Annotated[
+        Count | None, _doc("Attempts open at once; absent: what the engine reports, else 256, of role prefill 16.")
+    ] = None
     standby: Annotated[bool, _doc("Used only when no other endpoint of the pool can serve.")] = False
     continuation: Annotated[
         bool, _doc("R3: the engine continues an assistant message (vLLM's continue_final_message).")

@@ -310,7 +310,7 @@ def usable(endpoint: EndpointState, model: str, now: float) -> bool:
     """Tell whether an endpoint takes an attempt now, by everything that scheduling would look at."""
     if endpoint.gone or endpoint.draining or endpoint.unreachable or model in endpoint.lost_models:
         return False
-    return endpoint.in_flight < endpoint.max_in_flight and endpoint.breaker.allow(now)
+    return endpoint.in_flight < endpoint.places and endpoint.breaker.allow(now)
 
 
 def busy(decision: Decision) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from turnout.core.admission.gate import Applicant, Gate, request_cost
 from turnout.core.admission.queue import NORMAL
+from turnout.core.fleet.level import settle
 from turnout.core.options import Admission
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Doors:
             self._sampled_s = now
         for model, gate in self._gates.items():
             if sample:
+                self._age(model, now)
                 self._resize(model, gate)
                 self._sample(model, gate, now)
             if gate.queue.size:
@@ -76,16 +78,26 @@ class Doors:
                 return
 
     def changed(self, endpoint: EndpointState, now: float) -> None:
-        """Hear that an endpoint reported: those who are held for the sake of what it said are asked again."""
+        """Hear that an endpoint reported: it may have more places or fewer, and who is held for its sake is asked."""
+        before = endpoint.places
+        settle(endpoint, now, self.options)
+        freed = endpoint.places > before
         for model in endpoint.models:
             gate = self._gates.get(model)
-            if gate is not None and gate.holding:
+            if gate is not None and (gate.holding or (freed and gate.queue.size)):
                 self.wake(gate, now)
+
+    def _age(self, model: str, now: float) -> None:
+        """Believe no report for ever: an endpoint that fell silent has the places that it is known to have (Q11)."""
+        pool = self._fleet.pool(model)
+        for member in pool.members if pool is not None else ():
+            if member.observed_at is not None:
+                settle(member, now, self.options)
 
     def _resize(self, model: str, gate: Gate) -> None:
         pool = self._fleet.pool(model)
         if pool is not None:
-            gate.resize(sum(member.max_in_flight for member in pool.members if not member.unreachable))
+            gate.resize(sum(member.places for member in pool.members if not member.unreachable))
 
     def _sample(self, model: str, gate: Gate, now: float) -> None:
         """Places given back since the last sample: what was opened less what is still in flight."""

@@ -79,7 +79,7 @@ def could_go_elsewhere(run: Run, attempt: Attempt) -> bool:
         member is not attempt.endpoint
         and member.name not in tried
         and not (member.gone or member.draining or member.unreachable)
-        and member.in_flight < member.max_in_flight
+        and member.in_flight < member.places
         and member.breaker.state is not State.OPEN
         for member in pool.members
     )

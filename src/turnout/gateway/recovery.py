@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
 
+_UNKNOWN = 2**62
+
+
 class RecoveryOptions(msgspec.Struct, frozen=True):
     """The sections that say what happens then."""
 
@@ -47,6 +50,8 @@ class Recovery:
         self.hedges = Hedges(settings.hedge)
         self.rescues = Rescues()
         self.fence = PoisonFence()
+        self.least_cache_tokens = _UNKNOWN
+        """The smallest KV cache that an endpoint ever reported: no shorter prompt needs a closer look (Q3)."""
 
     @property
     def resume(self) -> options.Resume:
@@ -110,6 +115,9 @@ class Recovery:
 
     def reported(self, endpoint: EndpointState) -> None:
         """Hear that an endpoint told of its load or its cache."""
+        cache_tokens = endpoint.kv_capacity_tokens
+        if cache_tokens is not None and cache_tokens < self.least_cache_tokens:
+            self.least_cache_tokens = cache_tokens
         self.doors.changed(endpoint, self._gateway.clock())
 
     def picked(self, run: OpenRun, *, held: bool) -> None:

@@ -11,6 +11,7 @@ from turnout.core.admission.precheck import context_exceeded, estimate_floor
 from turnout.core.attempt import Attempt
 from turnout.core.errors import ErrorKind, Outcome
 from turnout.core.exchange import Exchange
+from turnout.core.fleet.level import never_fits
 from turnout.core.fleet.registry import Pool
 from turnout.core.lifecycle import GiveUp, GoOn, Next, Open, Queued, State, Trouble, Wait
 from turnout.core.options import Timeout
@@ -21,7 +22,7 @@ from turnout.gateway.admission import applicant
 from turnout.gateway.extra import choose, looked_up, next_model
 from turnout.gateway.open_run import OpenRun
 from turnout.gateway.response import AttemptResponse
-from turnout.gateway.wording import CODES, POISON, unspoken
+from turnout.gateway.wording import CODES, POISON, too_large, unspoken
 from turnout.http.response_head import ResponseHead
 
 
@@ -63,6 +64,9 @@ class Run(OpenRun):
         context_max = context_exceeded(self.floor, [member.context_max for member in members])
         if context_max is not None:
             self._refuse_context(context_max)
+            return
+        if self.floor > gateway.recovery.least_cache_tokens and never_fits(self.floor, members):
+            self.refuse(Outcome.UNSERVABLE, too_large(model, self.floor))
             return
         if self.extra is None or not looked_up(self):
             self._start(pool)

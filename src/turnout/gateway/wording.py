@@ -13,6 +13,11 @@ def unspoken(model: str, path: str) -> str:
     return f"No endpoint of {model} serves {path}: none of them lists its dialect among `dialects`."
 
 
+def too_large(model: str, floor: int) -> str:
+    """Say that a prompt is larger than every cache that it would have to fit into."""
+    return f"This request needs at least {floor} tokens, more than the whole KV cache of any endpoint of {model} holds."
+
+
 def too_long(model: str, floor: int, context_max: int) -> str:
     """Say that a prompt fits no endpoint."""
     return (

@@ -114,7 +114,7 @@ def test_every_member_is_candidate_or_dropped_and_the_document_recomputes(
     if picked is not None:
         assert not picked.draining
         assert not picked.unreachable
-        assert picked.in_flight < picked.max_in_flight
+        assert picked.in_flight < picked.places
         assert decision.depths[candidates.index(picked.name)] == decision.matched_blocks
         assert 1 <= decision.uncached <= 500
 

@@ -34,7 +34,7 @@ def test_smallest_file_has_defaults_everywhere_else(tmp_path: Path) -> None:
     loaded = load(write(tmp_path, SMALLEST), {})
     assert loaded.config.endpoint[0].name == "gpu-0"
     assert loaded.config.server.listen == "127.0.0.1:8080"
-    assert loaded.config.endpoint[0].max_in_flight == 256
+    assert loaded.config.endpoint[0].max_in_flight is None
 
 
 def test_each_value_has_an_origin(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Scene:
         assert pool is not None
         ask = Ask(model="m", keys=KEYS, tokens=300, estimate_floor=200, relax=True)
         if self.gate is not None:
-            self.gate.resize(sum(member.max_in_flight for member in pool.members))
+            self.gate.resize(sum(member.places for member in pool.members))
         return Exchange(ask, pool, self.fleet, self.retry, self.budget, Even(), START, total_s, self.gate, self)
 
     def applicant(self) -> Applicant:

@@ -323,7 +323,7 @@ def test_warm_session_behind_a_gated_one_is_served_when_a_place_is_free() -> Non
     scene = thrashing()
     cold = scene.ask(chain(7, 30))
     endpoint = scene.fleet.endpoints["a"]
-    endpoint.max_in_flight = 1
+    endpoint.places = 1
     running = scene.ask(chain(1, 31))
     warm = scene.ask(chain(1, 32))
     assert warm.waits

@@ -16,6 +16,9 @@ from turnout.core.prefix.exact import ExactStream
 from turnout.core.prefix.residency import Residency
 
 _PREFILL_TOKENS_PER_S = 8000.0
+# What an endpoint holds at once when neither configuration nor engine says so: vLLM reports no maximum.
+_IN_FLIGHT_MAX = 256
+_BY_ROLE = {"prefill": 16}
 # Engines that serve /v1/messages themselves; an unknown one is asked, and its own 404 is honest.
 _SPOKEN: dict[str, tuple[str, ...]] = dict.fromkeys(("auto", "vllm", "sglang"), ("openai", "anthropic"))
 
@@ -36,12 +39,14 @@ class EndpointState(Marks):
         "context_max",
         "dialects",
         "family",
+        "high_places",
         "in_flight",
         "in_flight_at_report",
         "incarnation",
         "kv_capacity_tokens",
         "kv_usage_ratio",
         "last_byte_at",
+        "limit",
         "lost_models",
         "max_in_flight",
         "max_running",
@@ -50,6 +55,7 @@ class EndpointState(Marks):
         "name",
         "observed_at",
         "pending_prefill_tokens",
+        "places",
         "precision",
         "precisions",
         "prefill",
@@ -83,7 +89,13 @@ class EndpointState(Marks):
         self.models = frozenset(endpoint.models)
         self.served_as = dict(endpoint.served_as)
         self.context_max = endpoint.context_max
-        self.max_in_flight = endpoint.max_in_flight
+        self.limit = endpoint.max_in_flight
+        """As configured; None leaves it to the engine."""
+        self.max_in_flight = self.limit or _BY_ROLE.get(endpoint.role, _IN_FLIGHT_MAX)
+        self.places = self.max_in_flight
+        """Our own attempts that it takes now: less when it reports fewer, others' requests or full memory."""
+        self.high_places = (self.places + 1) // 2
+        """From so many on nothing is asked of it twice."""
         self.family: str = endpoint.family
         self.dialects = frozenset(endpoint.dialects or _SPOKEN.get(endpoint.family, ("openai",)))
         self.bit = bit

@@ -1,18 +1,20 @@
-"""How full an endpoint is, in four levels (resilience §9). Unknown is never Critical.
+"""How full an endpoint is, in four levels, and how many places that leaves for us (resilience §9).
 
-Capacity is what the engine reports, else the endpoint's `max_in_flight`; a prefill endpoint that says nothing is taken
-to hold 16. Full means: takes nothing more; High means: takes its normal traffic, but no duplicates.
+Capacity is what the engine reports, else the endpoint's `max_in_flight`, else what its role usually holds. Unknown is
+never Critical: a stale report tells of no foreign requests and of no full memory. The path of a request looks at
+`places` only, which is settled when a report comes and once a second. Critical means: takes nothing more; High means:
+takes its normal traffic, but no duplicates.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.options import Admission
 
 _REPORT_MAX_AGE_S = 5.0  # load.max_age_s
-_PREFILL_CAPACITY = 16
 
 
 class Level(enum.IntEnum):
@@ -25,30 +27,56 @@ class Level(enum.IntEnum):
 
 
 def capacity(endpoint: EndpointState) -> int:
-    """Attempts that the endpoint holds at once."""
-    if endpoint.role == "prefill":
-        return min(endpoint.max_in_flight, _PREFILL_CAPACITY)
-    return endpoint.max_in_flight
+    """Requests that the endpoint holds at once, whoever sent them; never more than it was configured to get from us."""
+    reported = endpoint.max_running
+    if reported is None:
+        return endpoint.max_in_flight
+    return reported if endpoint.limit is None else min(endpoint.limit, reported)
 
 
 def active(endpoint: EndpointState, now: float) -> int:
-    """Requests on the endpoint: our own, or more when a fresh report tells of foreign ones."""
-    observed_at = endpoint.observed_at
-    if observed_at is None or now - observed_at > _REPORT_MAX_AGE_S:
-        return endpoint.in_flight
-    reported = (endpoint.running or 0) + (endpoint.waiting or 0)
-    return max(endpoint.in_flight, reported + endpoint.in_flight - endpoint.in_flight_at_report)
+    """Requests on the endpoint: our own, and those that a fresh report tells of beside them."""
+    return endpoint.in_flight + _foreign(endpoint, now)
+
+
+def settle(endpoint: EndpointState, now: float, options: Admission) -> None:
+    """Work out how many of our own attempts fit, and from how many on the endpoint is High."""
+    held, foreign, memory = capacity(endpoint), _foreign(endpoint, now), _memory(endpoint, now)
+    critical = 0 if memory >= options.critical_memory else _share(held, options.critical_ratio)
+    high = 0 if memory >= options.high_memory else _share(held, options.high_ratio)
+    endpoint.places = max(0, critical - foreign)
+    endpoint.high_places = max(0, high - foreign)
 
 
 def level(endpoint: EndpointState, now: float, options: Admission) -> Level:
     """The level of an endpoint; a stale or missing report says nothing about its memory."""
-    room = capacity(endpoint)
-    requests = active(endpoint, now)
-    memory = endpoint.kv_usage_ratio
-    if memory is None or endpoint.observed_at is None or now - endpoint.observed_at > _REPORT_MAX_AGE_S:
-        memory = 0.0
-    if requests >= room or memory >= options.critical_memory:
+    requests, memory, held = active(endpoint, now), _memory(endpoint, now), capacity(endpoint)
+    if requests >= _share(held, options.critical_ratio) or memory >= options.critical_memory:
         return Level.CRITICAL
-    if requests >= room * options.high_ratio or memory >= options.high_memory:
+    if requests >= _share(held, options.high_ratio) or memory >= options.high_memory:
         return Level.HIGH
     return Level.NORMAL if requests else Level.LOW
+
+
+def never_fits(floor: int, members: list[EndpointState]) -> bool:
+    """Tell whether a prompt is larger than the whole KV cache of every endpoint, all known (Q3)."""
+    return bool(members) and all(m.kv_capacity_tokens is not None and floor > m.kv_capacity_tokens for m in members)
+
+
+def _share(held: int, ratio: float) -> int:
+    return max(1, math.ceil(held * ratio))
+
+
+def _fresh(endpoint: EndpointState, now: float) -> bool:
+    return endpoint.observed_at is not None and now - endpoint.observed_at <= _REPORT_MAX_AGE_S
+
+
+def _foreign(endpoint: EndpointState, now: float) -> int:
+    """Requests of others: what the report told beyond our own at that instant."""
+    if not _fresh(endpoint, now) or endpoint.running is None or endpoint.waiting is None:
+        return 0
+    return max(0, endpoint.running + endpoint.waiting - endpoint.in_flight_at_report)
+
+
+def _memory(endpoint: EndpointState, now: float) -> float:
+    return endpoint.kv_usage_ratio or 0.0 if _fresh(endpoint, now) else 0.0

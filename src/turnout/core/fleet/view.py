@@ -19,6 +19,7 @@ def view(endpoint: EndpointState, now: float) -> dict[str, Any]:
         "role": endpoint.role,
         "standby": endpoint.standby,
         "in_flight": endpoint.in_flight,
+        "places": endpoint.places,
         "attempts": endpoint.attempts_total,
         "pending_prefill_tokens": endpoint.pending_prefill_tokens,
         "active_tokens": endpoint.active_tokens,

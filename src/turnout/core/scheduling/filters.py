@@ -81,7 +81,7 @@ def _hard(ask: Ask, member: EndpointState) -> str | None:
         return DropReason.GONE
     if member.unreachable:
         return DropReason.UNREACHABLE
-    if member.in_flight >= member.max_in_flight:
+    if member.in_flight >= member.places:
         return DropReason.SATURATED
     return None
 

@@ -75,7 +75,7 @@ def _all_usable(members: list[EndpointState], floor: int) -> list[float] | None:
         context = member.context_max
         if (
             member.marks
-            or count >= member.max_in_flight
+            or count >= member.places
             or not member.breaker.plain
             or (context is not None and floor > context)
         ):

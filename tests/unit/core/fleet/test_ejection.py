@@ -8,7 +8,6 @@ from turnout.core import options
 from turnout.core.fleet.ejection import Ejections
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.health import counts_as_failure, is_lost, makes_progress
-from turnout.core.fleet.level import Level, level
 
 BREAKER = options.Breaker(consecutive=1000, ratio_min=100_000)
 
@@ -112,50 +111,6 @@ def test_removed_endpoints_are_forgotten() -> None:
     members[0].gone = True
     ejections.review(members[1:], 1.0)
     assert len(ejections._records) == 0
-
-
-@pytest.mark.parametrize(
-    ("in_flight", "expected"),
-    [(0, Level.LOW), (1, Level.NORMAL), (3, Level.NORMAL), (4, Level.HIGH), (8, Level.CRITICAL)],
-)
-def test_levels_follow_the_places_taken(in_flight: int, expected: Level) -> None:
-    endpoint = member("a", max_in_flight=8)
-    endpoint.in_flight = in_flight
-    assert level(endpoint, 0.0, options.Admission()) is expected
-
-
-@pytest.mark.parametrize(
-    ("memory", "age_s", "expected"),
-    [
-        (0.95, 1.0, Level.CRITICAL),
-        (0.8, 1.0, Level.HIGH),
-        (0.79, 1.0, Level.LOW),
-        (0.99, 6.0, Level.LOW),
-        (None, 1.0, Level.LOW),
-    ],
-)
-def test_q11_full_memory_is_full_but_an_old_report_never_is(
-    memory: float | None, age_s: float, expected: Level
-) -> None:
-    endpoint = member("a")
-    endpoint.reported(100.0 - age_s, 0, 0, 0, memory)
-    assert level(endpoint, 100.0, options.Admission()) is expected
-
-
-def test_unknown_capacity_is_taken_by_role() -> None:
-    prefill = member("p", role="prefill")
-    prefill.in_flight = 16
-    decode = member("d", role="decode")
-    decode.in_flight = 16
-    admission = options.Admission()
-    assert (level(prefill, 0.0, admission), level(decode, 0.0, admission)) == (Level.CRITICAL, Level.NORMAL)
-
-
-def test_foreign_requests_fill_an_endpoint_too() -> None:
-    endpoint = member("a", max_in_flight=8)
-    endpoint.in_flight = 1
-    endpoint.reported(100.0, 1, 7, 1)
-    assert level(endpoint, 101.0, options.Admission()) is Level.CRITICAL
 
 
 def test_busy_is_not_dead() -> None:

@@ -113,7 +113,7 @@ def test_a_busy_prefill_pool_makes_local_prefill_the_smaller_total() -> None:
     fleet = fleet_of({"p0": "prefill", "d0": "decode"})
     fleet.endpoints["p0"].prefill.opened(30.0, 1.0)
     assert names(decide(fleet)) == (None, "d0")
-    running = fleet_of({"p0": "prefill", "d0": "decode"}, Disagg(interference=1.0))
+    running = fleet_of({"p0": "prefill", "d0": "decode"}, Disagg(interference=1.0), max_in_flight=256)
     running.endpoints["d0"].in_flight = 20
     running.endpoints["p0"].in_flight = 20
     running.endpoints["p0"].prefill.opened(0.5, 1.0)
