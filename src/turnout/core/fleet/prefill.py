@@ -60,6 +60,7 @@ class Prefill:
         "a",
         "b",
         "blind_s",
+        "context_tokens",
         "factor",
         "finish_s",
         "foreign_s",
@@ -92,6 +93,8 @@ class Prefill:
         """When the work of attempts should be done whose first byte nobody sees: answers that come as a whole."""
         self.opened_s = 0.0
         """Σ W of every attempt ever opened: two readings tell what was opened in between."""
+        self.context_tokens = 0.0
+        """Tokens before a token of the pool's prompts, on average: what reported tokens cost depends on it."""
         self.heard_until = 0.0
         """A report is fresh until then; 0 when none ever came."""
         self.reported_s = _UNKNOWN
@@ -160,9 +163,10 @@ class Prefill:
     ) -> None:
         """Take in what the engine said of its queue; `mean_uncached` stands in when it counts requests only."""
         self.heard_until = until
-        self.reported_s = _UNKNOWN if waiting_tokens is None else self.a * waiting_tokens - sent.opened_s
+        per_token = self.a + self.b * self.context_tokens
+        self.reported_s = _UNKNOWN if waiting_tokens is None else per_token * waiting_tokens - sent.opened_s
         others = 0 if waiting is None or waiting_tokens is not None else waiting - sent.prefilling
-        self.foreign_s = self.a * mean_uncached * others if others > 0 else 0.0
+        self.foreign_s = per_token * mean_uncached * others if others > 0 else 0.0
 
     def learn(self, tokens: float, uncached: float, seconds: float) -> bool:
         """Take in the time to the first byte of a request that met a short queue; True when it told something.
@@ -200,6 +204,7 @@ def settle(models: list[Prefill]) -> None:
     if not any(model.samples for model in models):
         return  # whoever learnt has left the pool
     shared = _solved(models)
+    _rebase(models, shared)
     known = sorted(model.slowness for model in models if model.samples >= _EARLY)
     # Speeds are relative to the middle one; what they have in common belongs to the model.
     middle = known[(len(known) - 1) // 2] if known else 0.0
@@ -208,13 +213,26 @@ def settle(models: list[Prefill]) -> None:
     for model in models:
         model.factor = 1.0
         if model.samples >= _EARLY:
-            # First samples met a model that was still the prior: they say more about that than about the endpoint.
-            model.slowness -= middle
-            slowness = min(max(model.slowness, -most), most)
+            slowness = min(max(model.slowness - middle, -most), most)
             if abs(slowness) > alike:
                 model.factor = math.exp(slowness)
         model.shared = shared
         model.a, model.b = shared[0] * model.factor, shared[1] * model.factor
+
+
+def _rebase(models: list[Prefill], shared: tuple[float, float]) -> None:
+    """Say speeds that still average first samples relative to the new model: those met one that was the prior.
+
+    What the usual prompt's time has moved is taken off, and nothing else. Whoever learns nothing for a while, because
+    its queue is never short, keeps its speed relative to the others and must not drift away from them.
+    """
+    linear = sum([model._linear_time for model in models])
+    square = sum([model._square_time for model in models])
+    new = shared[0] * linear + shared[1] * square
+    for model in models:
+        old = model.shared[0] * linear + model.shared[1] * square
+        if 0 < model.samples < _SPEED_SAMPLES and new > 0.0 and old > 0.0:
+            model.slowness -= math.log(new / old)
 
 
 def _solved(models: list[Prefill]) -> tuple[float, float]:

@@ -84,6 +84,7 @@ class Pool:
         "dialects",
         "last",
         "last_owners",
+        "mean_context",
         "mean_uncached",
         "model",
         "pairs",
@@ -99,6 +100,8 @@ class Pool:
         """Bytes of rendering per prompt token, as engines count them (scheduling §1)."""
         self.mean_uncached = _MEAN_UNCACHED
         """Tokens that a request of this pool has to prefill, on average."""
+        self.mean_context = 0.0
+        """Tokens that stand before each of those, on average: attention reads them all."""
         self.last_owners: LruMap[int, int] | None = None
         """Key → bit of the one endpoint that got it last; kept once `sglang_cache_aware` asked for it."""
         self.rotation = Rotation(seed)
@@ -126,9 +129,10 @@ class Pool:
         self.roster = roster(members)
         self.dialects = frozenset.intersection(*[member.dialects for member in members]) if members else frozenset()
 
-    def scheduled(self, uncached: float) -> None:
+    def scheduled(self, tokens: float, uncached: float) -> None:
         """Count what one more request has to prefill."""
         self.mean_uncached += _MEAN_WEIGHT * (uncached - self.mean_uncached)
+        self.mean_context += _MEAN_WEIGHT * (tokens - 0.5 * uncached - self.mean_context)
 
     def measured(self, prompt_bytes: int, tokens: int) -> None:
         """An engine told how many tokens a prompt of so many bytes has."""
@@ -304,6 +308,7 @@ class Fleet:
     def observed(self, endpoint: EndpointState, sent: Sent, report: Report) -> None:
         """An engine report came back; `sent` is what `endpoint.sent(now)` returned as the scrape went out."""
         pool = self._pools[min(endpoint.models)]
+        endpoint.prefill.context_tokens = pool.mean_context
         endpoint.observed(sent, report, self.load_max_age_s, pool.mean_uncached)
         if pool.pairs is not None and self.pairing is not None:
             self.pairing.reported(endpoint, report, sent.at)

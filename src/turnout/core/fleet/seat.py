@@ -85,7 +85,7 @@ class Seat:
         else:
             prefill.opened_blind(work_s, now)
         endpoint.opened(tokens, uncached)
-        pool.scheduled(uncached)
+        pool.scheduled(tokens, uncached)
         endpoint.tokens_total += tokens
         endpoint.tokens_cached_total += tokens - uncached
         self._placement: Placement | None = None

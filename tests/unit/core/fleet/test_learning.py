@@ -56,6 +56,30 @@ def test_replica_at_half_speed_is_believed_slow_and_its_peers_are_not() -> None:
     assert {model.a for model in models[1:]} == {models[1].a}
 
 
+def test_endpoint_that_learns_nothing_for_a_while_is_not_believed_faster_and_faster() -> None:
+    """Its queue is never short, because it is the one in trouble: belief in its speed would send it still more."""
+    rng = random.Random(2)
+    models = [Prefill(8000.0) for _ in range(4)]
+    for turn in range(600):
+        tokens = rng.choice([1024, 4096, 8192])
+        for model in models[: 4 if turn < 50 else 3]:
+            # Slower than at first, so that the others' speeds keep moving.
+            model.learn(tokens, tokens, (1e-4 if turn < 60 else 1.5e-4) * tokens + model.step_s)
+        settle(models)
+    assert models[3].a == models[0].a
+
+
+def test_early_samples_that_met_the_prior_do_not_make_an_endpoint_slow() -> None:
+    rng = random.Random(3)
+    models = [Prefill(80_000.0) for _ in range(4)]
+    for turn in range(100):
+        tokens = rng.choice([1024, 4096, 8192])
+        for model in models[: 4 if turn < 10 else 3]:
+            model.learn(tokens, tokens, 1e-4 * tokens + model.step_s)
+        settle(models)
+    assert models[3].a == pytest.approx(models[0].a)
+
+
 def test_precision_learns_from_reported_cached_tokens() -> None:
     precision = Precision(Mode.APPROXIMATE)
     assert precision.value == 0.9
@@ -111,6 +135,18 @@ def test_reported_tokens_replace_the_guess_and_own_dispatches_since_are_added() 
     state.prefill.opened(0.5, 1.1)
     state.observed(sent, Report(waiting=3, waiting_uncached_tokens=16_000), 5.0, 512.0)
     assert state.prefill.queue_s(1.1) == pytest.approx(2.0 + 0.5)
+
+
+def test_reported_tokens_cost_what_attention_over_their_context_costs() -> None:
+    fleet = fleet_of("a")
+    endpoint = fleet.endpoints["a"]
+    pool = fleet.pool("m")
+    assert pool is not None
+    endpoint.prefill.a, endpoint.prefill.b = 1e-5, 1e-9
+    for _ in range(2000):
+        pool.scheduled(90_000, 2000)
+    fleet.observed(endpoint, endpoint.sent(1.0), Report(waiting_uncached_tokens=100_000))
+    assert endpoint.prefill.queue_s(1.0) == pytest.approx(100_000 * (1e-5 + 1e-9 * 89_000), rel=0.01)
 
 
 def test_engine_that_began_a_new_life_keeps_its_context_only() -> None:
