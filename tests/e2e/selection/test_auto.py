@@ -338,6 +338,7 @@ def test_failover_keeps_to_the_client_s_wish_and_fault(house: House, wire: Any) 
 # -- response cache -----------------------------------------------------------------------------------------------------
 
 EXACT, SEMANTIC = b"x-turnout-cache-match: exact", b"x-turnout-cache-match: semantic"
+CHAT = b"/v1/chat/completions"
 
 
 def numbered(house: House) -> None:
@@ -384,7 +385,7 @@ def test_a_semantic_match_passes_threshold_and_guard(caching: House) -> None:
 
 def test_tenant_in_key_on_every_path(caching: House) -> None:
     numbered(caching)
-    for path, body in ((b"/v1/chat/completions", {}), (b"/v1/completions", {"prompt": MATHS})):
+    for path, body in ((CHAT, {}), (b"/v1/completions", {"prompt": MATHS})):  # messages: test_replayed_messages
         for model in ("auto", "big"):
             asked: dict[str, Any] = {"name": "cached", "path": path, "model": model, **body}
             assert caching.ask(MATHS, EXACT, **asked).header(b"x-turnout-cache") == b"miss"

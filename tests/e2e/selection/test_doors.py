@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
+
+from turnout.core.selection.arrays import frozen
+from turnout.core.selection.blend import Blend
+from turnout.core.selection.knobs import Defaults, Knobs
+from turnout.core.selection.loaded import BundleSet
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Engine, Router
@@ -31,19 +38,36 @@ class Doors:
         models = {"models": ["big", "small"], "dialects": ["openai", "anthropic"], "context_max": 4000}
         self.router = router(
             endpoint=[{"name": "e1", "url": engine.url, **models}],
-            key=[key("plain"), key("thrifty", max_input_usd_per_1m=1), key("poor", max_output_usd_per_1m=0.01)],
+            key=[
+                key("plain"),
+                key("expert", permissions=["bundle_version"]),
+                key("narrow", models=["x"]),
+                key("thrifty", max_input_usd_per_1m=1),
+                key("poor", max_output_usd_per_1m=0.01),
+            ],
             selection={"bundle_dir": str(root), **selection},
         )
 
     def ask(self, path: bytes, text: str, *lines: bytes, name: str = "plain", **body: Any) -> Any:
         document: dict[str, Any] = {"model": "auto", "max_tokens": 5}
-        if path == COMPLETIONS:
-            document["prompt"] = text
+        if path in (COMPLETIONS, EMBEDDINGS):
+            document["prompt" if path == COMPLETIONS else "input"] = text
         else:
             document["messages"] = [{"role": "user", "content": text}]
-        if path == MESSAGES:
+        if path in (MESSAGES, COUNT):
             lines = (*lines, VERSION)
         return self.router.ask({**document, **body}, *lines, key=name, path=path)
+
+    @contextlib.contextmanager
+    def broken(self) -> Iterator[None]:
+        """Let selection find a bundle that is at odds with itself."""
+        selecting = self.router.app.gateway.selecting
+        assert selecting is not None
+        whole = selecting._library
+        assert whole.current is not None
+        selecting._library = _Broken(whole.current)
+        yield
+        selecting._library = whole
 
 
 def _digest(name: str) -> str:
@@ -178,7 +202,7 @@ def test_preview_shows_every_preset_and_what_the_terms_were_summed_up_from(doors
 
 
 @pytest.mark.parametrize("path", [*DOORS, ROUTE])
-def test_knobs_reject_nan_and_infinity_at_every_door(doors: Doors, path: bytes) -> None:
+def test_knobs_reject_nan_and_infinity(doors: Doors, path: bytes) -> None:
     for name in ("alpha", "speed-weight", "output-cost-ratio", "expected-output-tokens", "per-model-verbosity"):
         header, member = f"x-turnout-routing-{name}", name.replace("-", "_")
         for text in ("nan", "NaN", "inf", "Infinity", "-inf", "-0", "1e0", "0x1", "1e999"):
@@ -194,3 +218,63 @@ def refused(seen: Any, path: bytes, param: str) -> None:
     assert (seen.status, param in error["message"]) == (400, True), error
     if path != MESSAGES:
         assert (error["code"], error["param"]) == ("invalid_routing_knobs", param)
+
+
+EMBEDDINGS, COUNT = b"/v1/embeddings", b"/v1/messages/count_tokens"
+FAULTS: list[tuple[str, dict[str, Any], tuple[bytes, ...], int, str, str | None]] = [
+    # what, body, headers, status, code, param
+    ("header", {}, (b"x-turnout-routing-alpha: 1.5",), 400, "invalid_routing_knobs", "x-turnout-routing-alpha"),
+    ("member", {"turnout": {"alpha": "1"}}, (), 400, "invalid_routing_knobs", "turnout.alpha"),
+    ("unknown member", {"turnout": {"aplha": 1}}, (), 400, "invalid_request", "turnout.aplha"),
+    ("together", {"turnout": {"speed_weight": 0.5}}, (), 400, "invalid_routing_knobs", "turnout.speed_weight"),
+    ("selector", {"model": "auto:typo"}, (), 400, "invalid_model_selector", "model"),
+    ("policy", {"model": "policy:x"}, (), 400, "invalid_model_selector", "model"),
+    ("version", {}, (b"x-turnout-bundle-version: v9",), 400, "invalid_model_selector", "x-turnout-bundle-version"),
+    ("forbidden", {"key": "narrow"}, (), 403, "model_not_allowed", None),
+    ("control", {"key": "plain"}, (b"x-turnout-bundle-version: v1",), 403, "control_not_allowed", "x-turnout-bundle-version"),
+    ("no text", {"text": "?!"}, (), 503, "selector_unavailable", None),
+    ("broken", {"broken": True}, (), 503, "selector_unavailable", None),
+]  # fmt: skip
+
+
+class _Broken:
+    """A library whose snapshot has a vector of knobs of the wrong length: no caller can have caused that."""
+
+    def __init__(self, current: BundleSet) -> None:
+        wrong = Defaults(Knobs(frozen([0.5])))
+        blends = {
+            name: Blend(msgspec.structs.replace(one.bundle, defaults=wrong)) for name, one in current.blends.items()
+        }
+        for one in blends.values():
+            assert len(one.bundle.defaults.knobs.alpha) != one.bundle.clusters
+        self.current = BundleSet(current.default, blends)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, EMBEDDINGS, COUNT, ROUTE])
+def test_error_mapping_is_one_table(doors: Doors, path: bytes) -> None:
+    for what, body, lines, status, code, param in FAULTS:
+        given = dict(body)
+        name, text = given.pop("key", "expert"), given.pop("text", MATHS)
+        with doors.broken() if given.pop("broken", False) else contextlib.nullcontext():
+            seen = doors.ask(path, text, *lines, name=name, **given)
+        error = seen.json["error"]
+        assert seen.status == status, (what, seen.body)
+        if path in (MESSAGES, COUNT):
+            kind = {400: "invalid_request_error", 403: "permission_error", 503: "api_error"}[status]
+            assert (seen.json["type"], error["type"]) == ("error", kind)
+            assert param is None or param in error["message"]
+        else:
+            assert (error["code"], error["param"]) == (code, param), what
+        assert (seen.header(b"retry-after") == b"5") == (status == 503)
+    assert doors.engine.requests == []
+
+
+@pytest.mark.parametrize("path", [*DOORS, ROUTE])
+def test_bundle_fault_is_ours(doors: Doors, path: bytes) -> None:
+    """T4: a fault of the bundle is 503 whatever the caller turned, and a named model goes on."""
+    with doors.broken():
+        for body in ({}, {"turnout": {"alpha": 0.2}}, {"model": "auto:cost"}):
+            seen = doors.ask(path, MATHS, **body)
+            assert (seen.status, seen.header(b"retry-after")) == (503, b"5"), body
+        assert doors.ask(path, MATHS, model="big").status == 200
+    assert doors.ask(path, MATHS).status == 200

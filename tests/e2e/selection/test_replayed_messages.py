@@ -99,7 +99,7 @@ CHANGES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_key_covers_what_changes_a_message(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_key_covers_what_changes_the_answer(router: Routers, script_engine: Engines, wire: Any) -> None:
     engine = script_engine()
     started = start(router, engine)
     numbered(engine, wire)
@@ -115,7 +115,7 @@ def test_key_covers_what_changes_a_message(router: Routers, script_engine: Engin
     assert seen(ask(started, container="c1")) == b"bypass"
 
 
-def test_no_message_crosses_tenants_or_dialects(router: Routers, script_engine: Engines, wire: Any) -> None:
+def test_tenant_in_key_on_every_path(router: Routers, script_engine: Engines, wire: Any) -> None:
     engine = script_engine()
     started = start(router, engine, "convert")
     numbered(engine, wire)
@@ -141,7 +141,7 @@ def test_no_message_crosses_tenants_or_dialects(router: Routers, script_engine: 
         {"type": "error", "error": {"type": "api_error", "message": "no"}},
     ],
 )
-def test_only_complete_messages_are_stored(
+def test_only_complete_answers_are_stored(
     router: Routers, script_engine: Engines, wire: Any, change: dict[str, Any]
 ) -> None:
     engine = script_engine()

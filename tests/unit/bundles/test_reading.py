@@ -107,14 +107,14 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("tokens", yaml_of(lambda d: d["training"]["default_routing_knobs"].update(expected_output_tokens=1.5)), "expected_output_tokens: expected an integer"),
     ("verbosity", yaml_of(lambda d: d["training"]["default_routing_knobs"].update(per_model_verbosity=1)), "per_model_verbosity: expected true or false"),
     ("preset", yaml_of(lambda d: d["training"].update(recommended_ui_defaults={"x": {"alpha": 0.9, "speed_weight": 0.2}})), "recommended_ui_defaults.x: expected alpha + speed_weight"),
-    ("RejectsTopPExceedingK", yaml_of(lambda d: d["training"].update(top_p=3)), "training.top_p: expected a top_p of 1 to 2"),
+    ("top_p", yaml_of(lambda d: d["training"].update(top_p=3)), "training.top_p: expected a top_p of 1 to 2"),
     ("threshold", yaml_of(lambda d: d["cache_config"].update(default_threshold=0.4)), "default_threshold: expected a number in [0.5, 1]"),
     ("threshold of nobody", yaml_of(lambda d: d["cache_config"].update(per_cluster_threshold={"7": 0.9})), "cluster numbers 0 to 1, got 7"),
     ("duplicate YAML key", instead(M, b"a: 1\na: 2\n"), "metadata.yaml: a: expected each key once"),
     ("YAML object", instead(M, b"a: !!python/object/apply:os.getcwd []\n"), "YAML of plain values"),
     ("no YAML", instead(M, b"a: [\n"), "YAML of plain values"),
     ("head of another shape", instead("linear_head.bin", head(3, 3)), "linear_head.bin: M, dim: expected 2 by 3, registry models and embedding, got 3 by 3"),
-    ("RejectsRankingsMissingDeployedModel", instead("rankings.json", b'{"rankings": {"0": {"a": 1}, "1": {"a": 1}}}'), "rankings.0: expected a value for the deployed model b"),
+    ("rankings of a model", instead("rankings.json", b'{"rankings": {"0": {"a": 1}, "1": {"a": 1}}}'), "rankings.0: expected a value for the deployed model b"),
     ("psi_probe", instead("model_features.json", json.dumps({"models": {m: {"psi_probe": [1], "operational": {}} for m in "ab"}}).encode()), "models.a.psi_probe: expected 2 values"),
     ("features of a model", instead("model_features.json", b'{"models": {"a": {"psi_probe": [1, 2], "operational": {}}}}'), "deployed model b"),
 ]  # fmt: skip
@@ -128,8 +128,29 @@ def test_each_load_check_names_version_file_field_seen_and_wanted(files: Files, 
     assert str(refused.value).startswith("bundle v9: ")
 
 
-def test_LoadModelFeaturesRejectsWrongK() -> None:
-    assert "psi_probe" in {row[0] for row in BROKEN}
+def refusal(files: Files, name: str) -> str:
+    """How a row of `BROKEN` is refused."""
+    [change] = [row[1] for row in BROKEN if row[0] == name]
+    with pytest.raises(BundleError) as refused:
+        parse("v9", change(files))
+    return str(refused.value)
+
+
+def test_LoadModelFeaturesRejectsWrongK(files: Files) -> None:
+    assert "model_features.json: models.a.psi_probe: expected 2 values" in refusal(files, "psi_probe")
+
+
+def test_RejectsTopPExceedingK(files: Files) -> None:
+    assert "metadata.yaml: training.top_p: expected a top_p of 1 to 2, the number of clusters, got 3" in refusal(
+        files, "top_p"
+    )
+    with pytest.raises(BundleError, match="top_p"):
+        parse("v9", files, Settings(top_p=3))
+
+
+def test_RejectsRankingsMissingDeployedModel(files: Files) -> None:
+    said = refusal(files, "rankings of a model")
+    assert "rankings.json: rankings.0: expected a value for the deployed model b" in said
 
 
 def test_a_good_bundle(files: Files) -> None:

@@ -215,7 +215,7 @@ class Blend:
             nothing = frozen(np.zeros(bundle.clusters))
             none = frozen(np.zeros(len(bundle.models)))
             return Weighted(bundle.defaults.knobs, 0, "", "", nothing, nothing, 0.0, none, none)
-        effective = knobs.effective(bundle.defaults, preset, overrides)
+        effective = knobs.effective(bundle.defaults, preset, overrides, bundle.clusters)
         axes = bundle.axes
         assert axes is not None
         quickness, timed = _quickness(axes, effective)

@@ -79,12 +79,20 @@ def default_knobs(clusters: int) -> Knobs:
     return Knobs(frozen(np.full(clusters, DEFAULT_ALPHA)))
 
 
-def effective(defaults: Defaults, preset: str = "", overrides: Overrides = controls.NONE) -> Knobs:
+def effective(
+    defaults: Defaults, preset: str = "", overrides: Overrides = controls.NONE, clusters: int | None = None
+) -> Knobs:
     """Merge bundle defaults, then the preset, then the overrides; the defaults stay bit-identical.
+
+    Args:
+        defaults: of the bundle.
+        preset: its name, "" for none.
+        overrides: what the request turned.
+        clusters: K, where it is known beside the defaults' own length.
 
     Raises:
         KeyError: no such preset.
-        InvalidKnobs: the result is out of range.
+        InvalidKnobs: the result is out of range, or the defaults are not of length K, which is never the caller's fault.
 
     """
     knobs = defaults.knobs
@@ -103,7 +111,7 @@ def effective(defaults: Defaults, preset: str = "", overrides: Overrides = contr
         if controls.ALPHA in turned:
             turned[controls.ALPHA] = frozen(np.full(len(knobs.alpha), overrides.alpha))
         knobs = msgspec.structs.replace(knobs, **turned)
-    check(knobs, len(defaults.knobs.alpha), preset=preset, overrides=overrides)
+    check(knobs, len(defaults.knobs.alpha) if clusters is None else clusters, preset=preset, overrides=overrides)
     return knobs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -29,6 +30,8 @@ KEY = CacheKey(
     tenant="acme", dialect="openai", path="/v1/chat/completions", kind="json", model="m", weight_version="",
     bundle_version="v1", knobs_hash=7, system=b"s", tools=b"t", format=b"f", sampling=b"p", history=b"h", rest=b"r", last=b"l",
 )  # fmt: skip
+FLOOD = int(os.environ.get("TURNOUT_FLOOD", "2000"))
+"""Entries of the tenant that floods; a million take a minute."""
 OTHER = {str: "other", int: 99, bytes: b"other"}
 
 
@@ -104,7 +107,7 @@ def test_a_flood_of_bytes_stays_inside_its_tenant() -> None:
     bounds = Bounds(tenant_bytes=6000, total_bytes=10**9)
     store = ResponseStore(bounds)
     store.put(key(tenant="victim"), answer(), 0.0)
-    for number in range(2000):
+    for number in range(FLOOD):
         store.put(key(tenant="noisy", last=b"%d" % number), answer(b"x" * 100), 0.0)
         assert store.stats()["noisy"].bytes <= 6000
     assert store.exact(key(tenant="victim"), 0.0) is not None
@@ -258,12 +261,49 @@ def test_EmptyEmbeddingMisses() -> None:
     assert store.exact(KEY, 0.0) is not None
 
 
-def test_BucketKeyIsolatesByVersion_Knobs_Format() -> None:
+def isolated_by(**change: str | int | bytes) -> bool:
+    """Whether a key that differs only there finds neither the equal answer nor the near one."""
     store = ResponseStore(Bounds())
     where = place(unit(1, 0))
     store.put(KEY, answer(), 0.0, where)
-    for change in ({"bundle_version": "v2"}, {"knobs_hash": 8}, {"format": b"x"}, {"kind": "sse"}):
-        assert look(store, key(last=b"x", **change), where) is None
+    other = key(**change)
+    return store.exact(other, 0.0) is None and look(store, msgspec.structs.replace(other, last=b"x"), where) is None
+
+
+def test_BucketKeyIsolatesByVersion() -> None:
+    assert isolated_by(bundle_version="v2")
+    assert isolated_by(weight_version="w2")
+
+
+def test_BucketKeyIsolatesByKnobs() -> None:
+    assert isolated_by(knobs_hash=8)
+
+
+def test_BucketIsolationAcrossFormats() -> None:
+    for change in ({"dialect": "anthropic"}, {"path": "/v1/messages"}, {"kind": "sse"}, {"format": b"x"}):
+        assert isolated_by(**change)
+
+
+def test_BucketIsolationAcrossInstallations() -> None:
+    assert isolated_by(tenant="rival")
+    assert not isolated_by()
+
+
+def test_BucketMapEvictsBeyondPerInstallationCap() -> None:
+    store = ResponseStore(Bounds(buckets_per_tenant=3))
+    for knobs in range(5):
+        store.put(key(knobs_hash=knobs), answer(), 0.0)
+    assert [held.knobs_hash for held in store.keys("acme")] == [2, 3, 4]
+    assert store.evictions["buckets"] == 2
+
+
+def test_PerInstallationBucketCapIsolatesTenants() -> None:
+    store = ResponseStore(Bounds(buckets_per_tenant=2))
+    for knobs in range(2):
+        for tenant in ("a", "b"):
+            store.put(key(tenant=tenant, knobs_hash=knobs), answer(), 0.0)
+    assert [held.knobs_hash for held in store.keys("a")] == [held.knobs_hash for held in store.keys("b")] == [0, 1]
+    assert store.evictions["buckets"] == 0
 
 
 def test_the_same_question_again_replaces_its_answer() -> None:
