@@ -95,7 +95,13 @@ def end_attempt(
         if usage is None:
             seat.ended(now, failed=kind is not None, reports=False)
         else:
-            seat.ended(now, failed=kind is not None, tokens_out=usage.tokens_out, cached=usage.tokens_cached)
+            seat.ended(
+                now,
+                failed=kind is not None,
+                tokens_out=usage.tokens_out,
+                cached=usage.tokens_cached,
+                prompt=usage.tokens_in,
+            )
     if attempt.legs is not None:
         attempt.legs.ended(now, kind)
     if kind is None:

@@ -25,13 +25,14 @@ _PRIORS = {Mode.APPROXIMATE: 0.9, Mode.DEGRADED: 0.7, Mode.EXACT: 1.0}
 class Precision:
     """One (endpoint, mode). `value` is the factor for predicted tokens: 0 while the prediction is not trusted."""
 
-    __slots__ = ("_known", "_predicted", "_prior", "_realised", "estimate", "predicted_total", "realised_total",
+    __slots__ = ("_predicted", "_prior", "_realised", "estimate", "known", "predicted_total", "realised_total",
                  "reports", "trusted", "value")  # fmt: skip
 
     def __init__(self, mode: Mode) -> None:
         self._prior = _PRIORS[mode]
         self._realised = self._predicted = 0.0
-        self._known = False
+        self.known = False
+        """Whether the endpoint has told a positive number: from then on a null is 0."""
         self.estimate = self.value = self._prior
         self.trusted = True
         self.reports = 0
@@ -41,11 +42,11 @@ class Precision:
     def reported(self, real: int | None, predicted: int) -> None:
         """Take in one response. None is unknown until the endpoint has reported a positive number once, then 0."""
         if real is None:
-            if not self._known:
+            if not self.known:
                 return
             real = 0
         elif real > 0:
-            self._known = True
+            self.known = True
         if predicted <= 0:
             return
         realised = min(real, predicted)

@@ -30,6 +30,7 @@ class Seat:
         "_block_tokens",
         "_emitted",
         "_fleet",
+        "_measured_s",
         "_mode",
         "_placement",
         "_pool",
@@ -74,6 +75,7 @@ class Seat:
         self.first_byte_s: float | None = None
         self.is_open = True
         self._emitted = 0
+        self._measured_s = 0.0
         self._mode = mode
         self._block_tokens = block_tokens
         prefill = endpoint.prefill
@@ -113,9 +115,10 @@ class Seat:
         prefill.closed(self._work_s, now)
         if self._queue_s > _SHORT_QUEUE * self._work_s + _SHORT_QUEUE_S:
             return
-        learnt = prefill.learn(self.tokens, uncached, now - self.opened_s - self._queue_s)
-        if learnt and (prefill.samples < _SETTLE_EVERY or prefill.samples % _SETTLE_EVERY == 0):
-            settle([member.prefill for member in self._pool.members])
+        self._measured_s = now - self.opened_s - self._queue_s
+        if not endpoint.precisions[self._mode].known or prefill.samples < _SETTLE_EVERY:
+            # What was cached will not be told, or too little is known to wait for it: the prediction has to do.
+            self._learn(self.tokens, uncached)
 
     def progress(self, tokens: int) -> None:
         """The engine emitted so many more tokens."""
@@ -133,8 +136,9 @@ class Seat:
         tokens_out: int | None = None,
         cached: int | None = None,
         reports: bool = True,
+        prompt: int | None = None,
     ) -> None:
-        """The attempt ended in any way. `tokens_out`, `cached`: what its usage said, None when it said nothing.
+        """The attempt ended in any way. `tokens_out`, `cached`, `prompt`: what its usage said, None for nothing.
 
         `reports` is False when there was no usage at all, which says nothing about cached tokens either.
         An attempt that failed before its first byte put nothing into the engine's cache: its record is rolled back.
@@ -159,7 +163,22 @@ class Seat:
         if self._active_blocks is not None:
             self._active_blocks.remove(self.keys, self._private + self._emitted / self._block_tokens)
         if not failed and reports:
-            endpoint.cached_reported(cached, self.predicted, self._mode)
+            if prompt and cached:
+                # In tokens as they were estimated, like the prediction it is compared with.
+                endpoint.cached_reported(int(cached * self.tokens / prompt), self.predicted, self._mode)
+            else:
+                endpoint.cached_reported(cached, self.predicted, self._mode)
+            if self._measured_s > 0.0:
+                asked = prompt or self.tokens
+                self._learn(asked, max(1, asked - (cached or 0)))
+
+    def _learn(self, tokens: int, uncached: int) -> None:
+        """Teach the endpoint's prefill model what this prompt took, once."""
+        seconds, self._measured_s = self._measured_s, 0.0
+        prefill = self.endpoint.prefill
+        learnt = prefill.learn(tokens, uncached, seconds)
+        if learnt and (prefill.samples < _SETTLE_EVERY or prefill.samples % _SETTLE_EVERY == 0):
+            settle([member.prefill for member in self._pool.members])
 
     @property
     def _private(self) -> float:

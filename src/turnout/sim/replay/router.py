@@ -128,7 +128,14 @@ class Router:
 
     def ended(self, job: Job, now: float) -> None:
         """The engine ended the answer."""
-        job.seat.ended(now, failed=False, tokens_out=job.request.output_tokens, cached=job.realised or None)
+        request = job.request
+        job.seat.ended(
+            now,
+            failed=False,
+            tokens_out=request.output_tokens,
+            cached=job.realised or None,
+            prompt=request.prompt_tokens,
+        )
         job.seat.endpoint.breaker.success(job.epoch, now)
         for seat in job.shadows:
             seat.ended(now, failed=False, tokens_out=job.request.output_tokens)

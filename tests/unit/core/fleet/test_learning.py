@@ -11,6 +11,7 @@ from turnout.core.fleet.precision import Mode, Precision
 from turnout.core.fleet.prefill import Prefill, settle
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
+from turnout.core.fleet.seat import Seat
 
 
 def learnt(a: float, b: float, *, samples: int = 60, noise: float = 0.0) -> Prefill:
@@ -170,3 +171,42 @@ def test_bytes_per_token_follow_what_engines_count() -> None:
     pool.measured(0, 10)
     pool.measured(10**9, 1)
     assert 1.0 <= pool.bytes_per_token.value <= 8.0
+
+
+def seat_of(fleet: Fleet, *, tokens: int, uncached: int, predicted: int) -> Seat:
+    pool = fleet.pool("m")
+    assert pool is not None
+    return Seat(
+        fleet,
+        pool,
+        fleet.endpoints["a"],
+        keys=[],
+        depth=0,
+        tokens=tokens,
+        uncached=uncached,
+        predicted=predicted,
+        block_tokens=64.0,
+        now=0.0,
+    )
+
+
+def test_speed_is_learnt_from_what_was_cached_not_from_what_was_believed() -> None:
+    """Predictions that fail half of the time must not make an endpoint look faster when they hold, slower when not."""
+    fleet = fleet_of("a")
+    prefill = fleet.endpoints["a"].prefill
+    for turn in range(400):
+        cached = 0 if turn % 2 else 7000
+        seat = seat_of(fleet, tokens=8000, uncached=4500, predicted=7000)
+        seat.first_byte((8000 - cached) * 1e-4 + prefill.step_s)
+        seat.ended(2.0, failed=False, tokens_out=1, cached=cached or None, prompt=8000)
+    assert prefill.a == pytest.approx(1e-4, rel=0.05)
+
+
+def test_cached_tokens_are_compared_in_tokens_as_estimated() -> None:
+    """A prompt believed to be twice as long as it is holds twice the tokens of a match: that is no broken promise."""
+    fleet = fleet_of("a")
+    for _ in range(60):
+        seat = seat_of(fleet, tokens=16_000, uncached=2000, predicted=14_000)
+        seat.first_byte(0.1)
+        seat.ended(1.0, failed=False, tokens_out=10, cached=7000, prompt=8000)
+    assert fleet.endpoints["a"].precision == pytest.approx(1.0, abs=0.02)
