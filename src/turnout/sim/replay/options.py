@@ -53,6 +53,8 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Open traces: multiple of the trace's own rate."""
     sessions_per_s: float = 0.05
     """Session traces: new sessions per second, Poisson."""
+    think_max_s: float = 60.0
+    """Session traces: the longest pause between an answer and the next request; infinity plays them as recorded."""
     context_max: int | None = None
     """Longest prompt and output of the model; longer requests are refused and change nothing. None: the profile's."""
     requests_max: int | None = None
@@ -146,6 +148,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("kv_tokens", 1024, 2**40),
     ("load", 1e-3, 1e3),
     ("sessions_per_s", 1e-6, 1e3),
+    ("think_max_s", 0, math.inf),
     ("context_max", 2, 2**30),
     ("requests_max", 1, 2**31),
     ("prefill_endpoints", 0, 512),

@@ -152,7 +152,9 @@ class World:
             self._progress(self._ended)
         following = self._arrivals.after(job.session)
         if following is not None:
-            self.call_at(self.now + following.think_s, self._arrive, (following, job.session))
+            self.call_at(
+                self.now + min(following.think_s, self.options.think_max_s), self._arrive, (following, job.session)
+            )
 
     # -- engines ------------------------------------------------------------------------------------------------------
 
