@@ -19,10 +19,10 @@ EXACT, SEMANTIC = b"x-turnout-cache-match: exact", b"x-turnout-cache-match: sema
 USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
 
 
-def start(router: Callable[..., Router], engine: Engine, mode: str) -> Router:
+def start(router: Callable[..., Router], engine: Engine, mode: str, *more: dict[str, Any]) -> Router:
     digest = "sha256:" + hashlib.sha256(b"key-c").hexdigest()
     return router(
-        endpoint=[{"name": "e1", "url": engine.url, "models": ["m"]}],
+        endpoint=[{"name": "e1", "url": engine.url, "models": ["m"]}, *more],
         key=[{"name": "c", "tenant": "t1", "digest": digest, "permissions": ["response_cache=semantic"]}],
         response_cache={"enabled": True, "stream": mode, "guard": "standard"},
     )
@@ -91,21 +91,62 @@ def test_convert_replays_across_kinds_to_the_official_sdk(
     assert len(engine.requests) == 1
 
 
-def test_a_stream_that_does_not_end_well_is_not_kept(
+def test_only_complete_answers_are_stored(
     router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
 ) -> None:
+    """T55: streams that were cut at any event, failed in band, report no usage, or were filtered."""
     engine = script_engine()
     started = start(router, engine, "same")
+    events = [wire.event("h"), wire.event("i"), wire.event(finish="stop"), USAGE]
+    cut = [[wire.STREAM_HEAD, *map(wire.chunk, events[:at]), wire.Cut()] for at in range(1, len(events))]
     for script in (
-        [wire.STREAM_HEAD, wire.chunk(wire.event("h")), wire.Cut()],
+        *cut,
+        wire.stream(wire.event("h"), b'data: {"error":{"message":"no","code":500}}\n\n', wire.DONE),
         wire.stream(wire.event("h"), wire.event(finish="stop"), wire.DONE),  # reports no usage
         wire.stream(wire.event("h"), wire.event(finish="content_filter"), USAGE, wire.DONE),
     ):
         engine.says(script)
         assert ask(started, stream=True).header(b"x-turnout-cache") == b"miss"
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    assert cache.store.entries == 0
     engine.says(streams(wire))
     assert ask(started, stream=True).header(b"x-turnout-cache") == b"miss"
     assert ask(started, stream=True).header(b"x-turnout-cache") == b"exact"
+
+
+def test_a_stream_whose_client_left_is_not_stored(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "same")
+    gate = wire.Gate()
+    engine.says([wire.STREAM_HEAD, wire.chunk(wire.event("h")), gate, *map(wire.chunk, (USAGE, wire.DONE))])
+    client = started.client()
+    body = {"model": "m", "messages": [{"role": "user", "content": "say hi"}], "stream": True}
+    client.send(started.request(body, EXACT, key="key-c"))
+    client.read(b'"h"')
+    client.close()
+    gate.open()
+    assert started.records.fact().outcome == "client_gone"
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    assert (cache.store.entries, len(cache._flights)) == (0, 0)
+
+
+def test_a_stream_that_another_endpoint_joined_is_not_stored(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    one, two = script_engine(), script_engine()
+    broken = [wire.STREAM_HEAD, wire.chunk(wire.event("h")), wire.chunk(wire.event("i")), wire.Cut()]
+    one.scripts = two.scripts = [broken, streams(wire)]
+    started = start(router, one, "same", {"name": "e2", "url": two.url, "models": ["m"]})
+    seen = ask(started, stream=True, temperature=0)
+    assert seen.body.count(b": turnout resumed") == 1
+    assert started.records.fact().resumed
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    assert cache.store.entries == 0
 
 
 def test_large_semantic_look_ups_run_off_the_loop(

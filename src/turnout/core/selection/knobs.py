@@ -92,7 +92,7 @@ def effective(
 
     Raises:
         KeyError: no such preset.
-        InvalidKnobs: the result is out of range, or the defaults are not of length K, which is never the caller's fault.
+        InvalidKnobs: the result is out of range, or the defaults' length is not K, which no caller can have caused.
 
     """
     knobs = defaults.knobs
