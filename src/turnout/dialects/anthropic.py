@@ -27,6 +27,7 @@ from turnout.dialects.fields import (
     refuse_prompt,
     refuse_steering,
     refuse_twice,
+    repeatable,
     string,
     typed,
 )
@@ -111,6 +112,7 @@ def _request(path: bytes, found: Members, turns: list[Turn], body: bytes, defaul
         render_salt=render_salt(found),
         tools_requested=tools not in _NOTHING,
         has_controls="turnout" in found,
+        repeatable=repeatable(found),
         model_defaulted=is_defaulted(found),
     )
 

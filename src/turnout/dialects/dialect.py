@@ -10,10 +10,19 @@ from collections.abc import Callable
 import msgspec
 
 from turnout.core.types import Refusal, Request, Usage
-from turnout.dialects import anthropic, anthropic_answer, openai, openai_answer, openai_stream
+from turnout.dialects import (
+    anthropic,
+    anthropic_answer,
+    anthropic_resume,
+    openai,
+    openai_answer,
+    openai_resume,
+    openai_stream,
+)
 from turnout.dialects.anthropic_stream import AnthropicTap
 from turnout.dialects.envelope import ApiError, in_band_error
 from turnout.dialects.event_tap import EventTap
+from turnout.dialects.resume import Resume
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +41,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """The last event of a stream that failed; the string is the request's id."""
     as_events: Callable[[bytes], bytes]
     """A whole answer for a client that was promised a stream."""
+    resume: Resume
+    """How a broken stream is joined by another one."""
     keepalive: bytes
     """What keeps a waiting client patient."""
     request_id_header: bool = False
@@ -48,6 +59,7 @@ OPENAI = Dialect(
     estimated_tokens=openai_answer.estimated_tokens,
     in_band_error=lambda error, _: in_band_error(error),
     as_events=lambda body: b"data: " + body + b"\n\n",
+    resume=openai_resume.RESUME,
     keepalive=b": keep-alive\n\n",
 )
 ANTHROPIC = Dialect(
@@ -58,6 +70,7 @@ ANTHROPIC = Dialect(
     estimated_tokens=anthropic_answer.estimated_tokens,
     in_band_error=anthropic_answer.in_band_error,
     as_events=anthropic_answer.as_events,
+    resume=anthropic_resume.RESUME,
     keepalive=anthropic_answer.KEEPALIVE,
     request_id_header=True,
 )

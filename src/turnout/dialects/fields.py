@@ -187,6 +187,14 @@ def typed(found: Members, name: str, kind: type[T], expected: str) -> T | None:
         raise InvalidField(name, bytes(found[name]), expected) from None
 
 
+def repeatable(found: Members) -> bool:
+    """Tell whether the same answer should come again: temperature 0, `top_k` 1, or a seed (resilience R4)."""
+    seed, top_k = found.get("seed"), found.get("top_k")
+    if (seed is not None and bytes(seed) != b"null") or (top_k is not None and bytes(top_k) == b"1"):
+        return True
+    return "temperature" in found and typed(found, "temperature", float, "a finite number") == 0
+
+
 def invalid_prompt(field: str, raw: bytes, message: str) -> InvalidPrompt:
     """Turn a decoder's complaint into path, value seen and expectation."""
     where = _PATH.search(message)

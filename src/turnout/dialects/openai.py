@@ -28,6 +28,7 @@ from turnout.dialects.fields import (
     refuse_prompt,
     refuse_steering,
     refuse_twice,
+    repeatable,
     string,
     typed,
 )
@@ -157,7 +158,7 @@ def _careful(path: bytes, found: Members, body: bytes, default_model: str) -> Re
         render_salt=prompts.render_salt(found),
         tools_requested=has_tools,
         has_controls="turnout" in found,
-        repeatable=_repeatable(found),
+        repeatable=repeatable(found),
     )
 
 
@@ -180,13 +181,6 @@ def _include_usage(found: Members) -> bool:
     except DuplicateMember as error:
         raise DuplicateMember(f"stream_options.{error.key}") from None
     return boolean(options, "include_usage", "stream_options.")
-
-
-def _repeatable(found: Members) -> bool:
-    seed, top_k = found.get("seed"), found.get("top_k")
-    if (seed is not None and bytes(seed) != b"null") or (top_k is not None and bytes(top_k) == b"1"):
-        return True
-    return "temperature" in found and typed(found, "temperature", float, "a finite number") == 0
 
 
 def _check_rarely_used(found: Members) -> None:

@@ -11,37 +11,13 @@ from typing import Any
 import msgspec
 
 from turnout.core.recovery.prefix_match import PrefixMatch, Progress, Span
+from turnout.dialects.resume import COMMENT, Asked, Joiner, Resume, Sent, decoded
 
-COMMENT = b": turnout resumed\n\n"
 _REASONING = ("reasoning_content", "reasoning")
 _TEXTS = (*_REASONING, "content", "refusal")
 _NEVER_TWICE = ("tool_calls", "function_call")
 _GUIDED = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
 _LIMITS = ("max_tokens", "max_completion_tokens")
-
-
-class Sent(msgspec.Struct, frozen=True):
-    """What a client has of the first stream."""
-
-    spans: list[Span]
-    events: int = 0
-    """Events with output: about as many tokens."""
-    identity: dict[str, Any] = {}
-    tool_call: bool = False
-    reasoning_open: bool = False
-
-    @property
-    def text(self) -> str:
-        """The answer so far, without what was thought aloud."""
-        return "".join(text for channel, text in self.spans if channel not in _REASONING)
-
-
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """What of a request decides over its rescue."""
-
-    logprobs: bool = False
-    structured: bool = False
-    chat: bool = True
 
 
 def asked(body: bytes) -> Asked:
@@ -59,7 +35,7 @@ def sent(events: bytes) -> Sent:
     spans: list[Span] = []
     identity: dict[str, Any] = {}
     count, tool_call = 0, False
-    for chunk in map(_decoded, events.split(b"\n\n")):
+    for chunk in map(decoded, events.split(b"\n\n")):
         if chunk is None:
             continue
         if not identity:
@@ -71,7 +47,8 @@ def sent(events: bytes) -> Sent:
             delta = choice.get("delta")
             tool_call = tool_call or (isinstance(delta, dict) and any(delta.get(name) for name in _NEVER_TWICE))
     last = spans[-1][0] if spans else ""
-    return Sent(spans, count, identity, tool_call, last in _REASONING)
+    text = "".join(text for channel, text in spans if channel not in _REASONING)
+    return Sent(spans, count, identity, tool_call, last in _REASONING, text)
 
 
 def continuation_body(body: bytes, before: Sent) -> bytes:
@@ -86,33 +63,20 @@ def continuation_body(body: bytes, before: Sent) -> bytes:
     return msgspec.json.encode(fields)
 
 
-class Joiner:
-    """Takes the events of the second stream; `failed` once it does not fit the first one."""
+class ChatJoiner(Joiner):
+    """Joins the second one of two streams of choices."""
 
-    __slots__ = ("_before", "_continued", "_match", "failed", "resumed")
+    __slots__ = ("_before", "_continued")
 
     def __init__(self, before: Sent, *, continued: bool) -> None:
+        # A continuation begins where the first stream ended: nothing has to come again.
+        super().__init__(PrefixMatch([] if continued else before.spans))
         self._before = before
         self._continued = continued
-        # A continuation begins where the first stream ended: nothing has to come again.
-        self._match = PrefixMatch([] if continued else before.spans)
-        self.failed = False
-        self.resumed = False
-        """Whether something of the second stream has been shown."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that was sent has come again."""
-        return self._match.caught_up
-
-    @property
-    def suppressed(self) -> int:
-        """Characters that came again and were not shown."""
-        return self._match.suppressed
 
     def take(self, raw: bytes) -> bytes:
         """What the client gets of one whole event; b"" for nothing, and when `failed`."""
-        chunk = _decoded(raw)
+        chunk = decoded(raw)
         if self.failed or chunk is None:
             return raw if raw.startswith(b"data: [DONE]") and not self.failed else b""
         choices = _choices(chunk)
@@ -139,7 +103,7 @@ class Joiner:
         left = False
         for channel, text in _said(choice):
             name = channel if isinstance(delta, dict) else "text"
-            step = self._match.feed(channel, text)
+            step = self.match.feed(channel, text)
             if step.progress is Progress.MISMATCH:
                 self.failed = True
                 return False
@@ -147,11 +111,11 @@ class Joiner:
             left = left or bool(step.text)
         if any(fields.get(name) for name in _NEVER_TWICE):
             left = True
-            if not self._match.caught_up:
+            if not self.match.caught_up:
                 self.failed = True
         if choice.get("finish_reason"):
             left = True
-            if self._match.ended() is Progress.MISMATCH:
+            if self.match.ended() is Progress.MISMATCH:
                 self.failed = True
         return left and not self.failed
 
@@ -167,19 +131,6 @@ class Joiner:
         return {**usage, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _decoded(raw: bytes) -> dict[str, Any] | None:
-    """The object of an event; None for comments, the terminator and what is no object."""
-    lines = [line[5:].strip() for line in raw.replace(b"\r", b"\n").split(b"\n") if line.startswith(b"data:")]
-    data = b"\n".join(lines)
-    if not data.startswith(b"{"):
-        return None
-    try:
-        chunk = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return chunk if isinstance(chunk, dict) else None
-
-
 def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     choices = chunk.get("choices")
     return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
@@ -192,3 +143,11 @@ def _said(choice: dict[str, Any]) -> list[Span]:
         return [(name, delta[name]) for name in _TEXTS if isinstance(delta.get(name), str) and delta[name]]
     text = choice.get("text")
     return [("content", text)] if isinstance(text, str) and text else []
+
+
+RESUME = Resume(
+    asked=asked,
+    sent=sent,
+    joiner=lambda before, continued: ChatJoiner(before, continued=continued),
+    continuation_body=continuation_body,
+)

@@ -102,7 +102,7 @@ class Recovery:
     def rescuable(self, run: OpenRun) -> bool:
         """Tell whether a broken stream of this run may be joined by another endpoint."""
         resume, request = self._settings.resume, run.request
-        if resume.scope == "off" or request.dialect != "openai" or request.n != 1 or run.rescue is not None:
+        if resume.scope == "off" or request.n != 1 or run.rescue is not None:
             return False
         if not request.repeatable and resume.require_deterministic and not self._settings.continuation:
             return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from turnout.core.errors import ErrorKind, Outcome
 from turnout.core.lifecycle import GiveUp, Next
 from turnout.core.recovery.rescue import BROKEN, Broken, Way, ways
-from turnout.dialects.openai_resume import Joiner, Sent, asked, continuation_body, sent
+from turnout.dialects.resume import Joiner, Resume, Sent
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
@@ -24,9 +24,10 @@ _REFUSED_FROM, _REFUSED_TO = 400, 499
 class Rescue:
     """The one rescue of a run: what the client has, and the ways that are left."""
 
-    __slots__ = ("_broken", "before", "way")
+    __slots__ = ("_broken", "_resume", "before", "way")
 
-    def __init__(self, before: Sent, broken: Broken) -> None:
+    def __init__(self, resume: Resume, before: Sent, broken: Broken) -> None:
+        self._resume = resume
         self.before = before
         self._broken = broken
         self.way: Way | None = None
@@ -43,7 +44,11 @@ class Rescue:
 
     def body(self, body: bytes) -> bytes:
         """The request to send."""
-        return continuation_body(body, self.before) if self.way is Way.CONTINUATION else body
+        return self._resume.continuation_body(body, self.before) if self.way is Way.CONTINUATION else body
+
+    def joiner(self) -> Joiner:
+        """A reader of the stream that is to join."""
+        return self._resume.joiner(self.before, self.way is Way.CONTINUATION)
 
 
 def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
@@ -53,8 +58,9 @@ def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
         return None
     if not gateway.recovery.rescuable(run):  # it was kept for the response cache
         return None
-    facts = asked(run.request.body)
-    before = sent(b"".join(response.kept))
+    resume = run.dialect.resume
+    facts = resume.asked(run.request.body)
+    before = resume.sent(b"".join(response.kept))
     broken = Broken(
         choices=run.request.n,
         deterministic=run.request.repeatable,
@@ -72,7 +78,7 @@ def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
     if following is None:
         return None
     gateway.recovery.rescues.tried += 1
-    run.rescue = Rescue(before, broken)
+    run.rescue = Rescue(resume, before, broken)
     return following
 
 
@@ -93,7 +99,7 @@ def joiner(run: Run, attempt: Attempt) -> Joiner | None:
     rescue = run.rescue
     if rescue is None or (rescue.way is None and rescue.next_way(run, attempt) is None):
         return None
-    return Joiner(rescue.before, continued=rescue.way is Way.CONTINUATION)
+    return rescue.joiner()
 
 
 def unusable(run: Run) -> Next:

@@ -15,7 +15,7 @@ from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.types import Usage
 from turnout.dialects.event_tap import Event, EventTap
 from turnout.dialects.openai_answer import classify, retry_after_s
-from turnout.dialects.openai_resume import Joiner
+from turnout.dialects.resume import Joiner
 from turnout.gateway import answers
 from turnout.gateway.holding import FAST
 from turnout.gateway.patience import unanswered

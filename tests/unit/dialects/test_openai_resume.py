@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from turnout.dialects.openai_resume import Asked, Joiner, asked, continuation_body, sent
+from turnout.dialects.openai_resume import ChatJoiner, asked, continuation_body, sent
+from turnout.dialects.resume import Asked
 
 
 def event(content: str | None = None, *, identity: str = "one", finish: str | None = None, **delta: Any) -> bytes:
@@ -42,8 +43,8 @@ SECOND = [
 ]
 
 
-def joined(before: bytes, after: list[bytes], *, continued: bool = False) -> tuple[list[Any], Joiner]:
-    joiner = Joiner(sent(before), continued=continued)
+def joined(before: bytes, after: list[bytes], *, continued: bool = False) -> tuple[list[Any], ChatJoiner]:
+    joiner = ChatJoiner(sent(before), continued=continued)
     shown = [joiner.take(raw) for raw in after]
     lines = b"".join(shown).decode().split("\n\n")
     return [json.loads(line[6:]) if line.startswith("data: {") else line for line in lines if line], joiner
@@ -58,7 +59,7 @@ def test_the_second_stream_begins_where_the_first_one_broke() -> None:
     assert shown[0] == ": turnout resumed"
     assert texts(shown) == "fox jumps"
     assert shown[-1] == "data: [DONE]"
-    assert (joiner.failed, joiner.suppressed) == (False, len("The quick brown "))
+    assert (joiner.failed, joiner.match.suppressed) == (False, len("The quick brown "))
 
 
 def test_r6_identity_of_the_first_one_terminator_one_usage_no_second_role() -> None:
@@ -86,7 +87,7 @@ def test_r5_nothing_of_an_answer_that_differs_is_shown(second: list[bytes]) -> N
 
 def test_a_difference_shows_at_the_first_character_beyond_which_nothing_equals() -> None:
     shown, joiner = joined(FIRST, [event("The quick brown ")])
-    assert (shown, joiner.failed, joiner.complete) == ([], False, True)
+    assert (shown, joiner.failed, joiner.match.caught_up) == ([], False, True)
 
 
 def test_reasoning_and_tool_calls_after_the_joint_are_relayed() -> None:
