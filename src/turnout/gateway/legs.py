@@ -20,19 +20,18 @@ from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.splice import upstream_body
 from turnout.engines import sglang_bootstrap, vllm_nixl
 from turnout.gateway.legs_answer import Discarded, PrefillAnswer, with_cached
+from turnout.gateway.legs_kept import Kept, kept_of
 from turnout.gateway.legs_meeting import Meeting, meet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turnout.core.attempt import Attempt
     from turnout.core.fleet.endpoint import EndpointState
     from turnout.gateway.response import AttemptResponse
     from turnout.gateway.run import Run
     from turnout.http.response_head import ResponseHead
 
 _OK_MAX = 299
-_LEASE_MARGIN_S = 5.0
 _ABORT_S = 1.0
 _CONTACT_LOOK_S = 0.002
 _PREDICTED_TIMES = 4.0
@@ -49,14 +48,6 @@ _REFUSED = frozenset(
 """The decode endpoint has not used the hand-over: another one may."""
 _TIMEOUTS = frozenset((ErrorKind.TIMEOUT_FIRST_TOKEN, ErrorKind.TIMEOUT_RESPONSE))
 _CLIENTS = frozenset((ErrorKind.BAD_REQUEST, ErrorKind.CONTENT_FILTER, ErrorKind.CONTEXT_OVERFLOW))
-
-
-class Kept(msgspec.Struct, frozen=True, gc=False):
-    """A hand-over that no decode engine has used: good for one more, while its lease lasts."""
-
-    handover: vllm_nixl.Handover
-    prefill: str
-    ready_s: float
 
 
 class LegPair:
@@ -90,7 +81,7 @@ class LegPair:
         run, legs = self._run, self._legs
         pairing, now = self._pairing, run.clock()
         attempts = run.exchange.attempts if run.exchange is not None else []
-        kept = _kept(attempts[:-1], pairing.options.lease_s, now)
+        kept = kept_of(attempts[:-1], pairing.options.lease_s, now)
         if len(attempts) > 1:
             pairing.count("rerouted", run.model)
         if self._serial and kept is not None:
@@ -168,6 +159,8 @@ class LegPair:
         if response.first_output_s is not None:
             return  # the decode side has all blocks: what becomes of the prefill matters no more
         row = 1 if kind in _CLIENTS else 2 if status in (429, 503) else 3
+        if self._serial and run.exchange is not None:
+            run.exchange.ask.decode = legs.decode.name  # nobody has used it: another prefill endpoint for the same
         self._fault(row)
         self._pairing.count("legs", legs.prefill.name, "prefill", str(kind))
         legs.blame_prefill(response.attempt)
@@ -272,7 +265,7 @@ class LegPair:
         self._over = True
         self._part()
         if self._prefill is not None:
-            run.gateway.loop.call_later(pairing.options.drain_s, self._close_prefill)
+            run.gateway.loop.call_later(pairing.options.drain_s, self._drained)
 
     def abort(self) -> None:
         """End whatever leg is open, at once; any number of times."""
@@ -305,12 +298,12 @@ class LegPair:
         legs, options = self._legs, self._pairing.options
         rate = self._run.gateway.fleet.scheduling.prior_prefill_tokens_per_s
         prefill_s = max(options.prefill_timeout_s, _PREDICTED_TIMES * legs.uncached / rate)
-        if self._serial and legs.prefilled_s is None:
-            return prefill_s
         after_s = options.first_byte_after_prefill_s
+        if legs.prefilled_s is None:  # in concurrent flows its answer comes when the decode side has the blocks
+            return prefill_s if self._serial else prefill_s + after_s
         if not self._run.request.stream:  # nothing of a whole answer is seen before its end
             after_s = max(after_s, whole_s())
-        return after_s + (prefill_s if legs.prefilled_s is None else legs.prefilled_s - legs.opened_s)
+        return after_s + legs.prefilled_s - legs.opened_s
 
     # -- what the client sees -----------------------------------------------------------------------------------------
 
@@ -358,6 +351,13 @@ class LegPair:
         soonest = min(options.prefill_timeout_s, options.first_byte_after_prefill_s)
         run.next_at_s = min(run.next_at_s, run.clock() + soonest)
 
+    def _drained(self) -> None:
+        """Row 14: the prefill's answer was read long enough after the decode leg's end."""
+        if self._prefill is not None:
+            self._fault(14)
+            self._pairing.count("aborts", self._legs.transport, "prefill")
+            self._close_prefill()
+
     def _close_prefill(self) -> None:
         prefill, self._prefill = self._prefill, None
         upstream = self._run.gateway.upstreams.get(self._legs.prefill.name)
@@ -387,10 +387,3 @@ def send(run: Run, legs: Legs, response: AttemptResponse, body: bytes) -> None:
     """Send an attempt as two legs; `body` is what one endpoint alone would get."""
     legs.driver = pair = LegPair(run, legs, response, body)
     pair.begin()
-
-
-def _kept(attempts: list[Attempt], lease_s: float, now: float) -> Kept | None:
-    """Return the hand-over that the last attempt has left unused, while its lease lasts (rows 8 and 9)."""
-    legs = attempts[-1].legs if attempts else None
-    kept = legs.handle if legs is not None else None
-    return kept if isinstance(kept, Kept) and now - kept.ready_s < lease_s - _LEASE_MARGIN_S else None

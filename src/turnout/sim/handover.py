@@ -247,9 +247,22 @@ class Handovers:
 
     def _expired(self, name: str) -> None:
         offer = self._offers.get(name)
-        if offer is not None and not offer.fetching:
-            self.counts["expired"] += 1
-            self._drop(name, fetched=False)
+        if offer is None:
+            return
+        if offer.fetching:
+            offer.timer = None  # who fetches holds the lease; see `_unread`
+            return
+        self.counts["expired"] += 1
+        self._drop(name, fetched=False)
+
+    def _unread(self, name: str) -> None:
+        """Who fetched has left in the middle of it: the blocks stay pinned for what is left of the lease."""
+        offer = self._offers.get(name)
+        if offer is None or not offer.fetching:
+            return
+        offer.fetching, offer.waiting = False, None
+        if offer.timer is None:
+            self._expired(name)
 
     def _drop(self, name: str, *, fetched: bool) -> None:
         offer = self._offers.pop(name, None)
@@ -288,6 +301,7 @@ class Handovers:
     def _transfer(self, connection: Connection, name: str, offer: Offer, lacks: int) -> None:
         options = self._options
         offer.fetching = True
+        connection.gone = functools.partial(self._unread, name)
         if self._faults.draw("transfer_fail") is not None:
             self.counts["failed"] += 1
             offer.waiting = None

@@ -57,7 +57,8 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     facts = split.facts
     first = {p.name: rows[place[p.name]][_QUEUE] + work[place[p.name]] + rows[place[p.name]][_EVICT] for p in prefills}
     second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
-    pairs, quarantined = _pairs(pairing, prefills, decodes, first, second, now)
+    kept = [d for d in decodes if d.name == ask.decode] if ask.decode else []
+    pairs, quarantined = _pairs(pairing, prefills, kept or decodes, first, second, now)
     lacks = {d.name: rows[place[d.name]][_UNCACHED] for d in decodes}
     best_pair = _cheapest(pairing, pool, pairs, first, second, lacks)
     solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work, decodes)
@@ -132,7 +133,12 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
     facts = split.facts
     asked, ask.policy = ask.policy, options.decode_policy or "memory_aware"
     may_hold, ask.may_hold = ask.may_hold, False  # what is held is prefill
+    whole_pool = split.decode.roster
+    kept = [d for d in whole_pool.members if d.name == ask.decode] if ask.decode else []
+    if kept and keep(ask, kept, now, rng)[0]:
+        split.decode.roster = roster(kept)
     decode = schedule(ask, split.decode, fleet, now, rng)
+    split.decode.roster = whole_pool
     ask.policy, ask.may_hold = policy, may_hold
     sees = sees_images(facts, (*split.prefill.members, *split.decode.members))
     reason = never_split(ask, options.max_pair_attempts, multimodal=sees)

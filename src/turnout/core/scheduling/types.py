@@ -100,6 +100,8 @@ class Ask(msgspec.Struct, gc=False):
     """Attempts with two legs so far."""
     whole: str = ""
     """Why it must not be split into a prefill and a decode leg; empty: it may."""
+    decode: str = ""
+    """The decode endpoint that an attempt before had chosen and not used: only its prefill is looked for anew."""
 
 
 class Decision(msgspec.Struct, gc=False):
