@@ -16,16 +16,19 @@ import time
 from pathlib import Path
 
 from turnout.core import options
+from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.fleet.report import Report
 from turnout.core.scheduling.explain import explain
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat
-from turnout.core.scheduling.types import Ask
+from turnout.core.scheduling.types import Ask, Decision
 
 _clock = time.thread_time
 ENTRIES = 1_000_000
 SYSTEM_BLOCKS = 8
+CACHE_BLOCKS = 6400
 
 
 def main() -> None:
@@ -92,6 +95,10 @@ def large() -> None:
         pool.policy = policy
         _print(f"{policy}, 64 endpoints, 128 blocks, match", _time(asks, fleet, pool, rng, batch=1))
         _print(f"{policy}, 64 endpoints, 128 blocks, miss", _time(misses, fleet, pool, rng, batch=1))
+    _report(fleet, pool, recent, rng)
+    _settle()
+    _print("turnout, all report, caches full, match", _time(asks, fleet, pool, rng, batch=1))
+    _print("turnout, all report, caches full, miss", _time(misses, fleet, pool, rng, batch=1))
     decision = schedule(asks[0], pool, fleet, now, rng)
     started = _clock()
     for _ in range(100):
@@ -103,6 +110,30 @@ def large() -> None:
         fleet.index.record(ask.keys, pool.members[0].bit, now)
         spans.append(_clock() - started)
     _print("record of 128 new blocks", spans)
+
+
+def _report(fleet: Fleet, pool: Pool, chats: list[list[int]], rng: random.Random) -> None:
+    """Have every engine report its load, with a cache that is full: each candidate has every term of the cost."""
+    for member in pool.members:
+        member.cache_tokens = CACHE_BLOCKS * 64
+        for chat in rng.sample(chats, CACHE_BLOCKS // len(chats[0]) + 2):
+            seat = take_seat(_placed(member, chat, fleet, pool, rng), Ask("m", chat, 8192, 6000), pool, fleet, 1.0)
+            seat.first_byte(1.2)
+            seat.ended(1.4, failed=False, tokens_out=48)
+        report = Report(
+            running=rng.randrange(32),
+            waiting=rng.randrange(4),
+            waiting_uncached_tokens=rng.randrange(4) * 4096,
+            kv_usage_ratio=0.95,
+            kv_capacity_tokens=CACHE_BLOCKS * 64,
+        )
+        fleet.observed(member, member.sent(1.0), report)
+
+
+def _placed(member: EndpointState, chat: list[int], fleet: Fleet, pool: Pool, rng: random.Random) -> Decision:
+    """Return a decision for this endpoint."""
+    ask = Ask("m", chat, 8192, 6000, tried=tuple(each.name for each in pool.members if each is not member))
+    return schedule(ask, pool, fleet, 1.0, rng)
 
 
 def exact() -> None:

@@ -72,7 +72,7 @@ class Ghosts:
 class Residency:
     """One endpoint's cache. `capacity` in blocks; `told` when KV events say what is dropped, so nothing is guessed."""
 
-    __slots__ = ("_chains", "_ghosts", "_last", "_serial", "capacity", "told")
+    __slots__ = ("_chains", "_front", "_ghosts", "_last", "_serial", "capacity", "told")
 
     def __init__(self, capacity: int, ghosts: Ghosts) -> None:
         self.capacity = capacity
@@ -81,6 +81,8 @@ class Residency:
         self._last: dict[int, int] = {}
         self._chains: OrderedDict[int, tuple[float, list[int]]] = OrderedDict()
         self._serial = 0
+        self._front = (0, 0.0, 0)
+        """Serial, time and tail of the chain that would be evicted next, as long as the tail is still its own."""
 
     @property
     def blocks(self) -> int:
@@ -132,14 +134,20 @@ class Residency:
         over = len(self._last) + needed - self.capacity
         if over <= 0.0:
             return 0.0, 0.0
+        # Conditional expressions and no call in the usual case: every candidate of a decision is asked.
+        serial, at, tail = self._front
+        if self._last.get(tail) == serial:
+            return over if over < needed else needed, now - at  # noqa: FURB136
         oldest = self._oldest()
-        return min(over, needed), 0.0 if oldest is None else now - oldest
+        return over if over < needed else needed, 0.0 if oldest is None else now - oldest  # noqa: FURB136
 
     def _oldest(self) -> float | None:
         """When the chain that would be evicted next was used; chains whose tail was used later are forgotten here."""
         while self._chains:
             serial, (at, keys) = next(iter(self._chains.items()))
-            if self._trim(serial, keys):
+            own = self._trim(serial, keys)
+            if own:
+                self._front = (serial, at, own[-1])
                 return at
             del self._chains[serial]
         return None

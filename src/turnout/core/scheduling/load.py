@@ -11,6 +11,8 @@ MAX_AGE_S = 5.0  # load.max_age_s
 
 Report = tuple[int | None, int | None, float | None]
 
+_NOTHING: Report = (None, None, None)
+
 
 def busy_column(
     members: list[EndpointState], in_flight: list[float], now: float
@@ -24,25 +26,30 @@ def busy_column(
             break
     else:
         return in_flight, ()
-    reports = tuple([_report(member, now) for member in members])
-    foreign = [
-        None if running is None or waiting is None else _foreign(member, running + waiting)
-        for member, (running, waiting, _) in zip(members, reports, strict=True)
-    ]
-    known = [value for value in foreign if value is not None]
-    # Rounded like every cost, so that equal estimates stay equal.
-    mean = round(sum(known) / len(known), 6) if known else 0
-    busy = [count + (mean if value is None else value) for count, value in zip(in_flight, foreign, strict=True)]
-    return busy, reports
-
-
-def _report(member: EndpointState, now: float) -> Report:
-    observed_at = member.observed_at
-    if observed_at is None or now - observed_at > MAX_AGE_S or member.running is None or member.waiting is None:
-        return None, None, None
-    return member.running, member.waiting, now - observed_at
-
-
-def _foreign(member: EndpointState, reported: int) -> int:
-    """Requests at the endpoint beyond our own: never less than none."""
-    return max(0, reported - member.in_flight_at_report)
+    busy: list[float] = []
+    reports: list[Report] = []
+    unknown: list[int] = []
+    beyond = 0
+    # One loop without calls: it runs over all candidates of every decision.
+    for member, count in zip(members, in_flight):  # noqa: B905 - parallel by construction
+        observed_at = member.observed_at
+        running, waiting = member.running, member.waiting
+        if observed_at is None or running is None or waiting is None or now - observed_at > MAX_AGE_S:
+            unknown.append(len(busy))
+            reports.append(_NOTHING)
+            busy.append(count)
+            continue
+        reports.append((running, waiting, now - observed_at))
+        # Requests at the endpoint beyond our own: never less than none.
+        foreign = running + waiting - member.in_flight_at_report
+        if foreign > 0:
+            beyond += foreign
+            busy.append(count + foreign)
+        else:
+            busy.append(count)
+    if unknown and len(unknown) < len(busy):
+        # Rounded like every cost, so that equal estimates stay equal.
+        mean = round(beyond / (len(busy) - len(unknown)), 6)
+        for position in unknown:
+            busy[position] += mean
+    return busy, tuple(reports)

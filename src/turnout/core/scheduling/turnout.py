@@ -32,6 +32,10 @@ def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - 
     now = decision.now
     tokens = decision.tokens
     cached = decision.cached
+    costs = decision.costs
+    eviction, ageing = costs.eviction, -1.0 / costs.eviction_tau_s
+    block_tokens = ask.block_tokens
+    exp = math.exp
     out: list[tuple[float, ...]] = []
     # Conditional expressions and not max(): the hottest loop of scheduling, and a call costs more than they do.
     for member, held, busy in zip(decision.members, cached or decision.depths, decision.busy, strict=True):
@@ -40,8 +44,13 @@ def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - 
         running = busy - prefill.prefilling
         queue = prefill.queue_s(now) if prefill.work_s or now < prefill.heard_until or now < prefill.blind_s else 0.0
         evict = guard = 0.0
-        if member.cache is not None:
-            evict, guard = _memory(member, uncached, ask.block_tokens, decision.costs, now)
+        cache = member.cache
+        if cache is not None:
+            evicted, age = cache.pressure(uncached / block_tokens, now)
+            if evicted > 0.0:
+                evict = eviction * exp(age * ageing) * evicted * block_tokens * prefill.a
+            if member.kv_capacity_tokens:
+                guard = _guard(member, uncached, costs, now)
         out.append(
             (
                 uncached if uncached > 1.0 else 1.0,  # noqa: FURB136
@@ -164,23 +173,14 @@ def _gated(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     return True
 
 
-def _memory(
-    member: EndpointState, uncached: float, block_tokens: float, costs: Costs, now: float
-) -> tuple[float, float]:
-    """Return `evict_s`, the prefill that eviction makes somebody repeat, and `guard_s`, the fear of preemption."""
-    cache = member.cache
-    evict = 0.0
-    if cache is not None:
-        evicted, age = cache.pressure(uncached / block_tokens, now)
-        if evicted > 0.0:
-            weight = costs.eviction * math.exp(-age / costs.eviction_tau_s)
-            evict = weight * evicted * block_tokens * member.prefill.a
+def _guard(member: EndpointState, uncached: float, costs: Costs, now: float) -> float:
+    """Return the fear of preemption: seconds per share of the memory beyond what should be in use."""
     capacity = member.kv_capacity_tokens
     if not capacity:
-        return evict, 0.0
+        return 0.0
     usage = member.kv_usage_ratio
     used = float(member.active_tokens)
     if usage is not None and now < member.prefill.heard_until:
         used = usage * capacity
     over = (used + uncached) / capacity - costs.guard_ratio
-    return evict, costs.guard_s * over if over > 0.0 else 0.0
+    return costs.guard_s * over if over > 0.0 else 0.0
