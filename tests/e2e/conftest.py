@@ -203,6 +203,7 @@ class Engine:
         self.models: bytes = b'{"object":"list","data":[]}'
         self.pages: dict[bytes, bytes] = {}
         """What it answers to a GET of these paths; the model list to any other."""
+        self.answers_probes = True
         self.open: set[_EngineConnection] = set()
         self._server: asyncio.Server = loop.run(self._listen())
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -221,6 +222,8 @@ class Engine:
     def take(self, request: EngineRequest) -> Script:
         if request.line.startswith(b"GET "):
             self.probes.append(request)
+            if not self.answers_probes:
+                return []
             return [answer(self.pages.get(request.line.split()[1], self.models))]
         with self._arrived:
             self.requests.append(request)

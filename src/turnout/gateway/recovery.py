@@ -19,6 +19,7 @@ from turnout.gateway.holding import Hold, modes
 from turnout.gateway.rescue import Rescues
 
 if TYPE_CHECKING:
+    from turnout.core.attempt import Attempt
     from turnout.gateway.open_run import OpenRun
     from turnout.gateway.service import Gateway
 
@@ -50,6 +51,8 @@ class Recovery:
         self.hedges = Hedges(settings.hedge)
         self.rescues = Rescues()
         self.fence = PoisonFence()
+        self.rerouted = 0
+        """Attempts that were sent elsewhere than the one before."""
         self.least_cache_tokens = _UNKNOWN
         """The smallest KV cache that an endpoint ever reported: no shorter prompt needs a closer look (Q3)."""
 
@@ -74,6 +77,7 @@ class Recovery:
     def counted(self) -> dict[str, int]:
         """What recovery has come to since the start, by the names of the metrics."""
         return {
+            "rerouted_total": self.rerouted,
             "rescues_tried_total": self.rescues.tried,
             "rescues_completed_total": self.rescues.rescued,
             "rescues_mismatched_total": self.rescues.mismatched,
@@ -82,6 +86,10 @@ class Recovery:
             "ejections_total": self.health.ejections.total,
             "poison_fenced_total": self.fence.fenced_total,
         }
+
+    def again(self, attempts: list[Attempt]) -> None:
+        """Hear that an attempt after the first is sent: elsewhere, or to the same endpoint once more (N10)."""
+        self.rerouted += attempts[-1].endpoint is not attempts[-2].endpoint
 
     def hold(self, run: OpenRun) -> Hold:
         """How much of a run's stream is held back."""

@@ -189,8 +189,10 @@ class Run(OpenRun):
 
     def open(self, attempt: Attempt) -> None:
         """Send the request of an attempt; the endpoint decides what must be spliced."""
-        if attempt.kind == "model":
-            self.model = self._exchange.ask.model
+        if attempt.no > 1 and (self.response is None or self.response.attempt is not attempt):
+            self.gateway.recovery.again(self._exchange.attempts)
+            if attempt.kind == "model":
+                self.model = self._exchange.ask.model
         response = AttemptResponse(self, attempt)
         if attempt.kind == "resume":
             joiner = rescue.joiner(self, attempt)

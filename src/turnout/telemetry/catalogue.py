@@ -90,6 +90,7 @@ _PLAIN: tuple[tuple[str, Kind, str], ...] = (
     ("relay_events_dropped_total", "counter", "Malformed stream events dropped (W6)."),
     ("relay_keepalives_total", "counter", "Keep-alive comments sent to waiting clients (W2)."),
     ("retry_budget_exhausted_total", "counter", "Extra attempts refused by the retry budget (N5)."),
+    ("rerouted_total", "counter", "Attempts after the first that were sent to another endpoint (N10)."),
     ("rescues_tried_total", "counter", "Streams that broke after the commit point and were asked for again elsewhere."),
     ("rescues_completed_total", "counter", "Rescues that caught up with what the client had (resumed)."),
     ("rescues_mismatched_total", "counter", "Rescues whose text differed from what the client had."),

@@ -139,6 +139,7 @@ class Meter:
         self.relay_events_dropped_total = 0
         self.relay_keepalives_total = 0
         self.retry_budget_exhausted_total = 0
+        self.rerouted_total = 0
         self.rescues_tried_total = 0
         self.rescues_completed_total = 0
         self.rescues_mismatched_total = 0

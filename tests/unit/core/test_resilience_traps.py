@@ -10,7 +10,7 @@ import pytest
 from turnout.core import options
 from turnout.core.errors import RETRY, ErrorKind, Outcome
 from turnout.core.fleet.breaker import State
-from turnout.core.lifecycle import GiveUp, Open
+from turnout.core.lifecycle import GiveUp, Open, Queued
 
 Make = Callable[..., Any]
 
@@ -31,29 +31,135 @@ def test_client_fault_opens_no_breaker(scene: Make, ending: str) -> None:
     assert all(play.endpoint(name).breaker.plain for name in "ab")
 
 
-def test_bt5_every_path_closes_it_after_success(scene: Make) -> None:
-    """T70, BT5: the exchange itself reports the success that closes a half-open breaker."""
+def _half_open(scene: Make) -> Any:
+    """Endpoint `a` alone, its breaker opened long ago and due to be tried; instant 100."""
+    play = scene("a", "b context=1")
+    play.happens("opens a", 90.0)
+    return play
+
+
+def _bt1(scene: Make) -> bool:
+    """Every neutral end of the probing attempt gives the slot back: the next request probes."""
+    for ending in ("bad_request 400", "rate_limit 429", "cancelled", "internal"):
+        play = _half_open(scene)
+        play.happens("begin", 100.0)
+        if ending == "cancelled":
+            play.happens("closes client_gone", 100.1)
+        else:
+            play.happens(f"fails {ending}", 100.1)
+        if not play.endpoint("a").breaker.allow(170.0):
+            return False
+    return True
+
+
+def _bt2(scene: Make) -> bool:
+    """A thousand requests at half-open: one attempt."""
+    play = _half_open(scene)
+    opened = [play.another().begin(100.0) for _ in range(1000)]
+    return sum(isinstance(one, Open) for one in opened) == 1
+
+
+def _bt3(scene: Make) -> bool:
+    """A hundred clients that leave count nowhere."""
     play = scene("a")
-    play.play((90.0, "opens a", "-"), (100.0, "begin", "open a first"), (100.1, "completed", "-"))
-    assert play.endpoint("a").breaker.state is State.CLOSED
+    for _ in range(100):
+        play.exchange = play.another()
+        play.happens("begin", 100.0)
+        play.happens("closes client_gone", 100.0)
+    return bool(play.endpoint("a").breaker.state is State.CLOSED and play.endpoint("a").breaker.plain)
 
 
-def test_bt8_a_failed_refresh_empties_nothing(scene: Make) -> None:
-    """T70, BT8: probes that fail take an endpoint out of scheduling, never out of the inventory."""
+def _after(scene: Make, *endings: str) -> State:
+    """The breaker after these endings, each of a request of its own, on the only endpoint."""
+    play = scene("a", attempts_per_model=1)
+    for ending in endings:
+        play.exchange = play.another()
+        play.happens("begin", 100.0)
+        play.happens(f"fails {ending}", 100.0)
+        play.endpoint("a").cooldown_until = 0.0
+    state: State = play.endpoint("a").breaker.state
+    return state
+
+
+def _bt4(scene: Make) -> bool:
+    """A refusal for the rate neither trips nor clears it."""
+    fault, slow_down = "server_error 500", "rate_limit 429"
+    mixed = _after(scene, fault, fault, slow_down, fault)
+    return mixed is State.OPEN and _after(scene, *[slow_down] * 100) is State.CLOSED
+
+
+def _bt5(scene: Make) -> bool:
+    """The success path has a caller: a complete answer closes it."""
+    play = _half_open(scene)
+    play.happens("begin", 100.0)
+    play.happens("completed", 100.1)
+    return bool(play.endpoint("a").breaker.state is State.CLOSED)
+
+
+def _bt6(scene: Make) -> bool:
+    """A malformed 2xx is no success."""
+    return _after(scene, "server_error 500", "server_error 500", "bad_response 200") is State.OPEN
+
+
+def _bt7(scene: Make) -> bool:
+    """Fifty late failures move nothing."""
+    play = scene("a", attempts_per_model=1)
+    late = [play.another() for _ in range(50)]
+    for exchange in late:
+        exchange.begin(99.0)
+    for exchange in late[:3]:
+        exchange.attempt_failed(ErrorKind.SERVER_ERROR, 100.0, status=500)
+    reopens = play.endpoint("a").breaker.reopen_at
+    for exchange in late[3:]:
+        exchange.attempt_failed(ErrorKind.SERVER_ERROR, 103.0, status=500)
+    breaker = play.endpoint("a").breaker
+    return bool(breaker.state is State.OPEN and breaker.reopen_at == reopens and breaker.opens_total == 1)
+
+
+def _bt8(scene: Make) -> bool:
+    """Probes that fail empty no inventory."""
     play = scene("a", "b")
     for _ in range(10):
         play.fleet.on_probe(play.endpoint("a"), 100.0, ok=False)
-    assert set(play.fleet.endpoints) == {"a", "b"}
-    assert play.fleet.models == ["m"]
+    return set(play.fleet.endpoints) == {"a", "b"} and play.fleet.models == ["m"]
 
 
-def test_bt9_all_candidates_filtered_is_relaxed_as_written(scene: Make) -> None:
-    """T70, BT9: when every breaker is open, one request at a time tries anyway; the others wait or are told."""
+def _bt9(scene: Make) -> bool:
+    """All filtered: one at a time tries anyway."""
     play = scene("a", "b", admission=options.Admission())
     for name in "ab":
         play.happens(f"opens {name}", 100.0)
-    kinds = [type(play.another().begin(100.1)).__name__ for _ in range(5)]
-    assert kinds == ["Open", "Open", "Queued", "Queued", "Queued"]
+    return [type(play.another().begin(100.1)) for _ in range(4)] == [Open, Open, Queued, Queued]
+
+
+NINE = {f"BT{n}": bug for n, bug in enumerate((_bt1, _bt2, _bt3, _bt4, _bt5, _bt6, _bt7, _bt8, _bt9), 1)}
+
+
+@pytest.mark.parametrize("bug", NINE.values(), ids=NINE)
+def test_nine_breaker_bugs(scene: Make, bug: Callable[[Make], bool]) -> None:
+    """T70: BT1 to BT9 seen through the exchange; the breaker alone is tested beside its module."""
+    assert bug(scene)
+
+
+def test_dead_cheap_endpoints_hide_nobody(scene: Make) -> None:
+    """T35: who cannot serve is dropped before anybody is preferred, and a client's fault makes no route worse."""
+    names = [f"e{number:03}" for number in range(120)]
+    play = scene(*names, "living")
+    for number, name in enumerate(names):  # all of them idle, and first in every order
+        endpoint = play.endpoint(name)
+        if number % 3 == 0:
+            endpoint.unreachable = True
+        elif number % 3 == 1:
+            endpoint.probe_failing = True
+        else:
+            play.happens(f"opens {name}", 100.0)
+    play.endpoint("living").in_flight = 200
+    assert play.next_picks(101.0) == "open living first"
+    good = play.another()
+    good.begin(101.0)
+    good.attempt_failed(ErrorKind.BAD_REQUEST, 101.1, status=400)
+    assert not good.attempts[0].counted
+    assert play.next_picks(101.2) == "open living first"
 
 
 def test_retry_loop_cannot_spin(scene: Make) -> None:
