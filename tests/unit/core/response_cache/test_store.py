@@ -127,17 +127,24 @@ def test_the_total_takes_from_whoever_holds_most() -> None:
 
 
 def test_knob_churn_is_bounded() -> None:
-    bounds = Bounds(buckets_per_tenant=16, entries_per_bucket=4, tenant_bytes=200_000)
-    store = ResponseStore(bounds)
-    for number in range(3000):
-        store.put(
-            key(knobs_hash=number % 97, last=b"%d" % number), answer(b"y" * (number % 300)), 0.0, place(unit(1, number))
-        )
-    stats = store.stats()["acme"]
-    assert stats.entries <= 64
-    assert stats.bytes <= 200_000
-    assert store.bytes == stats.bytes
-    assert store.entries == stats.entries
+    """T6: each of the bounds alone holds what a caller can turn."""
+    for bounds, entries in (
+        (Bounds(buckets_per_tenant=16, entries_per_bucket=4), 64),
+        (Bounds(buckets_per_tenant=16), 16 * 31),
+        (Bounds(entries_per_bucket=4), 97 * 4),
+        (Bounds(tenant_bytes=200_000), 111),
+        (Bounds(total_bytes=200_000), 111),
+    ):
+        store = ResponseStore(bounds)
+        for number in range(3000):
+            name = key(knobs_hash=number % 97, last=b"%d" % number)
+            store.put(name, answer(b"y" * (number % 300)), 0.0, place(unit(1, number)))
+        stats = store.stats()["acme"]
+        assert stats.entries <= entries, bounds
+        assert stats.bytes <= min(bounds.tenant_bytes, bounds.total_bytes)
+        assert len({held.knobs_hash for held in store.keys("acme")}) <= bounds.buckets_per_tenant
+        assert store.bytes == stats.bytes
+        assert store.entries == stats.entries
 
 
 def test_no_task_or_thread_per_bucket() -> None:
@@ -161,6 +168,23 @@ def test_scan_keeps_recency() -> None:
     assert match.answer.source == "1"
     store.put(key(last=b"3"), answer(), 0.0, place(unit(0.5, 0.5)))
     store.put(key(last=b"4"), answer(), 0.0, place(unit(0.5, 0.5)))
+    assert [held.last for held in store.keys("acme")] == [b"1", b"3", b"4"]
+    assert store.evictions["entries"] == 2
+
+
+def test_scans_keep_recency_for_the_bytes_of_the_tenant_too() -> None:
+    size = answer(source="0").size + ENTRY_BYTES
+    store = ResponseStore(Bounds(tenant_bytes=3 * (size + BUCKET_BYTES + 64)))
+    for number, vector in enumerate((unit(1, 0), unit(0.9, 0.1), unit(0, 1))):
+        store.put(key(last=b"%d" % number), answer(source=str(number)), 0.0, place(vector, number))
+    assert look(store, key(last=b"x"), place(unit(-1, -1), 0, 1), 0.9) is None  # scans 0 and 1, matches none
+    match = look(store, key(last=b"x"), place(unit(0.9, 0.1), 0, 1), 0.999)  # scans 0 and 1, matches 1
+    assert match is not None
+    assert match.answer.source == "1"
+    store.exact(key(last=b"never"), 0.0)
+    assert [held.last for held in store.keys("acme")] == [b"0", b"2", b"1"]
+    for number in (3, 4):
+        store.put(key(last=b"%d" % number), answer(), 0.0, place(unit(1, 1), number))
     assert [held.last for held in store.keys("acme")] == [b"1", b"3", b"4"]
 
 
