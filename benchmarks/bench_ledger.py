@@ -23,6 +23,8 @@ from turnout.ledger.sqlite import open_store
 from turnout.ledger.writer import Ledger
 
 BATCH = 500
+# What 1,000 requests a second bring in one flush interval.
+INTERVAL = 100
 ROUNDS = 10
 BUSY_S = 4.0
 BUSY_CALLS_PER_S = 30_000
@@ -142,12 +144,19 @@ def _store(path: Path) -> None:
     _print("store: transaction of 500 calls and 500 attempts, median", statistics.median(wall) * 1e3, "ms")
     _print("store: the same, worst", max(wall) * 1e3, "ms")
     _print("store: CPU", statistics.median(cpu) / BATCH * 1e6, "µs per call")
+    cpu = []
+    for i in range(4 * ROUNDS):
+        batch = [_fact(10**9 + INTERVAL * i + n) for n in range(INTERVAL)]
+        cpu_started = time.thread_time()
+        store.write(batch)
+        cpu.append(time.thread_time() - cpu_started)
+    _print("store: CPU in transactions of 100", statistics.median(cpu) / INTERVAL * 1e6, "µs per call")
     batch = [_fact(n) for n in range(BATCH)]
     stamp = rows.Stamp("bench", 1, 0)
     started = time.perf_counter()
     made = rows.batch(batch, stamp, {None: None, **dict.fromkeys(ROUTES, 1)}, {}, set())
-    _print("rows: facts to tuples", (time.perf_counter() - started) / BATCH * 1e6, "µs per call")
-    _sqlalchemy(made.calls)
+    _print("rows: facts to columns", (time.perf_counter() - started) / BATCH * 1e6, "µs per call")
+    _sqlalchemy(list(zip(*made.calls, strict=True)))
     store.close()
 
 

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from turnout.core import options
 from turnout.core.facts import AttemptFact, CallFact, OpenedCall, RouteKey
 from turnout.ledger import connection, derived, window
+from turnout.ledger.entry import encode
 from turnout.ledger.slots import Slots
 from turnout.ledger.snapshot import Refresher
 
@@ -131,7 +132,7 @@ def _slots(root: Path, keys: list[RouteKey]) -> None:
             slots.claim(one)
         t1 = time.perf_counter()
         for fact in facts[start : start + 100]:
-            slots.end(fact)
+            slots.end(fact, encode(fact))
         t2 = time.perf_counter()
         slots.free([fact.call_id for fact in facts[start : start + 100]])
         t3 = time.perf_counter()

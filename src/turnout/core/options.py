@@ -226,9 +226,7 @@ class Ledger(Section, frozen=True, kw_only=True):
         str,
         _doc("How names of spool and slot files begin; empty: the database file, or turnout-ledger with PostgreSQL."),
     ] = ""
-    queue_max: Annotated[Count, _doc("Calls waiting for the writer; a locked database holds it for up to 5 s.")] = (
-        50_000
-    )
+    queue_max: Annotated[Count, _doc("Calls waiting for the writer; from 1,024 on they are spooled.")] = 10_000
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824
@@ -304,8 +302,16 @@ class Endpoint(Section, frozen=True, kw_only=True):
         str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$"), _doc("Unique name, shown to clients instead of the address.")
     ]
     url: Annotated[
-        str, Meta(pattern=r"^http://[A-Za-z0-9.\-\[\]:]+/?$", max_length=512), _doc("Base address, http://host:port.")
+        str,
+        Meta(pattern=r"^https?://[A-Za-z0-9.\-\[\]:]+/?$", max_length=512),
+        _doc("Base address, http://host:port or https://host:port."),
     ]
+    tls_ca: Annotated[
+        str, _doc("https: file of certificates to trust instead of the system's, for engines with a CA of their own.")
+    ] = ""
+    private: Annotated[
+        bool, _doc("A provider's name may lead to addresses of private networks, which are refused otherwise.")
+    ] = False
     models: Annotated[list[Name], Meta(min_length=1), _doc("Catalogue ids served here.")]
     served_as: Annotated[dict[str, str], _doc("Catalogue id → the engine's own model name, where they differ.")] = {}
     family: Annotated[

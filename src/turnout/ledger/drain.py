@@ -1,21 +1,28 @@
 """Where each recorded call goes next: straight into the database, or into the spool until there is time for it.
 
-The database costs ten times what the spool costs, and the writer shares its interpreter with the event loop. So a
+The database costs thirty times what the spool costs, and the writer shares its interpreter with the event loop. So a
 round inserts at most one batch; more than that arriving per interval goes to the spool, which is replayed in order
 once traffic is low or the spool half full. While the spool holds anything, new calls are appended to it: order is kept.
+
+Rounds belong to the writer. `spool_queue` may be called by another thread as well, for a writer that is put aside or
+waits for a lock of the database.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from turnout.core.facts import CallFact
 from turnout.ledger.sink import Sink, SinkDownError, Written
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Sequence
 
-    from turnout.core.facts import CallFact
+    from turnout.ledger.entry import Entry
     from turnout.ledger.spool import Spool
     from turnout.ledger.upgrade import OnEvent
 
@@ -31,22 +38,22 @@ _PAUSE_MIN_S: Final = 0.001
 
 
 class Drain:
-    """Empties the queue, one `round` at a time. Knows no thread and never waits itself."""
+    """Empties the queue, one `round` at a time. Starts no thread and never waits itself."""
 
     def __init__(
         self,
-        queue: deque[CallFact],
+        queue: deque[Entry],
         spool: Spool,
         *,
         batch_max: int,
         interval_s: float,
         monotonic: Callable[[], float],
         on_event: OnEvent,
-        on_safe: Callable[[Sequence[CallFact]], None] = lambda _facts: None,
+        on_safe: Callable[[Sequence[str]], None] = lambda _call_ids: None,
     ) -> None:
         """Take calls from `queue`, without a sink until `sink` is set; `on_safe` hears what is stored or in a file."""
         self.sink: Sink | None = None
-        self.inflight: list[CallFact] = []
+        self.inflight: list[Entry] = []
         self.written = Written()
         self.replayed = 0
         self.write_errors: dict[str, int] = {}
@@ -58,6 +65,11 @@ class Drain:
         self._monotonic = monotonic
         self._on_event = on_event
         self._on_safe = on_safe
+        self._decode = msgspec.msgpack.Decoder(CallFact).decode
+        # Held by whoever moves entries out of the queue until they are in `inflight` or in the spool.
+        self._moving = threading.Lock()
+        self._spooled = 0
+        self._spooled_before = 0
         self._down = False
         self._retry_at = 0.0
         self._retry_s = RETRY_FIRST_S
@@ -65,7 +77,8 @@ class Drain:
     @property
     def settled(self) -> bool:
         """Every call taken so far is in the database."""
-        return not self._queue and not self.inflight and self._spool.empty
+        with self._moving:
+            return not self._queue and not self.inflight and self._spool.empty
 
     @property
     def down(self) -> bool:
@@ -75,10 +88,13 @@ class Drain:
     def round(self) -> float:
         """Do one round of work; return the seconds until the next one is due."""
         round_started = self._monotonic()
-        fresh = len(self._queue)
+        # What another thread spooled since the last round came in as well.
+        fresh = len(self._queue) + self._spooled - self._spooled_before
+        self._spooled_before = self._spooled
         ready = self.sink is not None and round_started >= self._retry_at
         if fresh and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
             self.spool_queue()
+            self._spooled_before = self._spooled
         pressure = self._spool.fill_ratio >= _PRESSURE
         if not ready or self._spool.empty or (fresh > self._batch_max and not pressure):
             return max(_PAUSE_MIN_S, round_started + self._interval_s - self._monotonic())
@@ -100,8 +116,9 @@ class Drain:
 
     def spool_queue(self) -> None:
         """Append all that waits to the spool."""
-        # Bounded by the length at the start, since the event loop keeps appending.
-        self._to_spool([self._queue.popleft() for _ in range(len(self._queue))])
+        with self._moving:
+            # Bounded by the length at the start, since the event loop keeps appending.
+            self._to_spool([self._queue.popleft() for _ in range(len(self._queue))])
 
     def replay_one(self) -> None:
         """Store the oldest batch of the spool and remove it."""
@@ -109,7 +126,7 @@ class Drain:
         if facts and self._write(facts):
             self._spool.advance()
             self.replayed += len(facts)
-            self._on_safe(facts)
+            self._on_safe([fact.call_id for fact in facts if fact.outcome])
 
     def prune(self) -> bool:
         """Delete one chunk of old rows; True while there is more."""
@@ -123,20 +140,25 @@ class Drain:
 
     def _insert_fresh(self) -> bool:
         """Store one batch straight from the queue; False when the database did not take it (it is in the spool)."""
-        self.inflight = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
-        stored = self._write(self.inflight)
+        with self._moving:
+            self.inflight = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
+        stored = self._write([entry.fact or self._decode(entry.payload) for entry in self.inflight])
         if stored:
-            self._on_safe(self.inflight)
-        else:
-            self._to_spool(self.inflight)
-        self.inflight = []
+            self._on_safe([entry.call_id for entry in self.inflight if entry.call_id])
+        with self._moving:
+            if not stored:
+                self._to_spool(self.inflight)
+            self.inflight = []
         return stored
 
-    def _to_spool(self, facts: list[CallFact]) -> None:
-        self._spool.append(facts)
+    def _to_spool(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        self._spool.append_encoded([entry.payload for entry in entries])
         self._spool.sync()
+        self._spooled += len(entries)
         if not self._spool.memory_used_bytes:
-            self._on_safe(facts)
+            self._on_safe([entry.call_id for entry in entries if entry.call_id])
 
     def _write(self, facts: list[CallFact]) -> bool:
         assert self.sink is not None, "callers ask first"

@@ -1,55 +1,48 @@
-"""Facts become rows: tuples in the order of the tables' columns (without `seq`), and the sums of their buckets.
+"""Facts become columns of rows, in the order of the tables' columns (without `seq`), and the sums of their buckets.
 
-A row is glued from a few attrgetter slices because one C call per slice costs half of what naming each field in
-Python does; a test compares the slices with the columns of the schema.
+Columns rather than rows, because turning whole structs into columns costs a few C calls for a chunk of calls, and
+because the database is told only once what all rows of a chunk share. A test compares the names with the schema.
 """
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import astuple
+
+from turnout.core.facts import AttemptFact, CallFact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from turnout.core.facts import AttemptFact, CallFact, RouteKey
+    from turnout.core.facts import RouteKey
 
 Row = tuple[Any, ...]
+Columns = list["Sequence[Any]"]
+"""Per column the values of all rows; an empty list for no rows."""
 AttemptId = tuple[str, int, str]
 """call_id, attempt_no, phase."""
 
 BUCKET_MS = 10_000
 DECISION_MAX_BYTES = 16_384
 
-CALL_SLICES: tuple[tuple[str, ...], ...] = (
-    ("call_id", "request_id"),
-    ("started_at_ms", "ended_at_ms"),
-    (
-        *("queue_ms", "decide_us", "ttft_ms", "e2e_ms", "tenant", "key_id", "session_id", "user_id", "dialect", "path"),
-        *("stream", "requested_model", "selected_model", "reason", "bundle_version", "knobs_hash", "clusters"),
-        "score_e9",
-    ),
-    (
-        *("prefix_blocks", "prefix_matched_blocks", "outcome", "cls", "http_status", "error_kind"),
-        *("committed", "resumed", "hedged", "recovered", "est_tokens", "tokens_in", "tokens_out", "tokens_cached"),
-        *("tokens_cache_write", "tokens_reasoning", "usage_source", "tools_requested", "tools_emitted"),
-        *("cache_match", "cache_similarity_e3", "cache_source", "saved_nusd", "cost_nusd", "cost_basis"),
-        "reserved_nusd",
-    ),
+# Names of the structs' fields; those that stand in brackets are made here.
+CALL_COLUMNS: Final = (
+    *("call_id", "request_id", "router_id", "(writer_id)", "started_at_ms", "ended_at_ms", "(recorded_at_ms)"),
+    *("queue_ms", "decide_us", "ttft_ms", "e2e_ms", "tenant", "key_id", "session_id", "user_id", "dialect", "path"),
+    *("stream", "requested_model", "selected_model", "reason", "bundle_version", "knobs_hash", "clusters", "score_e9"),
+    *("(route_id)", "(attempts_n)", "prefix_blocks", "prefix_matched_blocks", "outcome", "cls", "http_status"),
+    *("error_kind", "committed", "resumed", "hedged", "recovered", "est_tokens", "tokens_in", "tokens_out"),
+    *("tokens_cached", "tokens_cache_write", "tokens_reasoning", "usage_source", "tools_requested", "tools_emitted"),
+    *("cache_match", "cache_similarity_e3", "cache_source", "saved_nusd", "cost_nusd", "cost_basis", "reserved_nusd"),
 )
-ATTEMPT_SLICES: tuple[tuple[str, ...], ...] = (
-    ("attempt_no", "phase"),
-    ("started_at_ms", "ended_at_ms"),
-    (
-        *("e2e_ms", "ttft_ms", "ok", "counted", "error_kind", "http_status", "committed"),
-        *("tokens_in", "tokens_out", "tokens_cached", "tokens_cache_write", "usage_source"),
-        *("tools_requested", "tools_emitted", "cost_nusd", "cost_basis", "list_nusd", "price_version"),
-    ),
+ATTEMPT_COLUMNS: Final = (
+    *("(call_id)", "attempt_no", "phase", "(route_id)", "kind", "(writer_id)", "started_at_ms", "ended_at_ms"),
+    *("(recorded_at_ms)", "e2e_ms", "ttft_ms", "ok", "counted", "error_kind", "http_status", "committed"),
+    *("tokens_in", "tokens_out", "tokens_cached", "tokens_cache_write", "usage_source"),
+    *("tools_requested", "tools_emitted", "cost_nusd", "cost_basis", "list_nusd", "price_version"),
 )
-_call_identity, _call_times, _call_who_what, _call_end = (attrgetter(*names) for names in CALL_SLICES)
-_attempt_identity, _attempt_times, _attempt_end = (attrgetter(*names) for names in ATTEMPT_SLICES)
 
 
 class Stamp(msgspec.Struct, frozen=True, gc=False):
@@ -63,8 +56,8 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
 class Batch(msgspec.Struct, frozen=True):
     """The rows of some calls. `too_large` counts explanations that were left out."""
 
-    calls: list[Row]
-    attempts: list[Row]
+    calls: Columns
+    attempts: Columns
     decisions: list[Row]
     too_large: int
 
@@ -81,11 +74,12 @@ def route_keys(facts: Iterable[CallFact]) -> set[RouteKey]:
 
 
 def batch(
-    facts: Iterable[CallFact],
+    facts: Sequence[CallFact],
     stamp: Stamp,
     route_ids: Mapping[RouteKey | None, int | None],
     sums: Sums,
     stored: set[AttemptId],
+    apart: Collection[str] = (),
 ) -> Batch:
     """Turn facts into rows and add their route facts to `sums`.
 
@@ -94,32 +88,33 @@ def batch(
         stamp: what the rows share.
         route_ids: the id of each route, and None for None.
         sums: grows.
-        stored: attempts that have a row already; those of calls with several attempts are added.
+        stored: attempts of the calls in `apart` that have a row already; grows.
+        apart: calls whose attempts may have been recorded before.
 
     """
-    calls: list[Row] = []
-    attempts: list[Row] = []
-    decisions: list[Row] = []
-    too_large = 0
+    closed = [fact for fact in facts if fact.outcome] if apart else facts
+    legs: list[AttemptFact] = []
+    owners: list[str] = []
     for fact in facts:
-        if fact.outcome:
-            calls.append(_call_row(fact, stamp, route_ids[fact.route]))
-        for leg in fact.attempts if plain(fact) else _new(fact, stored):
-            route_id = route_ids[leg.route]
-            attempts.append(
-                (
-                    *(fact.call_id, *_attempt_identity(leg), route_id, leg.kind, stamp.writer_id),
-                    *(*_attempt_times(leg), stamp.recorded_at_ms, *_attempt_end(leg)),
-                )
-            )
-            if route_id is not None:
-                _add(sums, leg, route_id)
-        if fact.decision is not None:
-            if len(fact.decision) > DECISION_MAX_BYTES:
-                too_large += 1
-            else:
-                decisions.append((fact.call_id, fact.decision.decode("utf-8", "replace")))
-    return Batch(calls, attempts, decisions, too_large)
+        attempts = fact.attempts if fact.call_id not in apart else _new(fact, stored)
+        legs += attempts
+        owners += (fact.call_id,) * len(attempts)
+    ids = [route_ids[leg.route] for leg in legs]
+    for leg, route_id in zip(legs, ids, strict=True):
+        if route_id is not None:
+            _add(sums, leg, route_id)
+    decisions = [
+        (fact.call_id, fact.decision.decode("utf-8", "replace"))
+        for fact in facts
+        if fact.decision is not None and len(fact.decision) <= DECISION_MAX_BYTES
+    ]
+    too_large = sum(fact.decision is not None for fact in facts) - len(decisions)
+    return Batch(
+        _calls(closed, stamp, route_ids) if closed else [],
+        _attempts(legs, owners, ids, stamp) if legs else [],
+        decisions,
+        too_large,
+    )
 
 
 def plain(fact: CallFact) -> bool:
@@ -132,20 +127,35 @@ def bucket_rows(sums: Sums, writer_id: int) -> list[Row]:
     return [(bucket, route_id, writer_id, *sums[bucket, route_id]) for bucket, route_id in sorted(sums)]
 
 
-def _call_row(fact: CallFact, stamp: Stamp, route_id: int | None) -> Row:
-    legs = fact.attempts
-    attempts_n = len(legs) if len(legs) <= 1 else len({leg.attempt_no for leg in legs if leg.phase in {"solo", "pair"}})
-    return (
-        *_call_identity(fact),
-        fact.router_id or stamp.router_id,
-        stamp.writer_id,
-        *_call_times(fact),
-        stamp.recorded_at_ms,
-        *_call_who_what(fact),
-        route_id,
-        attempts_n,
-        *_call_end(fact),
+def _calls(closed: Sequence[CallFact], stamp: Stamp, route_ids: Mapping[RouteKey | None, int | None]) -> Columns:
+    found: dict[str, Sequence[Any]] = dict(
+        zip(CallFact.__struct_fields__, zip(*map(astuple, closed), strict=True), strict=True)
     )
+    n = len(closed)
+    found["router_id"] = [name or stamp.router_id for name in found["router_id"]]
+    found["(writer_id)"] = (stamp.writer_id,) * n
+    found["(recorded_at_ms)"] = (stamp.recorded_at_ms,) * n
+    found["(route_id)"] = [route_ids[key] for key in found["route"]]
+    found["(attempts_n)"] = [len(legs) if len(legs) <= 1 else _attempts_n(legs) for legs in found["attempts"]]
+    return [found[name] for name in CALL_COLUMNS]
+
+
+def _attempts(
+    legs: Sequence[AttemptFact], owners: Sequence[str], route_ids: Sequence[int | None], stamp: Stamp
+) -> Columns:
+    found: dict[str, Sequence[Any]] = dict(
+        zip(AttemptFact.__struct_fields__, zip(*map(astuple, legs), strict=True), strict=True)
+    )
+    n = len(legs)
+    found["(call_id)"] = owners
+    found["(route_id)"] = route_ids
+    found["(writer_id)"] = (stamp.writer_id,) * n
+    found["(recorded_at_ms)"] = (stamp.recorded_at_ms,) * n
+    return [found[name] for name in ATTEMPT_COLUMNS]
+
+
+def _attempts_n(legs: Sequence[AttemptFact]) -> int:
+    return len({leg.attempt_no for leg in legs if leg.phase in {"solo", "pair"}})
 
 
 def _new(fact: CallFact, stored: set[AttemptId]) -> list[AttemptFact]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turnout.core.facts import CallFact
+from turnout.ledger import entry
 from turnout.ledger.segment import Segment, TornError, frames_size
 
 if TYPE_CHECKING:
@@ -37,15 +38,21 @@ class Spool:
         *,
         name: str,
         max_bytes: int,
-        frame_calls: int = 500,
+        frame_calls: int = 32,
+        read_calls: int = 0,
         segment_bytes: int = SEGMENT_BYTES,
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        """Use files `<database>.spool-<name>-<n>`; `name` must sort after the names of earlier processes."""
+        """Use files `<database>.spool-<name>-<n>`; `name` must sort after the names of earlier processes.
+
+        Frames of `frame_calls` are decoded while the interpreter's lock is held, so they are small; `read` gives up to
+        `read_calls` calls at once (0: one frame).
+        """
         self._database = database
         self._name = name
         self._max_bytes = max_bytes
         self._frame_calls = frame_calls
+        self._read_calls = max(frame_calls, read_calls)
         self._segment_bytes = segment_bytes
         self._memory_bytes = memory_bytes
         self._segments: deque[Segment] = deque()
@@ -55,7 +62,6 @@ class Spool:
         self._memory_read = 0
         self._read: Segment | None = None
         self._lock = threading.Lock()
-        self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[CallFact])
         self.torn = 0
         self.unreadable = 0
@@ -96,9 +102,19 @@ class Spool:
         return self._memory_used
 
     def append(self, facts: Sequence[CallFact]) -> None:
+        """Keep calls at the end; those that cannot be encoded are counted."""
+        encoded: list[bytes] = []
+        for fact in facts:
+            try:
+                encoded.append(entry.encode(fact))
+            except (ValueError, OverflowError, TypeError):  # text that is not UTF-8, an integer beyond 64 bits
+                self.calls_unencodable += 1
+        self.append_encoded(encoded)
+
+    def append_encoded(self, calls: Sequence[bytes]) -> None:
         """Keep calls at the end, in frames of `frame_calls`; without room in file and memory they are counted."""
-        chunks = [facts[start : start + self._frame_calls] for start in range(0, len(facts), self._frame_calls)]
-        payloads = [payload for payload in map(self._encode, chunks) if payload is not None]
+        step = self._frame_calls
+        payloads = [entry.frame(calls[start : start + step]) for start in range(0, len(calls), step)]
         with self._lock:
             # Writes are bounded because one call takes at most 1,024 buffers, two for each frame.
             for start in range(0, len(payloads), _FRAMES_PER_WRITE):
@@ -108,7 +124,7 @@ class Spool:
                         self._to_memory(payload)
 
     def read(self) -> list[CallFact]:
-        """Give the oldest calls without removing them: whole frames, up to `frame_calls` calls or the end of a file.
+        """Give the oldest calls without removing them: whole frames, up to `read_calls` calls or the end of a file.
 
         Empty when nothing waits. Damaged frames are cut and counted.
         """
@@ -121,7 +137,7 @@ class Spool:
             facts = []
             self._memory_read = 0
             for payload in self._memory:
-                if len(facts) >= self._frame_calls:
+                if len(facts) >= self._read_calls:
                     break
                 facts += self._decoder.decode(payload)
                 self._memory_read += 1
@@ -142,8 +158,9 @@ class Spool:
 
     def sync(self) -> None:
         """Bring appended frames to the disk."""
-        if self._segments:
-            self._segments[-1].sync()
+        with self._lock:
+            if self._segments:
+                self._segments[-1].sync()
 
     def close(self) -> int:
         """Write what memory holds to files if possible, and let go of them; return the calls that are lost."""
@@ -160,7 +177,7 @@ class Spool:
         self._read = segment
         segment.rewind()
         facts: list[CallFact] = []
-        while len(facts) < self._frame_calls:
+        while len(facts) < self._read_calls:
             try:
                 payload = segment.peek()
             except TornError:
@@ -175,26 +192,11 @@ class Spool:
                 self.unreadable += 1
         return facts
 
-    def _encode(self, facts: Sequence[CallFact]) -> bytes | None:
-        try:
-            return self._encoder.encode(facts)
-        except (ValueError, OverflowError, TypeError):
-            pass  # one fact cannot be encoded (text that is not UTF-8, an integer beyond 64 bits): find it
-        good: list[CallFact] = []
-        for fact in facts:
-            try:
-                self._encoder.encode(fact)
-            except (ValueError, OverflowError, TypeError):
-                self.calls_unencodable += 1
-            else:
-                good.append(fact)
-        return self._encoder.encode(good) if good else None
-
     def _to_memory(self, payload: bytes) -> None:
         if self._memory_used > self._memory_bytes * _STRIP_SHARE:
             bare = [msgspec.structs.replace(fact, attempts=()) for fact in self._decoder.decode(payload)]
             self.calls_stripped += len(bare)
-            payload = self._encoder.encode(bare)
+            payload = entry.frame([entry.encode(fact) for fact in bare])
         if self._memory_used + len(payload) > self._memory_bytes:
             self.calls_refused += len(self._decoder.decode(payload))
             return

@@ -1,7 +1,8 @@
 """The one writing connection to SQLite.
 
-Statements are compiled once from the SQLAlchemy tables and run through the driver with plain tuples: SQLAlchemy's own
-parameter processing would add a quarter to the cost of a call (`benchmarks/bench_ledger.py`).
+Statements are compiled once from the SQLAlchemy tables and run through the driver with plain tuples. Two thirds of the
+cost of a row are its parameters, 0.15 µs each and bound with the interpreter's lock held, against 5 µs for the call and
+its attempt inside SQLite; so what all rows of a chunk share is one parameter (`benchmarks/bench_ledger.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy.dialects import sqlite
 
 from turnout.ledger import connection, schema
 from turnout.ledger.retention import Ages
-from turnout.ledger.store import Store
+from turnout.ledger.store import AlreadyStoredError, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     from turnout.core.facts import RouteKey
     from turnout.ledger import rows
 
-# Each driver call hands the interpreter lock over twice, so one statement for many rows is cheaper than `executemany`;
-# but its parameters are bound while the lock is held. 16 rows hold it for some 60 µs, which no request notices.
-_GROUP = 16
+# Parameters are bound while the lock is held, some 60 µs for so many rows, which no request notices.
+_GROUP = 32
+# Smaller chunks are inserted row by row, and say nothing about what rows share.
+_SHARED_MIN = 8
+# So often what rows share is found anew; in between it only shrinks, so that few statements are ever made.
+_RENEWED_EVERY = 512
+_STATEMENTS_MAX = 64
 _KNOWN = "SELECT call_id FROM calls WHERE call_id IN (SELECT value FROM json_each(?))"
 _KNOWN_ATTEMPTS = "SELECT call_id, attempt_no, phase FROM attempts WHERE call_id IN (SELECT value FROM json_each(?))"
 _ROUTE = "SELECT route_id FROM routes WHERE provider = ? AND model = ? AND replica = ?"
@@ -62,6 +67,7 @@ class SqliteDatabase:
         self._router_id = router_id
         self._clock_ms = clock_ms
         self._inserts = {name: _Insert(schema.metadata.tables[name]) for name in _INSERTED}
+        self._bulks = {name: _Bulk(schema.metadata.tables[name]) for name in ("calls", "attempts")}
         self._insert_route = _single(schema.routes)
 
     def connection(self) -> sa.Connection:
@@ -115,12 +121,12 @@ class SqliteDatabase:
 
     def known_calls(self, call_ids: list[str]) -> list[str]:
         """Look the ids up."""
-        found = self.connection().exec_driver_sql(_KNOWN, (msgspec.json.encode(call_ids).decode(),))
+        found = self._cursor().execute(_KNOWN, (msgspec.json.encode(call_ids).decode(),))
         return [call_id for (call_id,) in found.fetchall()]
 
     def known_attempts(self, call_ids: list[str]) -> list[rows.AttemptId]:
         """Look the attempts of these calls up."""
-        found = self.connection().exec_driver_sql(_KNOWN_ATTEMPTS, (msgspec.json.encode(call_ids).decode(),))
+        found = self._cursor().execute(_KNOWN_ATTEMPTS, (msgspec.json.encode(call_ids).decode(),))
         return [(call_id, number, phase) for call_id, number, phase in found.fetchall()]
 
     def route_id(self, key: RouteKey) -> tuple[int, bool]:
@@ -131,27 +137,83 @@ class SqliteDatabase:
 
     def insert(self, table: str, new: list[rows.Row]) -> None:
         """Insert rows; buckets are added to those that are there."""
-        self._inserts[table].run(self.connection(), new)
+        if new:
+            self._cursor().executemany(self._inserts[table].sql, new)
+
+    def insert_columns(self, table: str, new: rows.Columns) -> None:
+        """Insert calls or attempts, or raise AlreadyStoredError."""
+        self._bulks[table].run(self._cursor(), new)
+
+    def _cursor(self) -> sqlite3.Cursor:
+        driver = self.connection().connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection), "the engine makes these"
+        return driver.cursor()
 
 
-_INSERTED = ("calls", "attempts", "decisions", "attempt_buckets", "late_buckets", "dirty_hours")
+_INSERTED = ("decisions", "attempt_buckets", "late_buckets", "dirty_hours")
 
 
 class _Insert:
-    """`INSERT … VALUES … ON CONFLICT …` in groups of 16, 8, 4, … rows."""
+    """`INSERT … VALUES … ON CONFLICT …` of one row."""
 
     def __init__(self, table: sa.Table) -> None:
-        single = bucket_upsert(sqlite) if table is schema.attempt_buckets else _single(table)
-        head, values, tail = single.partition("VALUES ")
-        group, conflict, rest = tail.partition(" ON CONFLICT")
-        self._sql = {size: f"{head}{values}{', '.join([group] * size)}{conflict}{rest}" for size in (16, 8, 4, 2, 1)}
+        self.sql = bucket_upsert(sqlite) if table is schema.attempt_buckets else _single(table)
 
-    def run(self, conn: sa.Connection, new: list[rows.Row]) -> None:
-        start, left = 0, len(new)
+
+class _Bulk:
+    """Insertion by columns, up to 32 rows a statement; columns in which all rows agree are one parameter each."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._single = _single(table)
+        self._head = self._single.partition("VALUES ")[0]
+        self._shared: tuple[bool, ...] = ()
+        self._runs = 0
+        self._statements: dict[tuple[tuple[bool, ...], int], str] = {}
+
+    def run(self, cursor: sqlite3.Cursor, columns: rows.Columns) -> None:
+        left = len(columns[0])
+        if left < _SHARED_MIN:
+            self._insert(cursor, self._single, tuple(zip(*columns, strict=True)))
+            return
+        shared = self._agreeing(columns, left)
+        once = [column[0] for column, same in zip(columns, shared, strict=True) if same]
+        each = [column for column, same in zip(columns, shared, strict=True) if not same]
+        start = 0
         while left:
             size = _GROUP if left >= _GROUP else 1 << (left.bit_length() - 1)
-            conn.exec_driver_sql(self._sql[size], tuple(chain.from_iterable(new[start : start + size])))
+            values = (*once, *chain.from_iterable([column[start : start + size] for column in each]))
+            if cursor.execute(self._statement(shared, size), values).rowcount != size:
+                raise AlreadyStoredError
             start, left = start + size, left - size
+
+    def _insert(self, cursor: sqlite3.Cursor, sql: str, new: tuple[rows.Row, ...]) -> None:
+        if cursor.executemany(sql, new).rowcount != len(new):
+            raise AlreadyStoredError
+
+    def _agreeing(self, columns: rows.Columns, n: int) -> tuple[bool, ...]:
+        now = tuple([column.count(column[0]) == n for column in columns])
+        if self._runs % _RENEWED_EVERY == 0:
+            self._shared = now
+        elif self._shared != now:
+            self._shared = tuple([a and b for a, b in zip(self._shared, now, strict=True)])
+        self._runs += 1
+        return self._shared
+
+    def _statement(self, shared: tuple[bool, ...], size: int) -> str:
+        """Number the parameters: first the columns that rows share, then one column after the other."""
+        found = self._statements.get((shared, size))
+        if found is None:
+            once, each = iter(range(1, sum(shared) + 1)), iter(range(len(shared)))
+            first = [next(once) if same else sum(shared) + 1 + next(each) * size for same in shared]
+            lines = (
+                ", ".join([f"?{at if same else at + row}" for at, same in zip(first, shared, strict=True)])
+                for row in range(size)
+            )
+            found = f"{self._head}VALUES {', '.join([f'({line})' for line in lines])} ON CONFLICT DO NOTHING"
+            if len(self._statements) >= _STATEMENTS_MAX:
+                self._statements.clear()
+            self._statements[shared, size] = found
+        return found
 
 
 def _single(table: sa.Table) -> str:

@@ -1,7 +1,8 @@
 """A batch is one transaction, stored whole or not at all, whatever database stands behind it.
 
-Rows are immutable and the first write wins: calls and attempts that have a row are found first and left out, so bucket
-sums and marks move only for rows that are really inserted, and any replay changes nothing.
+Rows are immutable and the first write wins; bucket sums and marks move only for rows that are really inserted, so any
+replay changes nothing. A batch is taken to be new, as nearly all are; when one row of it is there already, the
+transaction is undone and made again with everything that has a row looked up first and left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ HOUR_CLOSES_MS: Final = 60_000
 """An hour is rolled up this long after its end; calls that come later mark it dirty (ledger §8)."""
 
 
+class AlreadyStoredError(Exception):
+    """A row that was taken to be new is there already."""
+
+
 class Transaction(Protocol):
     """What a batch needs of an open transaction."""
 
@@ -45,7 +50,10 @@ class Transaction(Protocol):
         """The id of a route, and whether it was made for this."""
 
     def insert(self, table: str, new: list[rows.Row]) -> None:
-        """Insert rows in the table's column order, without its identity column."""
+        """Insert rows in the table's column order, without its identity column; those that are there stay."""
+
+    def insert_columns(self, table: str, new: rows.Columns) -> None:
+        """Insert calls or attempts, or raise AlreadyStoredError."""
 
 
 class Database(Protocol):
@@ -99,9 +107,14 @@ class Store:
             SinkDownError: the database cannot take the batch now; nothing of it is stored.
         """
         try:
-            return self._transaction(facts)
+            try:
+                return self._transaction(facts, known=False)
+            except AlreadyStoredError:
+                self._routes = {None: None}
+                return self._transaction(facts, known=True)
         except Exception as error:
-            kind = self._database.trouble(error)
+            # Found twice: another router stores the same call at this moment.
+            kind = "locked" if isinstance(error, AlreadyStoredError) else self._database.trouble(error)
             self._routes = {None: None}
             if kind is not None:
                 raise self._down(kind, error) from error
@@ -127,26 +140,31 @@ class Store:
         self._finish()
         self._database.reset()
 
-    def _transaction(self, facts: Sequence[CallFact]) -> Written:
+    def _transaction(self, facts: Sequence[CallFact], *, known: bool) -> Written:
+        """Store facts; `known`: some have rows."""
         if not self._writer_id:
             self._writer_id, self._stamp_ms = self._database.writer()
         with self._database.transaction() as transaction:
             # Never backwards: what was recorded later carries a later or equal stamp, whatever the wall clock does.
             now_ms = max(transaction.now_ms(), self._stamp_ms)
-            fresh, duplicates = _fresh(facts, transaction)
-            stored = _stored_attempts(fresh, transaction)
+            apart = {fact.call_id for fact in facts if known or not rows.plain(fact)}
+            fresh = _fresh(facts, apart, transaction) if apart else facts
+            stored = set(transaction.known_attempts(list(apart))) if apart else set()
             routes_n = self._learn_routes(transaction, fresh)
             stamp = rows.Stamp(self._router_id, self._writer_id, now_ms)
             sums: rows.Sums = {}
             calls_n = attempts_n = decisions_n = too_large = 0
             # Row by row the interpreter is needed, in the statements it is not: small chunks let requests in between.
             for start in range(0, len(fresh), self._database.chunk):
-                made = rows.batch(fresh[start : start + self._database.chunk], stamp, self._routes, sums, stored)
-                transaction.insert("calls", made.calls)
-                transaction.insert("attempts", made.attempts)
+                part = fresh[start : start + self._database.chunk]
+                made = rows.batch(part, stamp, self._routes, sums, stored, apart)
+                if made.calls:
+                    transaction.insert_columns("calls", made.calls)
+                    calls_n += len(made.calls[0])
+                if made.attempts:
+                    transaction.insert_columns("attempts", made.attempts)
+                    attempts_n += len(made.attempts[0])
                 transaction.insert("decisions", made.decisions)
-                calls_n += len(made.calls)
-                attempts_n += len(made.attempts)
                 decisions_n += len(made.decisions)
                 too_large += made.too_large
             transaction.insert("attempt_buckets", rows.bucket_rows(sums, self._writer_id))
@@ -162,7 +180,7 @@ class Store:
             routes=routes_n,
             decisions=decisions_n,
             decisions_too_large=too_large,
-            duplicates=duplicates,
+            duplicates=len(facts) - len(fresh),
             commits=1,
         )
 
@@ -183,21 +201,13 @@ class Store:
         return SinkDownError(kind, str(getattr(error, "orig", None) or error))
 
 
-def _fresh(facts: Sequence[CallFact], transaction: Transaction) -> tuple[list[CallFact], int]:
+def _fresh(facts: Sequence[CallFact], apart: set[str], transaction: Transaction) -> list[CallFact]:
     """Leave out calls that are stored or come twice, and attempts of calls that are stored."""
-    wanted = dict.fromkeys(fact.call_id for fact in facts)
-    for call_id in transaction.known_calls(list(wanted)):
-        del wanted[call_id]
+    done = set(transaction.known_calls(list(apart)))
     fresh: list[CallFact] = []
-    closed: set[str] = set()
     for fact in facts:
-        if fact.call_id in wanted and fact.call_id not in closed:
+        if fact.call_id not in done:
             fresh.append(fact)
-            if fact.outcome:
-                closed.add(fact.call_id)
-    return fresh, len(facts) - len(fresh)
-
-
-def _stored_attempts(fresh: Sequence[CallFact], transaction: Transaction) -> set[rows.AttemptId]:
-    several = list({fact.call_id: None for fact in fresh if not rows.plain(fact)})
-    return set(transaction.known_attempts(several)) if several else set()
+            if fact.outcome and fact.call_id in apart:
+                done.add(fact.call_id)
+    return fresh

@@ -7,14 +7,16 @@ request may.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from turnout.ledger import upgrade
+from turnout.ledger import opening, upgrade
 from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S, Drain
+from turnout.ledger.entry import Entry, encode
 from turnout.ledger.sink import LedgerRefusedError
 from turnout.ledger.slots import Slots, recover
 from turnout.ledger.snapshot import Refresher
@@ -34,9 +36,12 @@ _PRUNE_EVERY_S: Final = 60.0
 _PRUNE_PAUSE_S: Final = 0.05
 # The database is opened this long after `start`, so that loading its libraries does not slow the first requests.
 _OPEN_DELAY_S: Final = 0.3
-# A server that does not answer in this time is taken for down; serving starts without it.
-_START_CHECK_S: Final = 2
 _ATTEMPTS_SHARE: Final = 0.8
+# So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
+_AS_THEY_CAME: Final = 512
+# So many waiting calls are spooled at once, by a thread that gets the core even where the writer does not.
+_SPILL_AT: Final = 1_024
+_FRAME_CALLS: Final = 32
 
 
 class Ledger:
@@ -64,13 +69,19 @@ class Ledger:
         self._monotonic = monotonic
         self._on_event: OnEvent = on_event or _ignore
         self._open_delay_s = open_delay_s
-        self._open_sink = open_sink or self._open_store
+        self._open_sink = open_sink or functools.partial(
+            opening.open_store, options, router_id=router_id, clock_ms=clock_ms, on_event=self._on_event
+        )
         self._path = upgrade.base_of(options.url, options.spool_path)
-        self._queue: deque[CallFact] = deque()
+        self._queue: deque[Entry] = deque()
         self._queue_max = options.queue_max
+        self._attempts_max = int(options.queue_max * _ATTEMPTS_SHARE)
+        self._spill_at = min(_SPILL_AT, max(1, options.queue_max // 2))
+        self._spill = threading.Event()
         self._dropped_full = 0
         self._dropped_closed = 0
         self._dropped_attempts = 0
+        self._dropped_invalid = 0
         self._slots: Slots | None = None
         self._slots_unreadable = 0
         self._recovered = 0
@@ -93,7 +104,8 @@ class Ledger:
             self._path,
             name=self._name,
             max_bytes=options.spool_max_bytes,
-            frame_calls=options.batch_max,
+            frame_calls=_FRAME_CALLS,
+            read_calls=options.batch_max,
         )
         self._drain = Drain(
             self._queue,
@@ -109,6 +121,7 @@ class Ledger:
         # Daemons: a database that hangs must not keep the process from ending; `close` is what loses nothing.
         self._writer = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._opener = threading.Thread(target=self._open, name="ledger-opener", daemon=True)
+        self._spiller = threading.Thread(target=self._spill_over, name="ledger-spiller", daemon=True)
 
     def start(self) -> None:
         """Begin writing in the background.
@@ -116,16 +129,14 @@ class Ledger:
         Raises:
             LedgerRefusedError: the schema of the database does not fit this code.
         """
-        if upgrade.is_file(self._options.url):
-            upgrade.check(upgrade.path_of(self._options.url))
-        else:
-            self._check_server()
+        opening.check(self._options.url)
         if self._options.slots:
             # Without a place for the file requests are served all the same; `ledger_down` says what is wrong there.
             with contextlib.suppress(OSError):
                 self._slots = Slots(self._path.with_name(f"{self._path.name}.slots-{self._name}"), self._options.slots)
         self._writer.start()
         self._opener.start()
+        self._spiller.start()
         self._refresher.start()
 
     def accepted(self, call: OpenedCall) -> None:
@@ -139,19 +150,30 @@ class Ledger:
         Never waits, never raises. Without room a call is taken from its slot later, or counted; attempts get at most
         80 % of the room.
         """
+        try:
+            payload = encode(call)
+        except (ValueError, OverflowError, TypeError):  # text that is not UTF-8, an integer beyond 64 bits
+            self._dropped_invalid += 1
+            self._free([call.call_id] if call.outcome else [])
+            return
+        waiting = len(self._queue)
+        fact = call if waiting < _AS_THEY_CAME else None
         if not call.outcome:
-            if not self._closed and len(self._queue) < self._queue_max * _ATTEMPTS_SHARE:
-                self._queue.append(call)
+            if not self._closed and waiting < self._attempts_max:
+                self._queue.append(Entry("", payload, fact))
             else:
                 self._dropped_attempts += len(call.attempts)
             return
-        if self._slots is not None:
-            self._slots.end(call)
+        slots = self._slots
+        if slots is not None:
+            slots.end(call, payload)
         if self._closed:
             self._dropped_closed += 1
-        elif len(self._queue) < self._queue_max:
-            self._queue.append(call)
-        elif self._slots is not None and self._slots.holds(call.call_id):
+        elif waiting < self._queue_max:
+            self._queue.append(Entry(call.call_id, payload, fact))
+            if waiting == self._spill_at:
+                self._spill.set()
+        elif slots is not None and slots.holds(call.call_id):
             self._overflow.append(call.call_id)
         else:
             self._dropped_full += 1
@@ -194,11 +216,12 @@ class Ledger:
         self._deadline = self._monotonic() + timeout_s
         self._closing.set()
         self._wake.set()
+        self._spill.set()
         if self._writer.is_alive():
             self._writer.join(timeout_s + 0.2)
         if self._writer.is_alive():
             # The writer hangs in the database. Its batch goes to the spool as well: stored twice changes nothing.
-            self._spool.append(list(self._drain.inflight))
+            self._spool.append_encoded([entry.payload for entry in self._drain.inflight])
         refused = self._spool.calls_refused
         self._from_slots(len(self._overflow))
         self._drain.spool_queue()
@@ -221,7 +244,7 @@ class Ledger:
             "dropped_calls_queue_full": self._dropped_full,
             "dropped_calls_closed": self._dropped_closed,
             "dropped_calls_spool_full": spool.calls_refused,
-            "dropped_calls_invalid": written.invalid + spool.calls_unencodable,
+            "dropped_calls_invalid": self._dropped_invalid + written.invalid + spool.calls_unencodable,
             "dropped_attempts_spool_full": spool.calls_stripped,
             "dropped_decisions_too_large": written.decisions_too_large,
             "spool_bytes": spool.size_bytes,
@@ -272,9 +295,17 @@ class Ledger:
         if self._drain.sink is not None:
             self._drain.sink.close()
 
+    def _spill_over(self) -> None:
+        """Bring a queue that grows to the spool: at saturation the writer hardly runs, and that costs memory."""
+        while not self._closed:
+            self._spill.wait()
+            self._spill.clear()
+            while len(self._queue) >= self._spill_at and not self._closed:
+                self._drain.spool_queue()
+
     def _yield(self) -> None:
         if self._options.yield_core:
-            _yield_to_requests()
+            opening.yield_to_requests()
 
     def _recover(self) -> None:
         """Make the requests that a killed process left open into rows, by way of the spool: its file is safe."""
@@ -288,10 +319,10 @@ class Ledger:
         if self._recovered or self._slots_unreadable:
             self._on_event("ledger_recovered", calls=self._recovered, unreadable=self._slots_unreadable)
 
-    def _free(self, calls: Sequence[CallFact]) -> None:
+    def _free(self, call_ids: Sequence[str]) -> None:
         slots = self._slots
         if slots is not None:
-            slots.free([call.call_id for call in calls if call.outcome])
+            slots.free(call_ids)
 
     def _from_slots(self, room: int) -> None:
         """Take calls that once found no room from their slots."""
@@ -300,7 +331,7 @@ class Ledger:
             if call is None:
                 self._dropped_full += 1
             else:
-                self._queue.append(call)
+                self._queue.append(Entry(call.call_id, encode(call), None))
 
     def _prune(self, wait_s: float) -> float:
         """Delete one chunk when it is time; return the pause until the next round."""
@@ -335,51 +366,6 @@ class Ledger:
             else:
                 if failing:
                     self._on_event("ledger_up", spool_bytes=self._spool.size_bytes)
-
-    def _open_store(self) -> Sink:
-        # Both load SQLAlchemy, here in a thread of their own.
-        url, options = self._options.url, self._options
-        if upgrade.is_file(url):
-            from turnout.ledger import sqlite
-
-            path = upgrade.path_of(url)
-            upgrade.prepare(path, clock_ms=self._clock_ms, on_event=self._on_event)
-            return sqlite.open_store(
-                path,
-                router_id=self._router_id,
-                clock_ms=self._clock_ms,
-                retention_days=options.retention_days,
-                decisions_days=options.decisions_days,
-            )
-        from turnout.ledger import postgres, server_upgrade
-
-        server_upgrade.check(url)
-        return postgres.open_store(
-            url,
-            router_id=self._router_id,
-            clock_ms=self._clock_ms,
-            retention_days=options.retention_days,
-            decisions_days=options.decisions_days,
-        )
-
-    def _check_server(self) -> None:
-        """Refuse to start on a schema that does not fit; a server that does not answer is waited for later."""
-        from sqlalchemy.exc import SQLAlchemyError
-
-        from turnout.ledger import server_upgrade
-
-        with contextlib.suppress(SQLAlchemyError):
-            server_upgrade.check(self._options.url, connect_timeout_s=_START_CHECK_S)
-
-
-def _yield_to_requests() -> None:
-    """Let the calling thread run only while nothing else wants its core, where the system offers that.
-
-    Without it the scheduler leaves the writer on the core for a whole slice (4 ms) although a request has arrived.
-    """
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _ignore(name: str, /, **fields: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from turnout.core.facts import CallFact
+from turnout.ledger import entry
 from turnout.ledger.drain import Drain
 from turnout.ledger.sink import SinkDownError, Written
 from turnout.ledger.spool import Spool
@@ -47,7 +48,7 @@ class World:
 
     def __init__(self, database: Path, events: Any, spool_bytes: int = 2**20) -> None:
         self.now = 100.0
-        self.queue: deque[CallFact] = deque()
+        self.queue: deque[entry.Entry] = deque()
         self.sink = Sink()
         self.spool = Spool(database, name="1", max_bytes=spool_bytes, frame_calls=BATCH)
         self.drain = Drain(
@@ -69,14 +70,14 @@ def world(database: Path, events: Any) -> World:
 
 
 def test_a_batch_goes_straight_to_the_database(world: World, call: Make) -> None:
-    world.queue.extend(call(n) for n in range(BATCH))
+    world.queue.extend(entry.of(call(n)) for n in range(BATCH))
     assert world.drain.round() == pytest.approx(0.1)
     assert world.sink.batches == [BATCH]
     assert world.drain.settled
 
 
 def test_more_than_a_batch_goes_to_the_spool_and_is_stored_when_it_is_quiet(world: World, call: Make) -> None:
-    world.queue.extend(call(n) for n in range(10))
+    world.queue.extend(entry.of(call(n)) for n in range(10))
     world.drain.round()
     assert (world.sink.batches, len(world.queue), world.spool.empty) == ([], 0, False)
     assert world.rounds_until_settled() == 3
@@ -85,9 +86,9 @@ def test_more_than_a_batch_goes_to_the_spool_and_is_stored_when_it_is_quiet(worl
 
 
 def test_new_calls_queue_behind_the_spool(world: World, call: Make) -> None:
-    world.queue.extend(call(n) for n in range(6))
+    world.queue.extend(entry.of(call(n)) for n in range(6))
     world.drain.round()
-    world.queue.append(call(6))
+    world.queue.append(entry.of(call(6)))
     world.drain.round()
     world.rounds_until_settled()
     assert world.sink.stored == [call(n) for n in range(7)]
@@ -95,16 +96,16 @@ def test_new_calls_queue_behind_the_spool(world: World, call: Make) -> None:
 
 def test_a_burst_is_not_slowed_by_the_replay_of_an_earlier_one(world: World, call: Make) -> None:
     for start in (0, 10, 20):
-        world.queue.extend(call(n) for n in range(start, start + 10))
+        world.queue.extend(entry.of(call(n)) for n in range(start, start + 10))
         world.drain.round()
     assert world.sink.tries == 0
 
 
 def test_steady_traffic_does_not_keep_the_spool_from_emptying(world: World, call: Make) -> None:
-    world.queue.extend(call(n) for n in range(50))
+    world.queue.extend(entry.of(call(n)) for n in range(50))
     world.drain.round()
     for n in range(50, 100):
-        world.queue.append(call(n))
+        world.queue.append(entry.of(call(n)))
         world.now += world.drain.round()
     assert world.spool.empty
     assert world.sink.stored == [call(n) for n in range(100)]
@@ -113,14 +114,14 @@ def test_steady_traffic_does_not_keep_the_spool_from_emptying(world: World, call
 def test_a_spool_half_full_is_replayed_under_any_traffic(database: Path, events: Any, call: Make) -> None:
     world = World(database, events, spool_bytes=20_000)
     for start in range(0, 100, 10):
-        world.queue.extend(call(n) for n in range(start, start + 10))
+        world.queue.extend(entry.of(call(n)) for n in range(start, start + 10))
         world.now += world.drain.round()
     assert world.sink.tries > 0
 
 
 def test_before_the_database_is_open_calls_wait_in_the_spool(world: World, call: Make) -> None:
     world.drain.sink = None
-    world.queue.append(call(0))
+    world.queue.append(entry.of(call(0)))
     world.drain.round()
     assert not world.queue
     world.drain.sink = world.sink
@@ -131,7 +132,7 @@ def test_before_the_database_is_open_calls_wait_in_the_spool(world: World, call:
 def test_a_database_that_fails_is_reported_once_and_asked_less_and_less(world: World, call: Make, events: Any) -> None:
     world.sink.up = False
     for n in range(600):
-        world.queue.append(call(n))
+        world.queue.append(entry.of(call(n)))
         world.now += world.drain.round()
     assert events.names == ["ledger_down"]
     # 0.1 + 0.2 + … + 5 s, then every 5 s: about 6 tries to the cap and 10 more in the rest of the minute.
@@ -145,15 +146,15 @@ def test_a_database_that_fails_is_reported_once_and_asked_less_and_less(world: W
 
 
 def test_finish_stores_everything_within_its_deadline(world: World, call: Make) -> None:
-    world.queue.extend(call(n) for n in range(10))
+    world.queue.extend(entry.of(call(n)) for n in range(10))
     world.drain.round()
-    world.queue.extend(call(n) for n in range(10, 15))
+    world.queue.extend(entry.of(call(n)) for n in range(10, 15))
     world.drain.finish(world.now + 1)
     assert world.sink.stored == [call(n) for n in range(15)]
 
 
 def test_finish_leaves_the_rest_in_the_spool_after_its_deadline(world: World, call: Make) -> None:
-    world.queue.extend(call(n) for n in range(10))
+    world.queue.extend(entry.of(call(n)) for n in range(10))
     world.drain.finish(world.now)
     assert world.sink.stored == []
     assert not world.queue

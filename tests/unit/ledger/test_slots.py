@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from turnout.core.facts import CallFact, OpenedCall
+from turnout.ledger.entry import encode
 from turnout.ledger.slots import RECORD_BYTES, SLOT_BYTES, Slots, recover
 
 Make = Callable[..., Any]
@@ -29,6 +30,10 @@ def opened(n: int = 0, **fields: Any) -> OpenedCall:
         "reserved_nusd": 11,
     }
     return OpenedCall(**{**given, **fields})
+
+
+def end(slots: Slots, call: CallFact) -> None:
+    slots.end(call, encode(call))
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def test_an_open_request_is_recovered_with_what_is_known(database: Path, path: P
 
 def test_an_ended_request_is_recovered_as_it_ended(database: Path, path: Path, slots: Slots, call: Make) -> None:
     slots.claim(opened(3))
-    slots.end(call(3, cost_nusd=5))
+    end(slots, call(3, cost_nusd=5))
     [found], _ = _recovered(database, path)
     assert found == call(3, cost_nusd=5, recovered=True)
 
@@ -80,7 +85,8 @@ def test_an_end_too_large_for_its_record_keeps_what_is_billed(
 ) -> None:
     slots.claim(opened(3, request_id="r" * 500, session_id="é" * 500))
     long = "x" * 400
-    slots.end(
+    end(
+        slots,
         call(
             3,
             attempts=tuple(attempt(attempt_no=n) for n in range(9)),
@@ -88,7 +94,7 @@ def test_an_end_too_large_for_its_record_keeps_what_is_billed(
             requested_model=long,
             tokens_out=9,
             decision=b"d" * 900,
-        )
+        ),
     )
     [found], _ = _recovered(database, path)
     assert (found.tokens_out, found.outcome, found.attempts) == (9, "completed", ())
@@ -98,7 +104,7 @@ def test_freed_slots_leave_nothing_and_are_used_again(database: Path, path: Path
     for turn in range(3):
         for n in range(4):
             assert slots.claim(opened(4 * turn + n))
-        slots.end(call(4 * turn))
+        end(slots, call(4 * turn))
         slots.free([f"01JCALL{4 * turn + n:019d}" for n in range(4)])
     assert slots.taken == 0
     assert _recovered(database, path) == ([], 0)
@@ -107,7 +113,7 @@ def test_freed_slots_leave_nothing_and_are_used_again(database: Path, path: Path
 def test_without_a_free_slot_the_request_is_served_and_counted(slots: Slots, call: Make) -> None:
     assert [slots.claim(opened(n)) for n in range(6)] == [True] * 4 + [False] * 2
     assert slots.missed == 2
-    slots.end(call(5))
+    end(slots, call(5))
     slots.free(["unknown", f"01JCALL{5:019d}"])
 
 
@@ -115,7 +121,7 @@ def test_a_kill_while_the_end_was_written_leaves_the_beginning(
     database: Path, path: Path, slots: Slots, call: Make
 ) -> None:
     slots.claim(opened(0))
-    slots.end(call(0))
+    end(slots, call(0))
     content = bytearray(path.read_bytes())
     at = next(at for at in range(0, len(content), SLOT_BYTES) if content[at])
     content[at + RECORD_BYTES + 100] ^= 1

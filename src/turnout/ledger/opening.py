@@ -1,0 +1,66 @@
+"""How the writer's database is opened, away from the event loop: everything here may load SQLAlchemy and block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from turnout.ledger import upgrade
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turnout.core import options
+    from turnout.ledger.sink import Sink
+    from turnout.ledger.upgrade import OnEvent
+
+# A server that does not answer in this time is taken for down; serving starts without it.
+_START_CHECK_S: Final = 2
+
+
+def check(url: str) -> None:
+    """Look at what stands at an address before serving starts; a server that does not answer is waited for later.
+
+    Raises:
+        LedgerRefusedError: the schema does not fit this code.
+    """
+    if upgrade.is_file(url):
+        upgrade.check(upgrade.path_of(url))
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from turnout.ledger import server_upgrade
+
+    with contextlib.suppress(SQLAlchemyError):
+        server_upgrade.check(url, connect_timeout_s=_START_CHECK_S)
+
+
+def open_store(options: options.Ledger, *, router_id: str, clock_ms: Callable[[], int], on_event: OnEvent) -> Sink:
+    """Bring the database to this schema, or check that it has it, and give its store.
+
+    Raises:
+        LedgerRefusedError: the schema does not fit this code.
+        Exception: the database cannot be opened at the moment.
+    """
+    days = {"retention_days": options.retention_days, "decisions_days": options.decisions_days}
+    if upgrade.is_file(options.url):
+        from turnout.ledger import sqlite
+
+        path = upgrade.path_of(options.url)
+        upgrade.prepare(path, clock_ms=clock_ms, on_event=on_event)
+        return sqlite.open_store(path, router_id=router_id, clock_ms=clock_ms, **days)
+    from turnout.ledger import postgres, server_upgrade
+
+    server_upgrade.check(options.url)
+    return postgres.open_store(options.url, router_id=router_id, clock_ms=clock_ms, **days)
+
+
+def yield_to_requests() -> None:
+    """Let the calling thread run only while nothing else wants its core, where the system offers that.
+
+    Without it the scheduler leaves the writer on the core for a whole slice (4 ms) although a request has arrived.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
