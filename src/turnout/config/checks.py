@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import ssl
 from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import urlsplit
 
@@ -67,7 +68,13 @@ def _endpoints(config: Config) -> Iterator[Finding]:
     for index, endpoint in enumerate(config.endpoint):
         path = f"endpoint[{index}]"
         if not _is_base_url(endpoint.url):
-            yield f"{path}.url", shown("", endpoint.url), "http://host:port, with a port from 1 to 65535"
+            yield (
+                f"{path}.url",
+                shown("", endpoint.url),
+                "http://host:port or https://host:port, with a port from 1 to 65535",
+            )
+        if endpoint.tls_ca and (wrong := _unusable_ca(endpoint.tls_ca)):
+            yield f"{path}.tls_ca", shown("", endpoint.tls_ca), f"a file of certificates in PEM form ({wrong})"
         for name in endpoint.served_as:
             if name not in endpoint.models:
                 yield f"{path}.served_as", shown("", name), f"only names listed in {path}.models"
@@ -190,6 +197,15 @@ def _is_base_url(url: str) -> bool:
     except ValueError:
         return False
     return split is not None and split[1] > 0
+
+
+def _unusable_ca(file: str) -> str:
+    """Say why nobody can be trusted by this file; "" when it can be used."""
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _is_instant(text: str) -> bool:

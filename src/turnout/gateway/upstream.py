@@ -6,9 +6,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from turnout.core.options import Endpoint, Pool
-from turnout.http.client import EndpointPool, Sink
-
-_HTTP_PORT = 80
+from turnout.http.client import Sink
+from turnout.http.reaching import engine_pool
 
 
 class RequestPool(Protocol):
@@ -60,7 +59,7 @@ class Upstream:
         url = urlsplit(endpoint.url)
         self.stream_usage = endpoint.stream_usage != "no"
         self._stream_usage_known = endpoint.stream_usage != "auto"
-        self.pool = EndpointPool(url.hostname or "", url.port or _HTTP_PORT, pool, connect_timeout_s)
+        self.pool = engine_pool(endpoint, pool, connect_timeout_s)
         credential = f"authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
         self._common = f"host: {url.netloc}\r\naccept-encoding: identity\r\n{credential}".encode()
         self._heads: dict[str, bytes] = {}

@@ -16,6 +16,7 @@ from typing import Protocol, cast
 from turnout.core.errors import ErrorKind
 from turnout.core.options import Pool
 from turnout.http.chunked import ChunkedDecoder, FramingError, whole_chunks
+from turnout.http.dialling import Dialler
 from turnout.http.outbox import running_outbox
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
 
@@ -254,8 +255,11 @@ class EngineConnection(asyncio.Protocol):
 class EndpointPool:
     """The connections to one endpoint: idle ones are reused last-in-first-out, closed when idle for too long."""
 
-    def __init__(self, host: str, port: int, options: Pool, connect_timeout_s: float) -> None:
+    def __init__(
+        self, host: str, port: int, options: Pool, connect_timeout_s: float, dialler: Dialler | None = None
+    ) -> None:
         self._host, self._port = host, port
+        self._dialler = dialler
         self._options = options
         self._connect_timeout_s = connect_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -363,9 +367,12 @@ class EndpointPool:
         failure: tuple[ErrorKind, str]
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(
-                    lambda: EngineConnection(self), self._host, self._port
-                )
+                if self._dialler is not None:
+                    connection = await self._dialler.connect(lambda: EngineConnection(self))
+                else:
+                    _, connection = await self._loop.create_connection(
+                        lambda: EngineConnection(self), self._host, self._port
+                    )
         except TimeoutError:
             failure = (ErrorKind.TIMEOUT_CONNECT, "no connection in time")
         except OSError as error:

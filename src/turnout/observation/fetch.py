@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 
 from turnout.core import options
 from turnout.core.errors import ErrorKind
-from turnout.http.client import EndpointPool, EngineConnection
+from turnout.http.client import EngineConnection
+from turnout.http.reaching import engine_pool
 from turnout.http.response_head import ResponseHead
 
 _BODY_MAX_BYTES = 4 * 1024 * 1024
-_HTTP_PORT = 80
 
 
 class Fetcher:
@@ -20,7 +20,7 @@ class Fetcher:
     def __init__(self, endpoint: options.Endpoint, timeout_s: float) -> None:
         url = urlsplit(endpoint.url)
         self._timeout_s = timeout_s
-        self._pool = EndpointPool(url.hostname or "", url.port or _HTTP_PORT, options.Pool(idle_max=1), timeout_s)
+        self._pool = engine_pool(endpoint, options.Pool(idle_max=1), timeout_s)
         credential = f"authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
         self._rest = f" HTTP/1.1\r\nhost: {url.netloc}\r\naccept-encoding: identity\r\n{credential}\r\n"
 
