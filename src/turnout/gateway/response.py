@@ -151,7 +151,7 @@ class AttemptResponse:
         """End the response that the engine ended."""
         run = self._run
         if self.mode is Mode.STREAM:
-            self._end_stream()
+            self.end_stream()
         elif self.mode is Mode.HOLD:
             self._end_held()
         elif self.mode is Mode.THROUGH:
@@ -331,7 +331,8 @@ class AttemptResponse:
             kind = ErrorKind.BAD_RESPONSE if self.first_output_s is None else ErrorKind.STREAM_CUT
         run.failed(self, kind, 200)
 
-    def _end_stream(self) -> None:
+    def end_stream(self) -> None:
+        """End a stream whose last event has come."""
         run = self._run
         if not self.tap.complete:  # type: ignore[union-attr]  # set with the mode
             run.failed(self, ErrorKind.BAD_RESPONSE if self.first_output_s is None else ErrorKind.STREAM_CUT, 200)

@@ -124,6 +124,10 @@ class Run(OpenRun):
         self, response: AttemptResponse, kind: ErrorKind, status: int | None, retry_after_s: float | None = None
     ) -> None:
         """End an attempt that failed and do what follows."""
+        tap = response.tap
+        if tap is not None and tap.terminated and tap.complete and self.response is response:
+            response.end_stream()  # P3: the client has all of it, terminator included; nothing may follow that
+            return
         attempt = response.attempt
         if attempt.legs is not None:
             kind = attempt.legs.driver.failing(kind)

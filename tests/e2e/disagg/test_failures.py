@@ -154,7 +154,7 @@ def scene_of(start_router: Any, fleet_of: Any, flow: str, wire: Any, loop: Any, 
         scene.end()
 
 
-def only(*flows: str) -> Any:
+def only(*flows: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("flow", flows, indirect=True)
 
 
