@@ -114,7 +114,7 @@ def evaluate(
     bundle_dir: Directory = DEFAULT_DIRECTORY,
     weak: Annotated[str, typer.Option(help="The cheap model of the pair.")] = "",
     strong: Annotated[str, typer.Option(help="The good model of the pair.")] = "",
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the cost-quality plot, as SVG only.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plot, as .svg or .png.")] = None,
     by_group: Annotated[
         bool, typer.Option("--by-group", help="Hold out whole groups of labels: how it does out of domain.")
     ] = False,

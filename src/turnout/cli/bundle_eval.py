@@ -15,11 +15,13 @@ from turnout.bundles.fitting.build import in_memory
 from turnout.bundles.fitting.fit import Embedded, Fitted, Plan, embed_all, fit
 from turnout.bundles.fitting.folds import HeadChoice, Pair
 from turnout.bundles.fitting.labels import LabelError, Labels, read
-from turnout.bundles.fitting.plot import Line, svg
+from turnout.bundles.fitting.plot import Line, as_svg
+from turnout.bundles.fitting.plot import plan as plan_of_plot
+from turnout.bundles.fitting.raster import as_png
 from turnout.cli.bundle_eval_report import Judged, Row, document, print_report
 from turnout.cli.bundle_fit import head_words, plan_of
-from turnout.cli.bundle_output import MAX_PROMPT_BYTES, embedder_in, embedder_of, load, prices_of, progress
-from turnout.core.selection.arrays import Floats
+from turnout.cli.bundle_output import MAX_PROMPT_BYTES, Report, embedder_in, embedder_of, load, prices_of, progress
+from turnout.core.selection.arrays import Floats, Ints
 from turnout.core.selection.bundle import Bundle
 from turnout.core.selection.embedder import Embedder
 
@@ -48,8 +50,8 @@ def run(
     encoders: Sequence[Path] = (),
 ) -> int:
     """Judge and print; 1 when the gate against another version fails."""
-    if plot is not None and plot.suffix != ".svg":
-        raise LabelError(f"--plot: expected a file name that ends in .svg, the one format written, got {plot.name!r}")
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise LabelError(f"--plot: expected a file name that ends in .svg or .png, got {plot.name!r}")
     if by_group and (version or test is not None):
         raise LabelError("--by-group: expected neither --version nor --test, which fit no folds")
     plan, choice = plan_of(clusters, scoring, head, abstain)
@@ -71,7 +73,7 @@ def run(
         columns = np.array([judged.labels.models.index(model) for model in old.models])[picks.columns[0]]
         gated = gate.against(judged.labels, judged.picks.columns[-1], columns)
     if plot is not None:
-        plot.write_text(_picture(judged), encoding="utf-8")
+        _draw(judged, plot)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(document(judged, gated)), indent=1).decode())
     else:
@@ -96,7 +98,7 @@ def _folds(
     if by_group and len(set(labels.groups)) < 2:  # noqa: PLR2004 - one to fit on, one to judge
         raise LabelError(f"--by-group: expected labels with two groups or more, got {len(set(labels.groups))}")
     kept: folds.Held | None = None
-    gains, verdicts = [], []
+    gains, verdicts, first = [], [], []
     with progress() as start:
         embedded = embed_all(labels.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
         for seed in range(seeds):
@@ -104,20 +106,38 @@ def _folds(
             held = folds.held_out(labels, embedded, fold, plan, choice, start(f"folds, seed {seed}"))
             kept = kept or held
             gains.append(held.gain(pair))
+            first.append(_score(labels, _picked(labels, embedded, embedder, held, book, (1.0,)).columns[0]))
             verdicts += [head_words(verdict) for verdict in held.heads]
         assert kept is not None
-        bar = start("asking the blend")
-        columns = np.empty((len(judge.ALPHAS), len(labels)), dtype=np.intp)
-        outside = np.zeros(len(labels), dtype=bool)
-        for number, fitted in enumerate(kept.fits):
-            rows = np.flatnonzero(kept.fold_of == number)
-            bundle = in_memory(labels, fitted, embedder, book)
-            picks = judge.pick(bundle, labels.take(rows), embedded.take(rows))
-            columns[:, rows], outside[rows] = picks.columns, picks.out_of_domain
-            bar(number + 1, len(kept.fits))
+        picks = _picked(labels, embedded, embedder, kept, book, judge.ALPHAS, start("asking the blend"))
     costs = _costs(labels, in_memory(labels, kept.fits[0], embedder, book))
     how = f"{folds.FOLDS} folds{' of whole groups' if by_group else ''}, mean of {seeds} seed{'s' if seeds > 1 else ''}"
-    return _judged(labels, pair, gains, judge.Picks(columns, outside), costs, how, verdicts)
+    judged = _judged(labels, pair, gains, picks, costs, how, verdicts)
+    return msgspec.structs.replace(judged, first_choice=tuple(first))
+
+
+def _picked(
+    labels: Labels,
+    embedded: Embedded,
+    embedder: Embedder,
+    held: folds.Held,
+    book: dict[str, Any],
+    alphas: Sequence[float],
+    report: Report = lambda done, total: None,  # noqa: ARG005 - names of the contract
+) -> judge.Picks:
+    """Ask the blend of each fold's fit about the prompts it never saw."""
+    columns = np.empty((len(alphas), len(labels)), dtype=np.intp)
+    outside = np.zeros(len(labels), dtype=bool)
+    for number, fitted in enumerate(held.fits):
+        rows = np.flatnonzero(held.fold_of == number)
+        picks = judge.pick(in_memory(labels, fitted, embedder, book), labels.take(rows), embedded.take(rows), alphas)
+        columns[:, rows], outside[rows] = picks.columns, picks.out_of_domain
+        report(number + 1, len(held.fits))
+    return judge.Picks(columns, outside)
+
+
+def _score(labels: Labels, columns: Ints) -> float:
+    return float(np.nanmean(labels.scores[np.arange(len(labels)), columns]))
 
 
 def _held_out_file(
@@ -218,9 +238,12 @@ def _embedded(labels: Labels, bundle: Bundle, encoders: Sequence[Path]) -> Embed
         return embed_all(labels.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
 
 
-def _picture(judged: Judged) -> str:
+def _draw(judged: Judged, to: Path) -> None:
     weak, strong = judged.labels.models[judged.pair.weak], judged.labels.models[judged.pair.strong]
     lines = [Line(name, found.share, found.score) for name, found in judged.curves.items()]
-    return svg(
-        f"{weak} → {strong}, {len(judged.labels)} prompts, {judged.how}", f"calls to {strong}", "mean score", lines
-    )
+    title = f"{weak} to {strong}, {len(judged.labels)} prompts, {judged.how}"
+    picture = plan_of_plot(title, f"calls to {strong}", "mean score", lines)
+    try:
+        to.write_bytes(as_png(picture) if to.suffix == ".png" else as_svg(picture))
+    except OSError as error:
+        raise LabelError(f"--plot: expected a file that can be written, got {error.strerror}: {to}") from None

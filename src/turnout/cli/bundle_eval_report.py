@@ -43,6 +43,8 @@ class Judged(msgspec.Struct, frozen=True):
     walk: list[judge.Step]
     single: int
     costs: Floats
+    first_choice: tuple[float, ...] = ()
+    """Score of the first choice at alpha 1, by seed of the folds."""
 
 
 def document(judged: Judged, gated: Against | None) -> dict[str, Any]:
@@ -57,7 +59,11 @@ def document(judged: Judged, gated: Against | None) -> dict[str, Any]:
         "linear_head": judged.heads,
         "figures": {row.name: msgspec.to_builtins(row.reading) for row in judged.rows},
         "best_single": {"model": labels.models[judged.single], "score": best},
-        "at_full_quality": {"score": judged.walk[-1].score, "out_of_domain": float(judged.picks.out_of_domain.mean())},
+        "at_full_quality": {
+            "score": judged.walk[-1].score,
+            "out_of_domain": float(judged.picks.out_of_domain.mean()),
+            "points_by_seed": [100 * (score - best) for score in judged.first_choice],
+        },
         "alphas": [_finite(msgspec.to_builtins(step)) for step in judged.walk],
         "cost_to_reach": [
             _finite({"part": part, "cost": cost}) for part, cost in judge.cost_to_reach(judged.walk, best)
@@ -101,8 +107,12 @@ def _print_picks(judged: Judged) -> None:
     at_full = judged.walk[-1].score
     typer.echo(
         f"bundle's first choice at alpha 1: {at_full:.4f} ({100 * (at_full - best):+.2f} points), "
-        f"{percent(float(judged.picks.out_of_domain.mean()))} of prompts out of domain\n"
+        f"{percent(float(judged.picks.out_of_domain.mean()))} of prompts out of domain"
     )
+    if len(judged.first_choice) > 1:
+        points = [100 * (score - best) for score in judged.first_choice]
+        typer.echo(f"over {len(points)} seeds: mean {np.mean(points):+.2f} points, worst {min(points):+.2f}")
+    typer.echo()
     typer.echo(
         table(
             ("alpha", "score", "cost per 1k prompts"),

@@ -172,6 +172,18 @@ def test_bad_options_exit_with_2(labels: Path, tmp_path: Path, options: tuple[st
     assert (code, message in said) == (2, True)
 
 
-def test_a_plot_is_svg_or_nothing(labels: Path, tmp_path: Path) -> None:
-    code, said = ask("eval", labels, "--wide", "--plot", tmp_path / "curve.png")
-    assert (code, "ends in .svg" in said.replace("\n", " ")) == (2, True)
+def test_a_plot_is_svg_or_png(labels: Path, tmp_path: Path) -> None:
+    asked = ("eval", labels, "--wide", "--head", "off", "--plot")
+    assert ask(*asked, tmp_path / "curve.png")[0] == 0
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    code, said = ask(*asked, tmp_path / "curve.pdf")
+    assert (code, "ends in .svg or .png" in said.replace("\n", " ")) == (2, True)
+    code, said = ask(*asked, tmp_path / "nowhere" / "curve.png")
+    assert (code, "--plot: expected a file that can be written" in said.replace("\n", " ")) == (2, True)
+
+
+def test_eval_says_how_the_first_choice_does_over_all_seeds(labels: Path) -> None:
+    said = ask("eval", labels, "--wide", "--head", "off", "--seeds", 3)[1]
+    assert "over 3 seeds: mean " in said
+    found = json.loads(ask("eval", labels, "--wide", "--head", "off", "--seeds", 3, "--json")[1])
+    assert len(found["at_full_quality"]["points_by_seed"]) == 3

@@ -14,7 +14,6 @@ from turnout.bundles.fitting.fit import RIDGE, Plan, embed_all, fit, normalised,
 from turnout.bundles.fitting.judge import ALPHAS, best_single, by_group, cost_to_reach, pick, steps
 from turnout.bundles.fitting.kmeans import default_clusters, spherical_kmeans
 from turnout.bundles.fitting.labels import LabelError, Labels, read
-from turnout.bundles.fitting.plot import Line, svg
 from turnout.bundles.reading import digest_of
 from turnout.core.selection.embedder import Hashgram
 
@@ -196,11 +195,3 @@ def test_bad_labels_are_named(tmp_path: Path, content: str, wide: bool, message:
         read(path, wide=wide)
     with pytest.raises(LabelError, match="expected a readable file"):
         read(tmp_path / "none.csv", wide=wide)
-
-
-def test_the_picture_is_plain_svg() -> None:
-    text = svg("a < b", "x", "y", [Line("one & two", np.array([0.0, 1.0]), np.array([0.2, 0.9]))])
-    assert text.startswith("<svg ")
-    assert "a &lt; b" in text
-    assert "one &amp; two" in text
-    assert "script" not in text
