@@ -49,9 +49,14 @@ bench: compiled ## compare with other routers, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 LABELS = ../shared/data/selection
+MMLU = $(LABELS)/mmlu_38_subjects.csv.gz
+GSM8K = $(LABELS)/gsm8k_half.csv.gz
+EVAL = $(BIN)/turnout bundle eval --wide --price gpt-4-1106-preview=10,30 --price mixtral-8x7b-instruct=0.6,0.6
 
-selection-figures: $(READY) ## reproduce the table of docs/selection.md from the labels in LABELS (a quarter of an hour)
-	@for data in mmlu_38_subjects gsm8k_half; do $(BIN)/turnout bundle eval $(LABELS)/$$data.csv.gz --wide --seeds 5 || exit 1; done
+selection-figures: $(READY) ## reproduce the tables of docs/selection.md from the labels in LABELS (a quarter of an hour)
+	@test -r $(MMLU) || { echo "error: no labels at $(LABELS); run: make selection-figures LABELS=/path/to/labels" >&2; exit 1; }
+	@for figures in "$(MMLU) --seeds 5" "$(GSM8K) --seeds 5" "$(MMLU) --by-group --seeds 5" "$(MMLU) --test $(GSM8K)" \
+		"$(GSM8K) --test $(MMLU)"; do printf '\n== turnout bundle eval %s\n' "$$figures"; $(EVAL) $$figures || exit 1; done
 
 docs: $(READY) ## regenerate docs/configuration.md
 	@$(BIN)/python -m turnout.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
