@@ -1,8 +1,9 @@
 """The default policy: one cost in seconds per candidate, lowest wins (scheduling §5.2).
 
-`total = queue_s + W + β·W + γ·n·W + π·p·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is not
-cached, `p` the share of its recent time that the endpoint was given as prefill: answers running there have been slowed
-already, and a queue that is empty again does not tell.
+`total = queue_s + W + β·W/f + γ·n·W + π·p·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is
+not cached, `f` how many times as long as the pool's usual endpoint this one takes (the shadow price is what the same
+prefill costs the pool; that an endpoint is slow is in `W` already), `p` the share of its recent time that the endpoint
+was given as prefill: answers running there have been slowed already, and a queue that is empty again does not tell.
 
 One setting for chats, agents and traffic without reuse. `rows` gathers what the formula reads; `totals` is the formula,
 live and in explanations alike; `hold` says when binding late is better than any candidate.
@@ -19,7 +20,7 @@ from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling.ties import lowest
 from turnout.core.scheduling.types import Ask, Costs, Decision
 
-COLUMNS = ("uncached", "a", "b", "queue_s", "running", "pace", "busy", "step_s", "evict_s", "guard_s")
+COLUMNS = ("uncached", "a", "b", "queue_s", "running", "pace", "busy", "step_s", "evict_s", "guard_s", "factor")
 PRICED = frozenset(("turnout", "least_predicted_ttft"))
 _QUEUE = COLUMNS.index("queue_s")
 _GATE_LOOK_S = 0.5  # a gated request is looked at again after this time, if nothing happens before
@@ -63,6 +64,7 @@ def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - 
                 prefill.step_s,
                 evict,
                 guard,
+                prefill.factor,
             )
         )
     decision.rows = out
@@ -73,23 +75,24 @@ def totals(decision: Decision) -> list[float]:
     """Return the formula over `rows`: seconds per candidate."""
     tokens = decision.tokens
     costs = decision.costs
-    base = 1.0 + costs.shadow_price
+    beta = costs.shadow_price
     gamma = costs.interference
     pi = costs.pace
     delta = costs.decode
     return [
         queue
-        + (a * uncached + b * uncached * (tokens - 0.5 * uncached)) * (base + gamma * running + pi * pace)
+        + (a * uncached + b * uncached * (tokens - 0.5 * uncached))
+        * (1.0 + beta / factor + gamma * running + pi * pace)
         + delta * busy * step
         + evict
         + guard
-        for uncached, a, b, queue, running, pace, busy, step, evict, guard in decision.rows
+        for uncached, a, b, queue, running, pace, busy, step, evict, guard, factor in decision.rows
     ]
 
 
 def terms(decision: Decision, position: int) -> dict[str, float]:
     """Return the parts of one candidate's total, in seconds; they add up to it but for rounding."""
-    uncached, a, b, queue, running, pace, busy, step, evict, guard = decision.rows[position]
+    uncached, a, b, queue, running, pace, busy, step, evict, guard, factor = decision.rows[position]
     work = a * uncached + b * uncached * (decision.tokens - 0.5 * uncached)
     if decision.policy != "turnout":
         return {"queue_s": queue, "prefill_s": work}
@@ -97,7 +100,7 @@ def terms(decision: Decision, position: int) -> dict[str, float]:
     return {
         "queue_s": queue,
         "prefill_s": work,
-        "shadow_s": costs.shadow_price * work,
+        "shadow_s": costs.shadow_price / factor * work,
         "interference_s": costs.interference * running * work,
         "pace_s": costs.pace * pace * work,
         "decode_s": costs.decode * busy * step,
@@ -114,7 +117,7 @@ def pick(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG0
 def predicted_ttft(decision: Decision) -> list[float]:
     """Return `queue_s + W` per candidate: the rival that looks at one request only."""
     tokens = decision.tokens
-    return [row[3] + row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
+    return [row[_QUEUE] + row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
 
 
 def pick_predicted_ttft(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
