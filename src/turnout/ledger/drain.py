@@ -155,10 +155,11 @@ class Drain:
         if not entries:
             return
         self._spool.append_encoded([entry.payload for entry in entries])
-        self._spool.sync()
         self._spooled += len(entries)
+        # What the kernel has survives a kill, as slots do; the disk is waited for after that.
         if not self._spool.memory_used_bytes:
             self._on_safe([entry.call_id for entry in entries if entry.call_id])
+        self._spool.sync()
 
     def _write(self, facts: list[CallFact]) -> bool:
         assert self.sink is not None, "callers ask first"

@@ -25,6 +25,10 @@ HEAD: Final = REVISIONS[-1]
 MIGRATIONS: Final = str(Path(__file__).parent / "migrations")
 _SCHEME: Final = "sqlite:///"
 _LOCK_WAIT_S: Final = 60.0
+_VERSION_TABLE: Final = (
+    "CREATE TABLE alembic_version ( version_num VARCHAR(32) NOT NULL,"
+    " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num) )"
+)
 
 
 class OnEvent(Protocol):
@@ -113,8 +117,31 @@ def prepare(path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> No
     if state.exists:
         copy = _copy(path, state.revision or "none")
         on_event("ledger_copied", path=str(path), copy=str(copy), revision=state.revision or "")
-    _migrate(path)
+        migrate(path)
+    else:
+        _create(path)
     on_event("ledger_upgraded", path=str(path), before=state.revision or "", revision=HEAD)
+
+
+def migrate(path: Path) -> None:
+    """Run every revision that a file lacks."""
+    # Alembic costs 12 MB and 0.15 s that a normal start does not pay.
+    from alembic import command
+    from alembic.config import Config
+
+    from turnout.ledger import connection
+
+    engine = connection.writing_engine(path, begin="BEGIN EXCLUSIVE", busy_timeout_s=_LOCK_WAIT_S)
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    try:
+        # Revisions and version number change in one exclusive transaction; a second process that starts at the
+        # same time waits for it and then finds nothing to do.
+        with engine.connect() as conn, conn.begin():
+            config.attributes["connection"] = conn
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
 
 
 def _read(path: Path) -> State:
@@ -147,22 +174,18 @@ def _copy(path: Path, revision: str) -> Path:
     return copy
 
 
-def _migrate(path: Path) -> None:
-    # Loaded only when there is something to do: alembic costs 12 MB and 0.15 s that a normal start does not pay.
-    from alembic import command
-    from alembic.config import Config
-
-    from turnout.ledger import connection
+def _create(path: Path) -> None:
+    """Make the tables of the newest schema at once: a test holds that the migrations lead to the same."""
+    from turnout.ledger import connection, schema
 
     engine = connection.writing_engine(path, begin="BEGIN EXCLUSIVE", busy_timeout_s=_LOCK_WAIT_S)
-    config = Config()
-    config.set_main_option("script_location", MIGRATIONS)
     try:
-        # Revisions and version number change in one exclusive transaction; a second process that starts at the
-        # same time waits for it and then finds nothing to do.
         with engine.connect() as conn, conn.begin():
-            config.attributes["connection"] = conn
-            command.upgrade(config, "head")
+            # A second process that starts at the same time waits for the lock and then finds nothing to do.
+            if not conn.exec_driver_sql("SELECT count(*) FROM sqlite_master WHERE type = 'table'").scalar_one():
+                schema.metadata.create_all(conn, checkfirst=False)
+                conn.exec_driver_sql(_VERSION_TABLE)
+                conn.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
     finally:
         engine.dispose()
 

@@ -54,14 +54,24 @@ def test_columns_are_those_of_the_specification(table: str) -> None:
     assert [c.name + "?" * bool(c.nullable) for c in columns] == COLUMNS[table].split()
 
 
-@pytest.mark.usefixtures("store")
 def test_migrations_create_exactly_the_tables_of_the_schema(database: Path) -> None:
     fresh = sa.create_engine("sqlite://")
     schema.metadata.create_all(fresh)
     wanted = _definitions(fresh)
+    upgrade.migrate(database)
     assert _definitions(connection.reading_engine(database)) == {**wanted, **_VERSION_TABLE}
     for name, columns in INDEXES.items():
         assert wanted[name].endswith(f"({columns}")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_fresh_file_is_what_the_migrations_lead_to(database: Path, tmp_path: Path) -> None:
+    upgrade.migrate(tmp_path / "migrated.db")
+    made, migrated = (connection.reading_engine(path) for path in (database, tmp_path / "migrated.db"))
+    assert _definitions(made) == _definitions(migrated)
+    for engine in (made, migrated):
+        with engine.connect() as conn:
+            assert conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [upgrade.HEAD]
 
 
 @pytest.mark.usefixtures("store")
