@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import socket
 from collections.abc import Callable
 
 from turnout.core.options import Server
@@ -11,6 +14,10 @@ from turnout.http.outbox import running_outbox
 from turnout.http.server import Connection, Handler
 
 SWEEP_S = 0.25
+_SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
+_BACKLOG = 4096
+_RESERVE = 32  # F11: descriptors that are left to engines, files and the admin listener
+_PAUSE_S = 0.1
 
 
 class Listener:
@@ -30,15 +37,52 @@ class Listener:
         self.body_bytes = 0
         self.draining = False
         self.now = clock()
+        self.pauses_total = 0
+        """How often accepting paused for want of file descriptors."""
+        self._scarce_from = _scarce_from()
+        self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
+        self._resuming: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=4096, reuse_address=True)
+        self._server = await loop.create_server(
+            lambda: Connection(self), host, port, backlog=_BACKLOG, reuse_address=True
+        )
         self._sweep(loop)
-        return int(self._server.sockets[0].getsockname()[1])
+        listening = self._server.sockets[0]
+        if listening.fileno() >= 0:  # in a simulation there is none to keep
+            self._socket = socket.socket(fileno=os.dup(listening.fileno()))
+        return int(listening.getsockname()[1])
+
+    def took(self, sock: socket.socket) -> None:
+        """Set up a connection's socket, and leave the next ones in the backlog while descriptors are scarce (L7)."""
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF_BYTES)
+        # The kernel hands out the lowest number that is free, so a number tells how many are taken.
+        if sock.fileno() >= self._scarce_from and self._socket is not None and self._server is not None:
+            self._server.close()
+            self._server = None
+            self.pauses_total += 1
+            self._resuming = asyncio.get_running_loop().create_task(self._resume(self._socket))
+
+    async def _resume(self, listening: socket.socket) -> None:
+        """Accept again after a while; the backlog of the socket has kept those who came meanwhile."""
+        loop = asyncio.get_running_loop()
+        while self._server is None:
+            await asyncio.sleep(_PAUSE_S)
+            try:
+                free = os.dup(listening.fileno())
+                if free >= _scarce_from():
+                    os.close(free)
+                    continue
+                self._server = await loop.create_server(
+                    lambda: Connection(self), sock=socket.socket(fileno=free), backlog=_BACKLOG
+                )
+            except OSError:
+                continue
 
     def drain(self) -> None:
         """Close idle connections and let every further response close its own (X1)."""
@@ -48,8 +92,12 @@ class Listener:
 
     async def stop(self) -> None:
         """Stop accepting and close what is left."""
+        if self._resuming is not None:
+            self._resuming.cancel()
         if self._server is not None:
             self._server.close()
+        if self._socket is not None:
+            self._socket.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in list(self.connections):
@@ -61,4 +109,11 @@ class Listener:
         for connection in list(self.connections):
             if connection.deadline <= now:
                 connection.expired(now)
+        self._scarce_from = _scarce_from()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)
+
+
+def _scarce_from() -> int:
+    """The first descriptor number of the reserve; the limit may be changed while we run."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(_RESERVE, most - _RESERVE) if most != resource.RLIM_INFINITY else 2**31

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _LINGER_S = 2.0
 _IGNORED_BODY_MAX_BYTES = 65_536
-_SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
 _LINE_ENDS_MAX = 2
 _HEAD_END = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -144,8 +143,7 @@ class Connection(asyncio.Protocol):
         listener.connections_total += 1
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF_BYTES)
+            listener.took(sock)
         self._transport.set_write_buffer_limits(high=listener.options.write_buffer_bytes)
         if len(listener.connections) > listener.options.connections_max:
             self._refuse(

@@ -124,6 +124,9 @@ class _Socket:
     def getsockname(self) -> tuple[str, int]:
         return ("127.0.0.1", self._port)
 
+    def fileno(self) -> int:
+        return -1
+
     def setsockopt(self, level: int, option: int, value: object) -> None:  # noqa: ARG002 - only one option matters
         if (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER):
             self.resets = True
