@@ -117,6 +117,7 @@ class App:
         self.gateway.start()
         self._prober.start()
         self._observer = self._new_observer()
+        self.changes.on_join = self._observer.scraper.follow
         self._observer.start()
         if self._bundles is not None:
             self._bundles.start()
@@ -277,6 +278,7 @@ class App:
         from turnout.console.admin import admin_app
         from turnout.console.disagg_pages import routes as disagg_routes
         from turnout.console.ledger_pages import routes as ledger_routes
+        from turnout.console.registration_pages import routes as registration_routes
         from turnout.telemetry.prometheus import Exposition
 
         facts = Facts(self.gateway, self.listener, self.meter, self.ledger)
@@ -295,7 +297,8 @@ class App:
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
         pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
         disagg_pages = disagg_routes(lambda: disagg_document(self.gateway.fleet, self._clock()))
-        pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages)
+        pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages,
+                 *registration_routes(self.changes, self._config.server.registration_digest))  # fmt: skip
         return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
 
 

@@ -75,6 +75,8 @@ def _endpoints(config: Config) -> Iterator[Finding]:
             )
         if endpoint.tls_ca and (wrong := _unusable_ca(endpoint.tls_ca)):
             yield f"{path}.tls_ca", shown("", endpoint.tls_ca), f"a file of certificates in PEM form ({wrong})"
+        if endpoint.kv_ports[0] > endpoint.kv_ports[1]:
+            yield f"{path}.kv_ports", shown("", endpoint.kv_ports), "the first port, then the last"
         for name in endpoint.served_as:
             if name not in endpoint.models:
                 yield f"{path}.served_as", shown("", name), f"only names listed in {path}.models"

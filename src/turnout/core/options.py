@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from turnout.core import option_types, scheduling_options
+from turnout.core import endpoint_options, option_types, scheduling_options
 
 Section = option_types.Section
 Seconds = option_types.Seconds
@@ -29,6 +29,7 @@ Scheduling = scheduling_options.Scheduling
 Prefix = scheduling_options.Prefix
 Load = scheduling_options.Load
 KvEvents = scheduling_options.KvEvents
+Endpoint = endpoint_options.Endpoint
 
 
 class Server(Section, frozen=True, kw_only=True):
@@ -40,6 +41,11 @@ class Server(Section, frozen=True, kw_only=True):
     admin_listen: Annotated[str, _doc("Address of the admin listener (/metrics, /x/…); empty switches it off.")] = (
         "127.0.0.1:9090"
     )
+    registration_digest: Annotated[
+        str,
+        Meta(pattern=r"^(sha256:[0-9a-f]{64})?$"),
+        _doc("Digest of the token by which engines register; empty: none."),
+    ] = ""
     request_line_max_bytes: Annotated[Bytes, _doc("L1: longest request line; over it 414.")] = 8192
     head_max_bytes: Annotated[Bytes, _doc("L1: largest head in all; over it 431.")] = 32768
     headers_max: Annotated[Count, _doc("L1: most header lines; over it 431.")] = 100
@@ -293,94 +299,6 @@ class Model(Section, frozen=True, kw_only=True):
     stream_safety: Annotated[StreamSafety | None, _doc("Stream safety of this model.")] = None
     hedge: Annotated[bool, _doc("Z1: slow first tokens of this model may be asked for twice.")] = False
     fallback: Annotated[list[Name], _doc("N6: models asked in this order when no endpoint of this one answers.")] = []
-
-
-class Endpoint(Section, frozen=True, kw_only=True):
-    """One engine replica or provider deployment."""
-
-    name: Annotated[
-        str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$"), _doc("Unique name, shown to clients instead of the address.")
-    ]
-    url: Annotated[
-        str,
-        Meta(pattern=r"^https?://[A-Za-z0-9.\-\[\]:]+/?$", max_length=512),
-        _doc("Base address, http://host:port or https://host:port."),
-    ]
-    tls_ca: Annotated[
-        str, _doc("https: file of certificates to trust instead of the system's, for engines with a CA of their own.")
-    ] = ""
-    private: Annotated[
-        bool, _doc("A provider's name may lead to addresses of private networks, which are refused otherwise.")
-    ] = False
-    models: Annotated[list[Name], Meta(min_length=1), _doc("Catalogue ids served here.")]
-    served_as: Annotated[dict[str, str], _doc("Catalogue id → the engine's own model name, where they differ.")] = {}
-    family: Annotated[
-        Literal["auto", "vllm", "sglang", "llamacpp", "megatron", "openai"], _doc("What the engine speaks.")
-    ] = "auto"
-    dialects: Annotated[
-        list[Literal["openai", "anthropic"]],
-        _doc("Dialects it is asked in; empty: openai, and anthropic too for the families auto, vllm and sglang."),
-    ] = []
-    role: Annotated[
-        Literal["prefill", "decode", "both", "auto"],
-        _doc("Which legs it serves; auto: what the engine says (SGLang's /server_info), unused until it has."),
-    ] = "both"
-    kv_transport: Annotated[
-        Literal["auto", "nixl", "bootstrap", "mooncake"],
-        _doc("How KV blocks travel between roles; auto: bootstrap for sglang, else nixl."),
-    ] = "auto"
-    kv_domain: Annotated[str, Meta(max_length=64), _doc("Only endpoints of one domain exchange KV blocks.")] = ""
-    kv_hosts: Annotated[
-        list[str], _doc("Hosts whose KV blocks it may name as its own; empty: the host of its address.")
-    ] = []
-    kv_ports: Annotated[
-        list[Annotated[int, Meta(ge=1, le=65_535)]],
-        Meta(min_length=2, max_length=2),
-        _doc("First and last port that it may name with such a host (nixl's side channels, one per rank)."),
-    ] = msgspec.field(default_factory=lambda: [5600, 5855])
-    kv_block_tokens: Annotated[Count | None, _doc("Block size; roles that differ in what both know make no pair.")] = (
-        None
-    )
-    kv_dtype: Annotated[str, Meta(max_length=32), _doc("Type of cached values, as kv_block_tokens.")] = ""
-    kv_tp_size: Annotated[Count | None, _doc("Tensor-parallel size, as kv_block_tokens.")] = None
-    kv_multimodal: Annotated[bool, _doc("Requests with images may be split here, too.")] = False
-    kv_route_ranks: Annotated[
-        bool, _doc("bootstrap: each leg is sent to one of the kv_ranks data-parallel ranks (routed_dp_rank).")
-    ] = False
-    bootstrap_port: Annotated[
-        int, Meta(ge=1, le=65_535), _doc("Where a prefill endpoint's bootstrap server listens (sglang, mooncake).")
-    ] = 8998
-    solo: Annotated[
-        bool | None, _doc("A prefill or decode endpoint serves whole requests, too; absent: not for bootstrap.")
-    ] = None
-    provider: Annotated[str, _doc("Provider name of bought capacity; empty for own engines, which are probed.")] = ""
-    api_key: Annotated[str, _doc("Credential sent to the endpoint; ${NAME} is read from the environment.")] = ""
-    context_max: Annotated[Count | None, _doc("Context limit in tokens when the engine does not report one.")] = None
-    max_in_flight: Annotated[
-        Count | None, _doc("Attempts open at once; absent: what the engine reports, else 256, of role prefill 16.")
-    ] = None
-    standby: Annotated[bool, _doc("Used only when no other endpoint of the pool can serve.")] = False
-    continuation: Annotated[
-        bool, _doc("R3: the engine continues an assistant message (vLLM's continue_final_message).")
-    ] = False
-    stream_usage: Annotated[
-        Literal["auto", "yes", "no"], _doc("U4: whether stream_options.include_usage is understood.")
-    ] = "auto"
-    kv_events: Annotated[
-        str,
-        Meta(max_length=512),
-        _doc("ZeroMQ address where rank 0 publishes KV events; empty: none."),
-    ] = ""
-    kv_replay: Annotated[str, Meta(max_length=512), _doc("ZeroMQ address of rank 0's replay socket; empty: none.")] = ""
-    kv_topic: Annotated[str, Meta(max_length=256), _doc("Prefix of the topics subscribed to.")] = ""
-    kv_ranks: Annotated[int, Meta(ge=1, le=256), _doc("Data-parallel ranks; each has the next port.")] = 1
-    kv_bind: Annotated[bool, _doc("The engine connects and we bind.")] = False
-    kv_discover: Annotated[
-        bool, _doc("SGLang: /server_info tells where events are; it may hold secrets and is never stored.")
-    ] = False
-    cache_tokens: Annotated[
-        Count | None, _doc("Tokens its prefix cache holds, host memory included; else the capacity it reports.")
-    ] = None
 
 
 class Key(Section, frozen=True, kw_only=True):

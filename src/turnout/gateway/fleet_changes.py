@@ -1,4 +1,4 @@
-"""Endpoints that leave and return while the router runs: drained by hand, replaced by a reload (resilience X4, I2, I3).
+"""Endpoints that come and go while the router runs: registered, drained by hand, replaced by a reload (X4, I2, I3).
 
 What runs on an endpoint that leaves runs on: its connections live until they are done. An endpoint that returns, or
 whose description has changed, is a new incarnation: cold, without affinity, load, breaker or cooldown of the old one.
@@ -6,6 +6,7 @@ whose description has changed, is a new incarnation: cold, without affinity, loa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from turnout.core import options
@@ -14,6 +15,9 @@ from turnout.gateway.upstream import Upstream
 if TYPE_CHECKING:
     from turnout.gateway.prober import Prober
     from turnout.gateway.service import Gateway
+
+
+_REGISTERED_MAX = 512
 
 
 class FleetChanges:
@@ -25,6 +29,10 @@ class FleetChanges:
         self._gateway = gateway
         self._prober = prober
         self._described = {endpoint.name: endpoint for endpoint in endpoints}
+        self._registered: dict[str, options.Endpoint] = {}
+        """Of those, the ones that have announced themselves: a reload leaves them, unless it names them."""
+        self.on_join: Callable[[options.Endpoint], None] = _unwatched
+        """Hears of each description that comes into force after the start."""
         self._pool = pool
         self._connect_s = connect_s
 
@@ -48,7 +56,9 @@ class FleetChanges:
 
     def replace(self, endpoints: list[options.Endpoint], pool: options.Pool, connect_s: float) -> dict[str, list[str]]:
         """Make these the configured endpoints; returns the names that joined, left and changed."""
-        wanted = {endpoint.name: endpoint for endpoint in endpoints}
+        configured = {endpoint.name: endpoint for endpoint in endpoints}
+        self._registered = {name: own for name, own in self._registered.items() if name not in configured}
+        wanted = self._registered | configured
         same_pool = (pool, connect_s) == (self._pool, self._connect_s)
         self._pool, self._connect_s = pool, connect_s
         told: dict[str, list[str]] = {"joined": [], "left": [], "changed": []}
@@ -64,12 +74,37 @@ class FleetChanges:
         self._described = wanted
         return told
 
+    def register(self, described: options.Endpoint) -> str:
+        """Take an endpoint that announces itself; returns why not, or nothing. The same again changes nothing."""
+        name = described.name
+        known = self._described.get(name)
+        if known is not None and name not in self._registered:
+            return "an endpoint of this name is configured"
+        unknown = [model for model in described.models if not self._gateway.catalogue.knows(model)]
+        if unknown:
+            return f"models: {', '.join(unknown)} not in the catalogue"
+        if len(self._registered) >= _REGISTERED_MAX and name not in self._registered:
+            return f"endpoints registered = {len(self._registered)}: expected fewer than {_REGISTERED_MAX}"
+        self._registered[name] = self._described[name] = described
+        if known != described or name not in self._gateway.fleet.endpoints:
+            self._join(described)
+        return ""
+
+    def deregister(self, name: str) -> bool:
+        """Let a registered endpoint go; False when there is none of this name. What runs on it runs on."""
+        if self._registered.pop(name, None) is None:
+            return False
+        del self._described[name]
+        self._leave(name)
+        return True
+
     def _join(self, described: options.Endpoint) -> None:
         gateway, name = self._gateway, described.name
         self._retire(name)
         gateway.upstreams[name] = Upstream(described, self._pool, self._connect_s)
         gateway.fleet.add(described, gateway.clock())
         self._prober.watch(name)
+        self.on_join(described)
 
     def _leave(self, name: str) -> None:
         self._prober.forget(name)
@@ -82,3 +117,7 @@ class FleetChanges:
         if isinstance(upstream, Upstream):
             upstream.pool.retire()
             self._gateway.retired.append(upstream)
+
+
+def _unwatched(_: options.Endpoint) -> None:
+    """Nobody listens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnout.core.errors import ErrorKind
+from turnout.core.scheduling.splitting import MULTIMODAL
 from turnout.core.types import Request
 from turnout.dialects.strict_json import spans
 from turnout.gateway import answers
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _ANSWER_MAX_BYTES = 1_048_576
 _PATHS = ("/v1/chat/completions", "/v1/completions")
 _PREFILL_ONLY = (b'"echo"', b'"prompt_logprobs"', b'"best_of"')
+_MEDIA = (b'"image_url"', b'"input_audio"', b'"video_url"', b'"audio_url"', b'"file"')
 _DETAILS, _CACHED = "prompt_tokens_details", "cached_tokens"
 
 
@@ -124,3 +126,5 @@ def mark_whole(ask: Ask, request: Request) -> None:
         ask.whole = "prompt_output"
     elif request.max_tokens is not None and request.max_tokens <= 1:
         ask.whole = "one_token"
+    elif any(part in request.body for part in _MEDIA):
+        ask.whole = MULTIMODAL  # yields where all endpoints hand over images, too

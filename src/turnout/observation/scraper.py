@@ -64,35 +64,49 @@ class Scraper:
         self._fleet, self._load, self._clock = fleet, load, clock
         self._endpoints = [endpoint for endpoint in endpoints if not endpoint.provider]
         self._on_report, self._on_restart = on_report, on_restart
-        self._fetchers: list[Fetcher] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watches: dict[str, tuple[asyncio.Task[None], Fetcher]] = {}
         self._cost_s = 0.0
 
     def start(self) -> None:
         """Begin to scrape, unless the interval is 0."""
-        if not self._load.scrape_interval_ms:
+        if not self._load.interval_ms:
             return
-        loop = asyncio.get_running_loop()
         for number, endpoint in enumerate(self._endpoints):
-            fetcher = Fetcher(endpoint, self._load.timeout_s)
-            self._fetchers.append(fetcher)
             # Spread over the first interval, so that scrapes never come in one burst.
-            offset_s = self._load.scrape_interval_ms / 1000.0 * number / len(self._endpoints)
-            self._tasks.append(loop.create_task(self._watch(endpoint, fetcher, offset_s)))
+            self._begin(endpoint, self._load.interval_ms / 1000.0 * number / len(self._endpoints))
+
+    def follow(self, endpoint: options.Endpoint) -> None:
+        """Scrape an endpoint that has joined, or that has come back as something else."""
+        known = self._watches.pop(endpoint.name, None)
+        if known is not None:
+            known[0].cancel()
+            known[1].close()
+        self._endpoints = [one for one in self._endpoints if one.name != endpoint.name]
+        if endpoint.provider or not self._load.interval_ms:
+            return
+        self._endpoints.append(endpoint)
+        self.scrapes[endpoint.name] = Scrapes()
+        self._begin(endpoint, 0.0)
 
     async def stop(self) -> None:
         """End all tasks and wait until they have."""
-        for task in self._tasks:
+        watches = list(self._watches.values())
+        for task, _ in watches:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for fetcher in self._fetchers:
+        await asyncio.gather(*(task for task, _ in watches), return_exceptions=True)
+        for _, fetcher in watches:
             fetcher.close()
+
+    def _begin(self, endpoint: options.Endpoint, offset_s: float) -> None:
+        fetcher = Fetcher(endpoint, self._load.timeout_s)
+        task = asyncio.get_running_loop().create_task(self._watch(endpoint, fetcher, offset_s))
+        self._watches[endpoint.name] = (task, fetcher)
 
     def interval_s(self, endpoint: EndpointState, scrapes: Scrapes) -> float:
         """Return the pause before the next scrape."""
         if scrapes.absent_in_row >= _ABSENT_AFTER:
             return _ABSENT_S
-        ms = self._load.scrape_interval_ms if endpoint.in_flight else self._load.idle_interval_ms
+        ms = self._load.interval_ms if endpoint.in_flight else self._load.idle_interval_ms
         return max(ms / 1000.0, self._cost_s * len(self._endpoints) / _SHARE_MAX)
 
     async def _watch(self, endpoint: options.Endpoint, fetcher: Fetcher, offset_s: float) -> None:

@@ -166,6 +166,32 @@ def test_decode_target_only_from_registry(start_router: Any, fleet_of: Any, flow
     assert router.ask(body(wire), b"x-prefiller-host-port: 10.0.0.9:1").status == 200
 
 
+@pytest.mark.parametrize("sees", [False, True])
+def test_images_are_split_only_where_they_travel(start_router: Any, fleet_of: Any, wire: Any, *, sees: bool) -> None:
+    fleet = fleet_of("nixl", {"p0": "prefill", "d0": "decode"})
+    router = start_router(
+        endpoint=[table | {"kv_multimodal": sees} for table in fleet.tables], disagg={"decider": "always"}
+    )
+    parts = [
+        {"type": "text", "text": "what is this? " * 20},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+    ]
+    asked = wire.chat(messages=[{"role": "user", "content": parts}], max_tokens=4)
+    assert router.ask(asked).status == 200
+    assert fleet.served() == {"p0": int(sees), "d0": 1}
+
+
+@pytest.mark.parametrize("port", [1, 65_535])
+def test_a_handover_at_another_port_is_refused(start_router: Any, fleet_of: Any, wire: Any, port: int) -> None:
+    fleet = fleet_of("nixl", {"p0": "prefill", "d0": "decode"})
+    tables = [table | {"solo": False, "kv_ports": [port, port]} for table in fleet.tables]
+    router = start_router(endpoint=tables, disagg={"decider": "always"})
+    assert router.ask(body(wire)).status == 502
+    assert fleet.served() == {"p0": 1, "d0": 0}, "the decode endpoint is not contacted"
+    counts = router.call(lambda: dict(router.app.gateway.fleet.pairing.counts))
+    assert counts[("handover_refused", "p0")] == 1
+
+
 def test_a_hostile_prefill_answer_is_refused(start_router: Any, fleet_of: Any, wire: Any) -> None:
     fleet = fleet_of("nixl", {"p0": "prefill", "d0": "decode"}, kv_host="10.255.255.1")
     router = start_router(endpoint=[table | {"solo": False} for table in fleet.tables], disagg={"decider": "always"})
