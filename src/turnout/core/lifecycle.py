@@ -11,6 +11,7 @@ Anything that the table does not hold raises and changes nothing.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -48,7 +49,7 @@ class Happening(enum.IntEnum):
 
 
 # One row per state, one column per happening; None is illegal.
-NEXT: tuple[tuple[State | None, ...], ...] = (
+NEXT: Final[tuple[tuple[State | None, ...], ...]] = (
     # ATTEMPT           PAUSE          COMMIT           CLOSE         QUEUE
     (State.ATTEMPTING, None, None, State.CLOSED, State.QUEUED),  # OPENED
     (State.ATTEMPTING, State.WAITING, State.COMMITTED, State.CLOSED, State.QUEUED),  # ATTEMPTING

@@ -64,7 +64,7 @@ class Scheduling(Section, frozen=True, kw_only=True):
     prior_prefill_tokens_per_s: Annotated[
         float, Meta(gt=0, le=1e9), doc("Prefill rate assumed before any is measured.")
     ] = 8000.0
-    decisions_max: Annotated[Count, doc("Decisions kept in memory for /x/decisions/{id}.")] = 4096
+    decisions_max: Annotated[Count, doc("Decisions kept in memory for /x/decisions/{id}.")] = 1024
 
 
 class Prefix(Section, frozen=True, kw_only=True):

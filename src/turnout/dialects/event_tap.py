@@ -7,14 +7,15 @@ A tap counts what it saw. What an event means is each dialect's own business: it
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import msgspec
 
 from turnout.core.types import Usage
 
-_END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-TOKENS_MAX = 2**40
+_END_OF_EVENT: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+TOKENS_MAX: Final = 2**40
 """More tokens than this in one answer are no count."""
 
 

@@ -6,6 +6,8 @@ expected; it never shows content.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from turnout.core.types import Prompt, Refusal, Request
@@ -44,8 +46,8 @@ from turnout.dialects.strict_json import (
 
 CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
 
-_N_MAX = 128
-_MESSAGES = b'"messages"'
+_N_MAX: Final = 128
+_MESSAGES: Final = b'"messages"'
 
 # Everything that is checked here; a body made of other members than these and messages needs no second look.
 _STRINGS = ("user", "prompt_cache_key", "session_id")
@@ -76,7 +78,7 @@ def decode(path: bytes, body: bytes, depth_max: int, default_model: str = "") ->
 
 
 # Members that need a look of their own: a body without them is what `_usual` says it is.
-_UNUSUAL = FORBIDDEN | {
+_UNUSUAL: Final = FORBIDDEN | {
     "stream_options",
     "n",
     "tools",

@@ -6,6 +6,8 @@ not text). Counting: request-path §7. Token prompts are never rendered.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 import xxhash
 
@@ -26,16 +28,16 @@ from turnout.dialects.openai_shapes import (
     Part,
 )
 
-_TOKEN_MAX = 2**31 - 1
+_TOKEN_MAX: Final = 2**31 - 1
 _SALTS = ("chat_template", "chat_template_kwargs", "reasoning_effort")
-_SALT_NAMES = frozenset(_SALTS)
+_SALT_NAMES: Final = frozenset(_SALTS)
 # Compact forms of recent tools spans: agents send the same tools with every turn. Bounded by entries and by size.
-_TOOLS_MEMO: dict[int, bytes] = {}
-_TOOLS_MEMO_MAX = 256
-_TOOLS_MEMO_SPAN_MAX_BYTES = 65_536
+_TOOLS_MEMO: Final[dict[int, bytes]] = {}
+_TOOLS_MEMO_MAX: Final = 256
+_TOOLS_MEMO_SPAN_MAX_BYTES: Final = 65_536
 
 
-_ROLES = {role: render_role(role) for role in ("system", "user", "assistant", "tool", "developer")}
+_ROLES: Final = {role: render_role(role) for role in ("system", "user", "assistant", "tool", "developer")}
 
 
 def messages_of(found: Members) -> list[Message]:

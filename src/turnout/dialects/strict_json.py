@@ -7,24 +7,25 @@ rule and the exact scan runs only when the cheap test cannot rule the violation 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import msgspec
 
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
-_SURROGATE_HINT = re.compile(rb"\\u[dD][89a-fA-F]")
-_NOT_BRACKET = bytes(c for c in range(256) if c not in b"[]{}")
-_ONE_KIND = bytes.maketrans(b"{}", b"[]")
-_MEMBER_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
-_MEMBER_END = re.compile(rb"[ \t\r\n]*([,}])")
-_SCALAR = re.compile(rb"[^\s,\]}]+")
-_BLANKS = b" \t\r\n"
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_SURROGATE_HINT: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_NOT_BRACKET: Final = bytes(c for c in range(256) if c not in b"[]{}")
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_MEMBER_KEY: Final = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
+_MEMBER_END: Final = re.compile(rb"[ \t\r\n]*([,}])")
+_SCALAR: Final = re.compile(rb"[^\s,\]}]+")
+_BLANKS: Final = b" \t\r\n"
 
-_BACKSLASH = ord("\\")
+_BACKSLASH: Final = ord("\\")
 _OPENING = (ord("{"), ord("["))
-_SMALL_BYTES = 2048
-_QUOTE = ord('"')
+_SMALL_BYTES: Final = 2048
+_QUOTE: Final = ord('"')
 _HIGH, _LOW, _END = 0xD800, 0xDC00, 0xE000
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import http
+from typing import Final
 
 from turnout.core.types import Refusal
 from turnout.dialects.envelope import ApiError, dialect_of, error_body
 from turnout.http.response_head import ResponseHead
 
-STATUS_LINES = {
+STATUS_LINES: Final = {
     code: b"HTTP/1.1 %d %b\r\n"
     % (code, http.HTTPStatus(code).phrase.encode() if code in set(http.HTTPStatus) else b"-")
     for code in range(200, 600)
@@ -16,9 +17,9 @@ STATUS_LINES = {
 STREAM_HEADERS = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 )
-JSON_TYPE = b"content-type: application/json\r\n"
+JSON_TYPE: Final = b"content-type: application/json\r\n"
 # The head that goes out with a keep-alive before the first output event (W2) says nothing that is not known yet.
-_RELAYED = frozenset((b"content-type", b"retry-after", b"x-should-retry", b"openai-version"))
+_RELAYED: Final = frozenset((b"content-type", b"retry-after", b"x-should-retry", b"openai-version"))
 _DROPPED_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
 _UPSTREAM_IDS = (b"x-request-id", b"request-id")
 
@@ -69,4 +70,4 @@ def chunk(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-LAST_CHUNK = b"0\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"

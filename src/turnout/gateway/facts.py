@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -163,7 +163,7 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
     )
 
 
-_UNPRICED = Cost(None, "", None, None)
+_UNPRICED: Final = Cost(None, "", None, None)
 
 
 def _total(facts: tuple[AttemptFact, ...]) -> tuple[int | None, str]:

@@ -6,7 +6,7 @@ Whatever ends it, there is one outcome, one fact for ledger and metrics, and eve
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from turnout.core.admission.gate import Gate
 from turnout.core.admission.queue import Ticket
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from turnout.gateway.run import Run
     from turnout.gateway.service import Gateway
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 
 class OpenRun:

@@ -7,6 +7,7 @@ Everything here depends on the head's bytes alone, so it is computed once per di
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from turnout.core.admission.queue import CLASSES, NORMAL
 from turnout.core.scheduling.policies import POLICIES
@@ -17,7 +18,7 @@ from turnout.gateway.holding import MODES
 from turnout.gateway.principals import Principal, Principals, carriers
 from turnout.http.head import Head
 
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     (
         b"connection",
         b"keep-alive",
@@ -35,8 +36,8 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-_CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"cookie"))
-_STEERING = frozenset(
+_CREDENTIALS: Final = frozenset((b"authorization", b"x-api-key", b"x-goog-api-key", b"cookie"))
+_STEERING: Final = frozenset(
     (
         b"x-prefiller-host-port",
         b"x-encoder-hosts-ports",
@@ -49,7 +50,7 @@ _STEERING = frozenset(
     )
 )
 _PROXY = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"x-gateway-destination-endpoint")
-_OURS = frozenset(
+_OURS: Final = frozenset(
     b"x-turnout-" + name
     for name in (
         b"decision",
@@ -73,7 +74,7 @@ _OURS = frozenset(
     )
 )
 # scheduling §5.3: the order in which a session is looked for, before the body's fields and after them.
-_SESSION_FIRST = b"x-turnout-session"
+_SESSION_FIRST: Final = b"x-turnout-session"
 _SESSION_LATER = (
     b"x-session-id",
     b"x-dynamo-session-id",
@@ -82,16 +83,18 @@ _SESSION_LATER = (
     b"session-id",
     b"thread-id",
 )
-_SESSION_LAST = b"x-user-id"
-_CONSUMED = frozenset((*_SESSION_LATER, _SESSION_LAST, b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id"))
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_TIMEOUT_MS = re.compile(rb"[0-9]{1,9}")
-_TIMEOUT_MAX_MS = 600_000
-_SESSION_MAX_BYTES = 512
+_SESSION_LAST: Final = b"x-user-id"
+_CONSUMED: Final = frozenset(
+    (*_SESSION_LATER, _SESSION_LAST, b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id")
+)
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TIMEOUT_MS: Final = re.compile(rb"[0-9]{1,9}")
+_TIMEOUT_MAX_MS: Final = 600_000
+_SESSION_MAX_BYTES: Final = 512
 _POLICY, _DIALECT = b"x-turnout-policy", b"x-turnout-dialect"
-_ROUTE = b"/v1/route"
+_ROUTE: Final = b"/v1/route"
 # A control is accepted only with a value that is honoured (J10): the others are refused by name and value.
-_CHOICES = {
+_CHOICES: Final = {
     b"x-turnout-stream-safety": tuple(mode.encode() for mode in MODES),
     b"x-turnout-priority": (b"high", b"normal", b"low"),
     b"x-turnout-fallback": (b"on", b"off"),

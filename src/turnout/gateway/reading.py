@@ -113,7 +113,7 @@ class Reading:
 
 
 class _Asker:
-    """Who waits for an answer (`http.server.Exchanged`)."""
+    """Who waits for an answer (`http.handler.Exchanged`)."""
 
     __slots__ = ("gone",)
 

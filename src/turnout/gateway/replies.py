@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -20,7 +20,7 @@ _OWN = (
     b"x-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n%b"
 )
 
-MESSAGES: dict[Outcome, str] = {
+MESSAGES: Final[dict[Outcome, str]] = {
     Outcome.NO_ENDPOINT: "No endpoint can serve this model now.",
     Outcome.SHED: "Every endpoint of this model is full, and this request would wait too long.",
     Outcome.QUEUE_FULL: "Every endpoint of this model is full, and so is the queue.",

@@ -71,7 +71,7 @@ def route(gateway: Gateway, connection: Connection, head: Head, body: bytes, dep
 
 
 class _Asking:
-    """One request for a decision (`http.server.Exchanged` while it waits)."""
+    """One request for a decision (`http.handler.Exchanged` while it waits)."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from turnout.http.response_head import ResponseHead
 
 
 class Run(OpenRun):
-    """Drives one accepted request to its one outcome (`http.server.Exchanged`)."""
+    """Drives one accepted request to its one outcome (`http.handler.Exchanged`)."""
 
     __slots__ = ()
 

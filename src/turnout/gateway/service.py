@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from turnout.gateway.response_cache import Replaying
     from turnout.gateway.selecting import Selecting
 
-_TICK_S = 0.1
-_ROUTE = frozenset((b"/v1/route", b"/v1/route/preview"))
-_PUBLIC = frozenset((b"/", b"/health", b"/ready"))
-_DRAIN_RETRY_S = 15
+_TICK_S: Final = 0.1
+_ROUTE: Final = frozenset((b"/v1/route", b"/v1/route/preview"))
+_PUBLIC: Final = frozenset((b"/", b"/health", b"/ready"))
+_DRAIN_RETRY_S: Final = 15
 
 
 class Gateway:
-    """Serves the public listener (`http.server.Handler`)."""
+    """Serves the public listener (`http.handler.Handler`)."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Gateway:
         self.retired: list[Upstream] = []
         self._ticker: asyncio.TimerHandle | None = None
 
-    # -- the door (http.server.Handler) -------------------------------------------------------------------------------
+    # -- the door (http.handler.Handler) -------------------------------------------------------------------------------
 
     def on_head(self, head: Head) -> Refusal | None:
         """Check drain, path and method, key, and headers, in this order."""
@@ -352,15 +352,17 @@ def _no_book() -> PriceBook | None:
     return None
 
 
-_POLICY_PERMISSION = "policy"
-_POLICY_FORBIDDEN = Refusal(
+_POLICY_PERMISSION: Final = "policy"
+_POLICY_FORBIDDEN: Final = Refusal(
     403,
     "permission_denied",
     "This key may not choose the scheduling policy: its permissions lack 'policy'.",
     "x-turnout-policy",
     "permission_error",
 )
-_UNREACHABLE = frozenset((ErrorKind.CONNECT_ERROR.value, ErrorKind.TIMEOUT_CONNECT.value, ErrorKind.TIMEOUT_SEND.value))
+_UNREACHABLE: Final = frozenset(
+    (ErrorKind.CONNECT_ERROR.value, ErrorKind.TIMEOUT_CONNECT.value, ErrorKind.TIMEOUT_SEND.value)
+)
 
 
 def _not_allowed(method: bytes, allowed: str) -> Refusal:

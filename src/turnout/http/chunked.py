@@ -7,10 +7,11 @@ until they are understood, and what may be kept is bounded: chunk lines and trai
 from __future__ import annotations
 
 import re
+from typing import Final
 
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
-_NOT_IN_TRAILERS = frozenset(
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*")
+_NOT_IN_TRAILERS: Final = frozenset(
     (
         b"content-length",
         b"transfer-encoding",
@@ -24,10 +25,10 @@ _NOT_IN_TRAILERS = frozenset(
         b"cookie",
     )
 )
-_OVERHEAD_MAX_BYTES = 4096
-_LINE_MAX_BYTES = 4096
+_OVERHEAD_MAX_BYTES: Final = 4096
+_LINE_MAX_BYTES: Final = 4096
 _TRAILERS_MAX_BYTES, _TRAILERS_MAX = 32_768, 100
-_HEX_MAX_BYTES = 18  # 16 digits and the CRLF
+_HEX_MAX_BYTES: Final = 18  # 16 digits and the CRLF
 _SIZE, _DATA, _AFTER, _TRAILERS, _DONE = range(5)
 
 

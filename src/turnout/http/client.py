@@ -11,7 +11,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from turnout.core.errors import ErrorKind
 from turnout.core.options import Pool
@@ -20,14 +20,14 @@ from turnout.http.dialling import Dialler
 from turnout.http.outbox import running_outbox
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
 
-_INFORMATIONAL_MAX = 8
+_INFORMATIONAL_MAX: Final = 8
 # Nothing that an endpoint could be blamed for: out of file descriptors, ports or memory (F11, F12).
-_OUR_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
-_ANY_FRAMING = 2**64  # an engine may write token by token: L4 is a bound on clients
-_HEAD_END = b"\r\n\r\n"
+_OUR_SHORTAGES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
+_ANY_FRAMING: Final = 2**64  # an engine may write token by token: L4 is a bound on clients
+_HEAD_END: Final = b"\r\n\r\n"
 
 
-AFTER_LOSS = "the connection was lost with the request on it, and there was no new one"
+AFTER_LOSS: Final = "the connection was lost with the request on it, and there was no new one"
 
 
 class Sink(Protocol):

@@ -8,25 +8,29 @@ size; a head never depends on anything but its own bytes.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 from turnout.core.options import Server
 from turnout.core.types import Refusal
 
-_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"))
-_BEGINNINGS = (*_METHODS, b"PRI", b"\r")  # what a first line may yet become: a request, a preface, a skipped line end
-_HEADER = re.compile(
+_METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"))
+_BEGINNINGS = (
+    *_METHODS,
+    b"PRI",
+    b"\r",
+)  # what a first line may yet become: a request, a preface, a skipped line end
+_HEADER: Final = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*"
     rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
 )
-_TARGET = re.compile(rb"/[\x21-\x7e]*")
-_FORBIDDEN_IN_TARGET = re.compile(rb"[#\\]|%00|%2[Ff]|%5[Cc]")
-_LENGTH = re.compile(rb"[0-9]{1,19}")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_VERSION = re.compile(rb"HTTP/([1-9])\.([0-9])")  # HTTP/0.9 has no such token: malformed, not another version
-_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
-_SINGLE = frozenset((b"authorization", b"content-type", b"host", b"content-length", b"transfer-encoding"))
-_RELIED_ON = frozenset(
+_TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
+_FORBIDDEN_IN_TARGET: Final = re.compile(rb"[#\\]|%00|%2[Ff]|%5[Cc]")
+_LENGTH: Final = re.compile(rb"[0-9]{1,19}")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_VERSION: Final = re.compile(rb"HTTP/([1-9])\.([0-9])")  # HTTP/0.9 has no such token: malformed, not another version
+_BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
+_SINGLE: Final = frozenset((b"authorization", b"content-type", b"host", b"content-length", b"transfer-encoding"))
+_RELIED_ON: Final = frozenset(
     (
         b"host",
         b"content-length",
@@ -40,8 +44,8 @@ _RELIED_ON = frozenset(
         b"cookie",
     )
 )
-_MEMO_MAX = 1024
-_MEMO_HEAD_MAX_BYTES = 2048
+_MEMO_MAX: Final = 1024
+_MEMO_HEAD_MAX_BYTES: Final = 2048
 
 
 class Head:

@@ -9,9 +9,10 @@ import socket
 from collections.abc import Callable
 
 from turnout.core.options import Server
+from turnout.http.handler import Handler
 from turnout.http.head import HeadParser
 from turnout.http.outbox import running_outbox
-from turnout.http.server import Connection, Handler
+from turnout.http.server import Connection
 
 SWEEP_S = 0.25
 _SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client

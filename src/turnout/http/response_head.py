@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
-HEAD_MAX_BYTES = 65_536
-_LINES_MAX = 256
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
-_LENGTH = re.compile(rb"[0-9]{1,19}")
+HEAD_MAX_BYTES: Final = 65_536
+_LINES_MAX: Final = 256
+_STATUS: Final = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_HEADER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 _STATUS_MIN, _STATUS_MAX = 100, 599
-_SWITCHING = 101
+_SWITCHING: Final = 101
 _WITHOUT_BODY = (204, 304)
-_MEMO_MAX = 512
-_MEMO_HEAD_MAX_BYTES = 1024
+_MEMO_MAX: Final = 512
+_MEMO_HEAD_MAX_BYTES: Final = 1024
 
 
 class BadResponse(ValueError):
@@ -43,7 +43,7 @@ class ResponseHead:
         return None
 
 
-_MEMO: dict[bytes, ResponseHead] = {}
+_MEMO: Final[dict[bytes, ResponseHead]] = {}
 
 
 def parse(raw: bytes) -> ResponseHead:

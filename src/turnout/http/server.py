@@ -8,49 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from turnout.core.types import Refusal
 from turnout.http.chunked import ChunkedDecoder, FramingError, PayloadTooLargeError
 from turnout.http.head import Head
 
 if TYPE_CHECKING:
+    from turnout.http.handler import Exchanged
     from turnout.http.listener import Listener
 
-_LINGER_S = 2.0
-_IGNORED_BODY_MAX_BYTES = 65_536
-_LINE_ENDS_MAX = 2
-_HEAD_END = b"\r\n\r\n"
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CR = 0x0D
-_IDLE, _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = range(6)
-_BEFORE_BODY = (_IDLE, _HEAD)
-
-
-class Exchanged(Protocol):
-    """What a connection tells the exchange that runs on it."""
-
-    def client_gone(self) -> None:
-        """Hear that nobody waits for the answer any more."""
-
-    def client_paused(self) -> None:
-        """Hear that the client takes bytes more slowly than they come."""
-
-    def client_resumed(self) -> None:
-        """Hear that the client has caught up."""
-
-
-class Handler(Protocol):
-    """Decides about heads, serves requests, words refusals."""
-
-    def on_head(self, head: Head) -> Refusal | None:
-        """Check what can be checked before the body is read (request-path §1, steps 2 to 5)."""
-
-    def on_request(self, connection: Connection, head: Head, body: bytes) -> None:
-        """Serve a complete request on the connection, now or later."""
-
-    def refusal(self, path: bytes, refusal: Refusal, head: Head | None) -> bytes:
-        """Return the whole answer of a refusal in the dialect of the path; `head` is None when none was valid."""
+_LINGER_S: Final = 2.0
+_IGNORED_BODY_MAX_BYTES: Final = 65_536
+_LINE_ENDS_MAX: Final = 2
+_HEAD_END: Final = b"\r\n\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CR: Final = 0x0D
+# States of a connection, in this order; the first two are those before a body.
+_IDLE: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_BUSY: Final = 3
+_LINGER: Final = 4
+_CLOSED: Final = 5
 
 
 class Connection(asyncio.Protocol):
@@ -153,7 +133,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Advance the request that is being read."""
         state = self._state
-        if state in _BEFORE_BODY:
+        if state <= _HEAD:
             self._read_head(self._buffer + data if self._buffer else data)
         elif state == _BODY:
             self._read_body(data)
@@ -387,7 +367,7 @@ class Connection(asyncio.Protocol):
             exchange.client_gone()
 
 
-_SHED = Refusal(503, "shed", "Too many request bodies are held.", None, "overloaded", 1, close=True)
+_SHED: Final = Refusal(503, "shed", "Too many request bodies are held.", None, "overloaded", 1, close=True)
 
 
 def _too_large(limit: int) -> Refusal:

@@ -14,25 +14,26 @@ that equal endpoints take turns. An endpoint without samples of its own has the 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
 
-_DONE_MIN = 0.1  # at least this share of the open work is still to do, whatever the clock says
-_KEEP = 0.97  # weight of the samples so far when one more comes: about the last 33 count
-_LEARN_TOKENS = 256  # shorter prompts measure the step, not the prefill
-_PRIOR_WEIGHT = 2.0  # samples that the prior is worth
-_PRIOR_B_WEIGHT = 0.05
-_PRIOR_KEEP = 0.9
-_EARLY = 8  # the first samples may move the estimate by _SPREAD each, later ones by _OUTLIER
-_OUTLIER = 2.0
-_SPREAD = 8.0  # scheduling §5.2: clamp around the pool's median
-_ALIKE = 1.25  # fits that differ by less than this factor are noise
-_SPEED_PRIOR = 4.0  # samples that the pool's speed is worth against an endpoint's own
-_SPEED_SAMPLES = 32.0  # later samples count as one of so many
-_UNKNOWN = float("-inf")
-_STEP_PRIOR_S = 0.02
+_DONE_MIN: Final = 0.1  # at least this share of the open work is still to do, whatever the clock says
+_KEEP: Final = 0.97  # weight of the samples so far when one more comes: about the last 33 count
+_LEARN_TOKENS: Final = 256  # shorter prompts measure the step, not the prefill
+_PRIOR_WEIGHT: Final = 2.0  # samples that the prior is worth
+_PRIOR_B_WEIGHT: Final = 0.05
+_PRIOR_KEEP: Final = 0.9
+_EARLY: Final = 8  # the first samples may move the estimate by _SPREAD each, later ones by _OUTLIER
+_OUTLIER: Final = 2.0
+_SPREAD: Final = 8.0  # scheduling §5.2: clamp around the pool's median
+_ALIKE: Final = 1.25  # fits that differ by less than this factor are noise
+_SPEED_PRIOR: Final = 4.0  # samples that the pool's speed is worth against an endpoint's own
+_SPEED_SAMPLES: Final = 32.0  # later samples count as one of so many
+_UNKNOWN: Final = float("-inf")
+_STEP_PRIOR_S: Final = 0.02
 _STEP_UP, _STEP_DOWN = 0.01, 0.1  # a low quantile: what prefill adds to a step is counted as prefill, not here
-_PACE_TAU_S = 20.0  # about the life of an answer
+_PACE_TAU_S: Final = 20.0  # about the life of an answer
 _STEP_MIN_S, _STEP_MAX_S = 1e-4, 10.0
 
 

@@ -5,27 +5,29 @@ Format: https://github.com/ulid/spec (Crockford base 32). Time and entropy are a
 
 from __future__ import annotations
 
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+from typing import Final
+
+_ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Two characters at a time: 13 look-ups instead of 26, on a path that runs once per request.
-_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
-_ENTROPY = 1 << 80
-_LOW_MASK = (1 << 70) - 1
+_PAIRS: Final = [high + low for high in _ALPHABET for low in _ALPHABET]
+_MS_MASK: Final = (1 << 48) - 1
+_HALF_MASK: Final = (1 << 40) - 1
 
 
 def ulid(ms: int, entropy80: int) -> str:
     """Encode one ULID; `ms` takes its low 48 bits, `entropy80` its low 80."""
-    value = (ms & 0xFFFFFFFFFFFF) << 80 | entropy80 & (_ENTROPY - 1)
-    return _high(value >> 70) + _low(value & _LOW_MASK)
+    return _before(ms, entropy80 >> 40 & _HALF_MASK) + _last(entropy80 & _HALF_MASK)
 
 
 class UlidSource:
     """Strictly increasing ULIDs of one process, also within a millisecond and when the clock steps back."""
 
-    __slots__ = ("_entropy", "_prefix", "ms")
+    __slots__ = ("_high", "_low", "_prefix", "ms")
 
     def __init__(self) -> None:
         self.ms = -1
-        self._entropy = 0
+        # Halves of the entropy, 40 bits each: they stay machine numbers, and what precedes the low one is kept as text.
+        self._high = self._low = 0
         self._prefix = ""
 
     def next(self, ms: int, entropy80: int) -> str:
@@ -33,35 +35,34 @@ class UlidSource:
 
         `entropy80` is read only when `ms` is later than the attribute of that name.
         """
+        if ms <= self.ms and self._low < _HALF_MASK:
+            self._low += 1
+            return self._prefix + _last(self._low)
         if ms > self.ms:
             self.ms = ms
-            entropy = entropy80 & (_ENTROPY - 1)
+            self._high, self._low = entropy80 >> 40 & _HALF_MASK, entropy80 & _HALF_MASK
         else:
-            entropy = self._entropy + 1
-            if entropy & _LOW_MASK:  # the usual case inside a millisecond: only the low part moves
-                self._entropy = entropy
-                return self._prefix + _low(entropy & _LOW_MASK)
-            if entropy == _ENTROPY:
-                # The millisecond is used up; borrowing the next keeps the order.
+            self._low = 0
+            self._high += 1
+            if self._high > _HALF_MASK:  # the millisecond is used up; borrowing the next keeps the order
                 self.ms += 1
-                entropy = 0
-        self._entropy = entropy
-        self._prefix = _high(((self.ms & 0xFFFFFFFFFFFF) << 80 | entropy) >> 70)
-        return self._prefix + _low(entropy & _LOW_MASK)
+                self._high = 0
+        self._prefix = _before(self.ms, self._high)
+        return self._prefix + _last(self._low)
 
 
-def _high(bits58: int) -> str:
+def _before(ms: int, high40: int) -> str:
+    """The first 18 characters: two zero bits, 48 of time, 40 of entropy."""
     pairs = _PAIRS
-    # The value has 128 bits and 26 characters hold 130, so the first pair has two leading zero bits.
+    ms &= _MS_MASK
+    middle = (ms & 1023) << 40 | high40  # 50 bits; the 38 above them are 4 pairs with two bits to spare
     return (
-        f"{pairs[bits58 >> 50]}{pairs[bits58 >> 40 & 1023]}{pairs[bits58 >> 30 & 1023]}{pairs[bits58 >> 20 & 1023]}"
-        f"{pairs[bits58 >> 10 & 1023]}{pairs[bits58 & 1023]}"
+        f"{pairs[ms >> 40]}{pairs[ms >> 30 & 1023]}{pairs[ms >> 20 & 1023]}{pairs[ms >> 10 & 1023]}"
+        f"{pairs[middle >> 40]}{pairs[middle >> 30 & 1023]}{pairs[middle >> 20 & 1023]}"
+        f"{pairs[middle >> 10 & 1023]}{pairs[middle & 1023]}"
     )
 
 
-def _low(bits70: int) -> str:
+def _last(low40: int) -> str:
     pairs = _PAIRS
-    return (
-        f"{pairs[bits70 >> 60]}{pairs[bits70 >> 50 & 1023]}{pairs[bits70 >> 40 & 1023]}{pairs[bits70 >> 30 & 1023]}"
-        f"{pairs[bits70 >> 20 & 1023]}{pairs[bits70 >> 10 & 1023]}{pairs[bits70 & 1023]}"
-    )
+    return f"{pairs[low40 >> 30]}{pairs[low40 >> 20 & 1023]}{pairs[low40 >> 10 & 1023]}{pairs[low40 & 1023]}"

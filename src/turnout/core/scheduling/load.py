@@ -5,9 +5,11 @@ Unknown is not zero: an endpoint without a fresh report is taken to carry as muc
 
 from __future__ import annotations
 
+from typing import Final
+
 from turnout.core.fleet.endpoint import EndpointState
 
-MAX_AGE_S = 5.0  # load.max_age_s
+MAX_AGE_S: Final = 5.0  # load.max_age_s
 
 Report = tuple[int | None, int | None, float | None]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -23,10 +24,10 @@ from turnout.core.scheduling.types import Ask, Decision
 Policy = Callable[[Decision, Rotation, Rng], int]
 Gatherer = Callable[[Decision, Ask, Pool, Fleet], None]
 
-_CLOSE = 2e-6  # further apart than this two totals cannot round to the same
-_BOUND = 1.25  # consistent_hash: a candidate takes at most this multiple of the mean load
-_LONG_TOKENS = 2048
-_HASH_BLOCKS = 4
+_CLOSE: Final = 2e-6  # further apart than this two totals cannot round to the same
+_BOUND: Final = 1.25  # consistent_hash: a candidate takes at most this multiple of the mean load
+_LONG_TOKENS: Final = 2048
+_HASH_BLOCKS: Final = 4
 
 
 def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:
@@ -232,7 +233,7 @@ def turnout_rows(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet) -> None
     turnout.rows(decision, ask, fleet)
 
 
-POLICIES: dict[str, Policy] = {
+POLICIES: Final[dict[str, Policy]] = {
     "turnout": turnout.pick,
     "affinity_load": affinity_load,
     "least_busy": least_busy,
@@ -251,7 +252,7 @@ POLICIES: dict[str, Policy] = {
     "least_predicted_ttft": turnout.pick_predicted_ttft,
 }
 
-GATHERERS: dict[str, Gatherer] = {
+GATHERERS: Final[dict[str, Gatherer]] = {
     "turnout": turnout_rows,
     "affinity_load": affinity_rows,
     "consistent_hash": hash_rows,
@@ -264,7 +265,7 @@ GATHERERS: dict[str, Gatherer] = {
     "least_predicted_ttft": turnout_rows,
 }
 
-COLUMNS: dict[str, tuple[str, ...]] = {
+COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     **baselines.COLUMNS,
     "turnout": turnout.COLUMNS,
     "least_predicted_ttft": turnout.COLUMNS,
@@ -274,7 +275,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt_length_aware": ("kv_usage", "capacity"),
 }
 
-NEED_RECENCY = frozenset(("turnout", "least_predicted_ttft", "longest_prefix", "first_block"))
+NEED_RECENCY: Final = frozenset(("turnout", "least_predicted_ttft", "longest_prefix", "first_block"))
 
 
 def _least_busy_in_turn(decision: Decision, rotation: Rotation) -> int:

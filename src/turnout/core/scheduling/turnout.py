@@ -12,6 +12,7 @@ live and in explanations alike; `hold` says when binding late is better than any
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
@@ -21,11 +22,11 @@ from turnout.core.scheduling.ties import lowest
 from turnout.core.scheduling.types import Ask, Costs, Decision
 
 COLUMNS = ("uncached", "a", "b", "queue_s", "running", "pace", "busy", "step_s", "evict_s", "guard_s", "factor")
-PRICED = frozenset(("turnout", "least_predicted_ttft"))
-_QUEUE = COLUMNS.index("queue_s")
-_GATE_LOOK_S = 0.5  # a gated request is looked at again after this time, if nothing happens before
-_HOLD_LOOK_S = 0.05
-_COLD = 0.5  # a request is cold when nobody holds this share of its blocks
+PRICED: Final = frozenset(("turnout", "least_predicted_ttft"))
+_QUEUE: Final = COLUMNS.index("queue_s")
+_GATE_LOOK_S: Final = 0.5  # a gated request is looked at again after this time, if nothing happens before
+_HOLD_LOOK_S: Final = 0.05
+_COLD: Final = 0.5  # a request is cold when nobody holds this share of its blocks
 
 
 def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - every gatherer is asked alike
