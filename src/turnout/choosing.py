@@ -6,6 +6,7 @@ numpy and all that stands on it is imported here and by nothing else that a rout
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 from collections import Counter
@@ -20,12 +21,15 @@ from turnout.telemetry.meter import SCHEDULE_S, Histogram
 if TYPE_CHECKING:
     from starlette.routing import Route
 
+    from turnout.bundles.library import Library
     from turnout.bundles.watch import Watch
     from turnout.core.facts import RouteKey
     from turnout.core.selection.bundle import Price
     from turnout.core.selection.embedder import Embedder
+    from turnout.core.selection.loaded import BundleSet
     from turnout.core.selection_options import Selection
     from turnout.core.types import Usage
+    from turnout.gateway.selecting import Selecting
     from turnout.ledger.turns import Turn
     from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger
@@ -80,10 +84,11 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
         )
         watch = Watch(
             library,
-            changed=selecting.changed,
+            changed=lambda loaded: _changed(selecting, loaded, log),
             complain=lambda text: log.warning("bundle_refused", problem=text),
         )
         gateway.told = b"x-turnout-reason: named\r\n"
+        _rehearse(library, embedder)
     if cache.enabled:
         from turnout.gateway.response_cache import Replaying
 
@@ -95,6 +100,28 @@ def choose_and_replay(gateway: Gateway, config: Config, log: Logger, ledger: Led
         )
         gateway.told += b"x-turnout-cache: bypass\r\n"
     return watch
+
+
+def _changed(selecting: Selecting, loaded: BundleSet, log: Logger) -> None:
+    """Let a reload take effect, and say so: from here on other models may be chosen."""
+    selecting.changed(loaded)
+    log.info("bundles_loaded", default=loaded.default, versions=sorted(loaded.blends))
+
+
+def _rehearse(library: Library, embedder: Embedder) -> None:
+    """Make one choice: what the libraries set up at their first use must not hold up the first request."""
+    from turnout.core.selection.blend import NotFinite
+    from turnout.core.selection.eligibility import Eligible
+    from turnout.core.selection.selection import select
+
+    blend = library.current.blend() if library.current is not None else None
+    if blend is None:
+        return
+    if embedder.inline:
+        embedder.embed("a first choice")
+    vector = blend.bundle.centroids[0].astype("float32")
+    with contextlib.suppress(NotFinite):
+        select(blend, blend.weigh(), vector, 0.0, Eligible(blend.bundle.models))
 
 
 def _embedder(options: Selection) -> Embedder:

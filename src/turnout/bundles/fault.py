@@ -10,5 +10,5 @@ class BundleError(Exception):
 
     def __init__(self, version: str, file: str, field: str, seen: object, wanted: str) -> None:
         self.version, self.file, self.field, self.seen, self.wanted = version, file, field, shown(seen), wanted
-        where = f"{file}: {field}" if field else file
-        super().__init__(f"bundle {version}: {where}: expected {wanted}, got {self.seen}")
+        where = ": ".join(part for part in (f"bundle {version}", file, field) if part)
+        super().__init__(f"{where}: expected {wanted}, got {self.seen}")

@@ -63,9 +63,7 @@ def run(
     embedder = embedder_in(encoder)
     with progress() as start:
         embedded = embed_all(known.prompts, embedder, MAX_PROMPT_BYTES, start("embedding"))
-        bar = start("linear head, 3 folds")
-        verdict = judge_head(known, embedded, plan, choice)
-        bar(1, 1)
+        verdict = judge_head(known, embedded, plan, choice, start("linear head, folds"))
         fitted = fit(
             embedded, known.scores, msgspec.structs.replace(plan, head_scale=verdict.scale), start("clustering, rounds")
         )

@@ -192,9 +192,13 @@ def test_concurrent_knobs_leave_the_defaults_as_they_are(house: House) -> None:
         hashed: bytes = house.ask(MATHS, b"x-turnout-routing-alpha: 0.%03d" % number).header(b"x-turnout-knobs")
         return hashed
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        hashes = list(pool.map(ask, range(1, 100)))
-    assert len(set(hashes)) == 99
+    current = selecting._library.current
+    assert current is not None
+    vectors = {name: blend.bundle.defaults.knobs.alpha.tobytes() for name, blend in current.blends.items()}
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        hashes = list(pool.map(ask, range(1000)))
+    assert len(set(hashes)) == 1000
+    assert {name: blend.bundle.defaults.knobs.alpha.tobytes() for name, blend in current.blends.items()} == vectors
     assert house.ask(MATHS).header(b"x-turnout-knobs") == before
 
 

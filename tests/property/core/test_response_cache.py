@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnout.core.response_cache.guard import features
-from turnout.core.response_cache.key import CacheKey
+from turnout.core.response_cache.key import CacheKey, shape
 from turnout.core.response_cache.store import Answer, Bounds, Place, ResponseStore
 
 BASE = CacheKey(
@@ -97,3 +97,39 @@ def test_an_unbounded_store_is_a_dictionary_with_a_ttl(steps: list[Operation]) -
             match = store.exact(key, float(now))
             fresh = stored is not None and now - stored <= 20
             assert (match.answer.source if match is not None else None) == (str(stored) if fresh else None)
+
+
+LEFT_OUT = ("model", "stream", "stream_options", "turnout", "user", "metadata", "prompt_cache_key")
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(-2, 2), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=5,
+)
+names = st.one_of(
+    st.sampled_from([*LEFT_OUT, "system", "tools", "tool_choice", "temperature", "max_tokens", "response_format", "n"]),
+    st.text(min_size=1, max_size=8).filter(lambda name: name not in ("messages", "input", "contents", "prompt")),
+)
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text(max_size=5)}),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(names, values, max_size=5), messages, names, values)
+def test_any_member_that_is_not_left_out_separates(
+    body: dict[str, object], said: list[object], name: str, value: object
+) -> None:
+    before = {**body, "messages": said}
+    after = {**before, name: value}
+    same = msgspec.json.encode(before.get(name, msgspec.UNSET) if name in before else b"absent") == msgspec.json.encode(
+        value
+    )
+    assert (shape(before).digests == shape(after).digests) == (name in LEFT_OUT or same)
+
+
+@settings(max_examples=100, deadline=None)
+@given(messages, messages)
+def test_any_other_conversation_separates(one: list[object], other: list[object]) -> None:
+    assert (shape({"messages": one}).digests == shape({"messages": other}).digests) == (one == other)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turnout.core.selection import controls
-from turnout.core.selection.arrays import frozen
+from turnout.core.selection.arrays import Floats32, frozen
 from turnout.core.selection.blend import Blend, Nearest
 from turnout.core.selection.bundle import Axes, Bundle
+from turnout.core.selection.eligibility import Eligible
 from turnout.core.selection.knobs import Defaults, InvalidKnobs, Knobs
+from turnout.core.selection.selection import select
 
 UNKNOWN = None
 Number = float | None
@@ -79,15 +82,33 @@ maybe = st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.integers(0, 10**8).
 share = st.integers(0, 1000).map(lambda value: value / 1000)
 
 
+class Case(NamedTuple):
+    """A bundle at its own knobs, the clusters and the embedding of a request, and what the oracle says of it."""
+
+    bundle: Bundle
+    clusters: list[int]
+    vector: Floats32
+    length: float
+    wanted: list[float]
+    order: list[int]
+
+    def near(self, blend: Blend) -> Nearest:
+        """The clusters as a look-up returns them, with what a linear head makes of the embedding."""
+        found = np.array(self.clusters), tuple(self.clusters), (-1e9,) * len(self.clusters)
+        return Nearest(*found, raised=blend.nearest(self.vector).raised)
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Bundle, Knobs, list[int], list[float], list[int]]:
+def cases(draw: st.DrawFn) -> Case:
     size, models = draw(st.integers(1, 6)), draw(st.integers(1, 7))
     quality = [[draw(grid) for _ in range(models)] for _ in range(size)]
     prices = [(draw(maybe), draw(maybe)) for _ in range(models)]
     timing = [(draw(maybe), draw(maybe)) for _ in range(models)]
     verbosity = [draw(maybe) for _ in range(models)]
     speed = draw(share)
-    alpha = [min(draw(share), 1 - speed) for _ in range(size)]
+    # A scalar turned by a request is the same on every cluster, a bundle's own vector need not be.
+    alpha = [draw(share)] * size if draw(st.booleans()) else [draw(share) for _ in range(size)]
+    alpha = [min(one, 1 - speed) for one in alpha]
     ratio, tokens, verbose = (
         draw(st.sampled_from([0.0, 0.25, 1.0, 10.0])),
         draw(st.integers(0, 100_000)),
@@ -95,6 +116,9 @@ def cases(draw: st.DrawFn) -> tuple[Bundle, Knobs, list[int], list[float], list[
     )
     clusters = sorted(draw(st.sets(st.integers(0, size - 1), min_size=1)))
     knobs = Knobs(frozen(alpha), speed, ratio, tokens, verbose)
+    vector = np.array([draw(share) for _ in range(size)], dtype=np.float32)
+    length = float(draw(st.integers(-8, 8)))
+    head = [[draw(grid) for _ in range(size + 1)] for _ in range(models)] if draw(st.booleans()) else None
 
     def column(values: list[Number]) -> list[float]:
         return [math.nan if value is None else value for value in values]
@@ -109,27 +133,24 @@ def cases(draw: st.DrawFn) -> tuple[Bundle, Knobs, list[int], list[float], list[
     bundle = Bundle(
         version="v", digest="", embedder_id="x", centroids=frozen(np.eye(size)),
         models=tuple(f"m{at}" for at in range(models)), quality=frozen(quality), axes=axes, defaults=Defaults(knobs),
+        top_p=draw(st.sampled_from([len(clusters), size])), head=None if head is None else frozen(head),
     )  # fmt: skip
-    return (
-        bundle,
-        knobs,
-        clusters,
-        oracle(quality, prices, timing, verbosity, knobs, clusters),
-        draw(st.permutations(range(models))),
-    )
-
-
-def near(clusters: list[int]) -> Nearest:
-    return Nearest(np.array(clusters), tuple(clusters), (-1e9,) * len(clusters))
+    raised = [0.0] * models
+    if head is not None:
+        raised = [sum(weight * float(x) for weight, x in zip(row, [*vector, length], strict=True)) for row in head]
+    table = [[value + raised[m] for m, value in enumerate(row)] for row in quality]
+    if head is not None:  # sums that are equal but for rounding have a range, and nobody can say which is the least
+        assume(all(max(row) - min(row) > 1e-6 for row in table))
+    wanted = oracle(table, prices, timing, verbosity, knobs, clusters)
+    return Case(bundle, clusters, vector, length, wanted, draw(st.permutations(range(models))))
 
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_the_blend_agrees_with_the_oracle(case: tuple[Bundle, Knobs, list[int], list[float], list[int]]) -> None:
-    bundle, _, clusters, wanted, _ = case
-    blend = Blend(bundle)
-    scores = blend.score(blend.weigh(), near(clusters))
-    assert np.abs(scores.score - wanted).max() <= 1e-9
+def test_the_blend_agrees_with_the_oracle(case: Case) -> None:
+    blend = Blend(case.bundle)
+    scores = blend.score(blend.weigh(), case.near(blend), case.length)
+    assert np.abs(scores.score - case.wanted).max() <= 1e-9
     assert np.abs(scores.quality + scores.cost + scores.speed - scores.score).max() <= 1e-9
     rounded = np.round(scores.score, 9).tolist()
     assert scores.order.tolist() == sorted(range(len(rounded)), key=lambda column: (-rounded[column], column))
@@ -137,10 +158,8 @@ def test_the_blend_agrees_with_the_oracle(case: tuple[Bundle, Knobs, list[int], 
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_the_order_of_models_and_the_unit_of_money_change_nothing(
-    case: tuple[Bundle, Knobs, list[int], list[float], list[int]],
-) -> None:
-    bundle, _, clusters, _, order = case
+def test_the_order_of_models_and_the_unit_of_money_change_nothing(case: Case) -> None:
+    bundle, order = case.bundle, case.order
     assert bundle.axes is not None
     assert bundle.quality is not None
     a = bundle.axes
@@ -151,12 +170,26 @@ def test_the_order_of_models_and_the_unit_of_money_change_nothing(
             frozen(a.price_in[order] * 8), frozen(a.price_out[order] * 8), frozen(a.ttft_s[order]),
             frozen(a.tps[order]), frozen(a.verbosity[order]),
         ),
-        defaults=bundle.defaults,
+        defaults=bundle.defaults, top_p=bundle.top_p, head=None if bundle.head is None else frozen(bundle.head[order]),
     )  # fmt: skip
     plain, other = Blend(bundle), Blend(shuffled)
-    before = plain.score(plain.weigh(), near(clusters)).score
-    after = other.score(other.weigh(), near(clusters)).score
-    assert np.abs(before[order] - after).max() <= 1e-12
+    before = plain.score(plain.weigh(), case.near(plain), case.length).score
+    after = other.score(other.weigh(), case.near(other), case.length).score
+    assert np.abs(before[order] - after).max() <= 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.data())
+def test_who_is_not_eligible_changes_nobodys_score(case: Case, data: st.DataObject) -> None:
+    blend = Blend(case.bundle)
+    names = case.bundle.models
+    kept = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1))
+    weighted = blend.weigh()
+    everyone, _, before = select(blend, weighted, case.vector, case.length, Eligible(names))
+    some, _, after = select(blend, weighted, case.vector, case.length, Eligible(tuple(kept)))
+    assert before.score.tolist() == after.score.tolist()
+    assert some.models == tuple(name for name in everyone.models if name in kept)
+    assert sorted(everyone.models) == sorted(names)
 
 
 @settings(max_examples=100, deadline=None)

@@ -129,7 +129,13 @@ def predict(fitted: Fitted, embedded: Embedded) -> tuple[Floats, Floats, Bools]:
     return quality, closest, outside
 
 
-def judge_head(labels: Labels, embedded: Embedded, plan: Plan, choice: HeadChoice) -> HeadVerdict:
+def judge_head(
+    labels: Labels,
+    embedded: Embedded,
+    plan: Plan,
+    choice: HeadChoice,
+    report: Callable[[int, int], object] = lambda done, total: None,  # noqa: ARG005 - names of the contract
+) -> HeadVerdict:
     """Decide on the linear head by folds inside these labels alone.
 
     A ridge head is too sure of itself where it was fitted on noise: what it adds to the clusters is scaled by the slope
@@ -146,6 +152,7 @@ def judge_head(labels: Labels, embedded: Embedded, plan: Plan, choice: HeadChoic
         base[out], _, _ = predict(msgspec.structs.replace(fitted, head=None), embedded.take(out))
         together, _, _ = predict(fitted, embedded.take(out))
         added[out] = together - base[out]
+        report(int(fold[out[0]]) + 1, _INNER_FOLDS)
     targets = normalised(labels.scores, plan.scoring)
     known = ~np.isnan(targets)
     power = float((added[known] ** 2).sum())

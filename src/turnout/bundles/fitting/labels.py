@@ -92,7 +92,8 @@ def read(path: Path, *, wide: bool) -> Labels:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
-        raise LabelError(f"{path}: expected a readable file in UTF-8, got {error}") from None
+        seen = (error.strerror if isinstance(error, OSError) else None) or error
+        raise LabelError(f"{path}: expected a readable file in UTF-8, got {seen}") from None
     name = path.name.removesuffix(".gz")
     rows = _json_lines(path, text) if name.endswith((".jsonl", ".ndjson")) else _csv(text)
     labels = _wide(path, rows) if wide else _long(path, rows)
@@ -146,7 +147,8 @@ def _long(path: Path, rows: Iterable[dict[str, Any]]) -> Labels:
     cells: list[tuple[int, int, float, float, float, float]] = []
     for number, row in enumerate(rows, 1):
         if missing := [name for name in _LONG if row.get(name) in (None, "")]:
-            raise LabelError(f"{path}: row {number}: expected a {missing[0]}, got nothing")
+            hint = "" if number > 1 else " (a column for each model needs --wide)"
+            raise LabelError(f"{path}: row {number}: expected a {missing[0]}, got nothing{hint}")
         prompt, model = _text(path, number, row, "prompt"), _text(path, number, row, "model")
         at = prompts.setdefault(prompt, len(prompts))
         if at == len(groups):
