@@ -29,6 +29,25 @@ PolicyName = Literal[
 ]
 
 
+SessionKey = Literal[
+    "x-turnout-session",
+    "session_id",
+    "session_params.session_id",
+    "prompt_cache_key",
+    "conversation",
+    "metadata.session_id",
+    "metadata.user_id",
+    "x-session-id",
+    "x-dynamo-session-id",
+    "x-smg-routing-key",
+    "x-claude-code-session-id",
+    "session-id",
+    "thread-id",
+    "user",
+    "x-user-id",
+]
+
+
 class Scheduling(Section, frozen=True, kw_only=True):
     """Which endpoint serves an attempt (scheduling §5)."""
 
@@ -60,6 +79,10 @@ class Scheduling(Section, frozen=True, kw_only=True):
         240.0
     )
     gate_wait_s: Annotated[Seconds, doc("turnout: longest wait of a cold request at the gate.")] = 120.0
+    session_keys: Annotated[
+        list[SessionKey] | None,
+        doc("Headers and body members that name a session, the first that is there wins; absent: all, as in docs."),
+    ] = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1), doc("Seed of rotations and random choices.")] = 0
     prior_prefill_tokens_per_s: Annotated[
         float, Meta(gt=0, le=1e9), doc("Prefill rate assumed before any is measured.")
@@ -99,13 +122,23 @@ class Load(Section, frozen=True, kw_only=True):
     """Engine reports: metrics that are scraped, with their age (scheduling §4)."""
 
     scrape_interval_ms: Annotated[
-        int,
-        Meta(ge=0, le=3_600_000),
-        doc("Pause between scrapes of an endpoint that has our traffic; 0 never scrapes."),
-    ] = 200
+        Annotated[int, Meta(ge=0, le=3_600_000)] | None,
+        doc("Pause between scrapes of an endpoint that has our traffic; 0 never scrapes. Absent: 200, with peers 50."),
+    ] = None
+    peers: Annotated[
+        list[str],
+        doc("Other routers before the same engines: their load is known from reports alone, so these come oftener."),
+    ] = msgspec.field(default_factory=list)
     idle_interval_ms: Annotated[Count, doc("The same for an endpoint without traffic from us.")] = 1000
     timeout_s: Annotated[Seconds, doc("A scrape takes at most this long.")] = 1.0
     max_age_s: Annotated[Seconds, doc("An older report counts as none.")] = 5.0
+
+    @property
+    def interval_ms(self) -> int:
+        """Pause between scrapes of an endpoint that has our traffic."""
+        if self.scrape_interval_ms is not None:
+            return self.scrape_interval_ms
+        return 50 if self.peers else 200
 
 
 class KvEvents(Section, frozen=True, kw_only=True):

@@ -174,6 +174,31 @@ def string(found: Members, name: str) -> str | None:
     return value
 
 
+def named_session(found: Members) -> str | None:
+    """Return the session that members other than `session_id` name (scheduling §5.3); their shapes are not judged."""
+    return (
+        _inner(found, "session_params", "session_id")
+        or string(found, "prompt_cache_key")
+        or _inner(found, "conversation", "")
+        or _inner(found, "metadata", "session_id")
+        or _inner(found, "metadata", "user_id")
+    )
+
+
+def _inner(found: Members, name: str, member: str) -> str | None:
+    """Return a string member of an object, or with no name the member itself; None for anything else."""
+    raw = found.get(name)
+    if raw is None:
+        return None
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    if member:
+        value = value.get(member) if isinstance(value, dict) else None
+    return value if isinstance(value, str) and "\0" not in value else None
+
+
 def label(text: str | None) -> str | None:
     """Shorten what the ledger keeps with every call: these fields have no bound of their own (§4)."""
     return text if text is None else text[:SESSION_MAX_BYTES]

@@ -16,6 +16,7 @@ from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.legs_answer import mark_whole
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
+from turnout.gateway.sessions import session_of
 
 _ROOTS_MAX = 4096
 
@@ -55,7 +56,7 @@ class Asker:
     def ask(self, run: Asked, pool: Pool) -> Ask:
         """Return what scheduling needs to know about a run."""
         request, prompt = run.request, run.request.prompt
-        session = run.prepared.session or request.session or run.prepared.session_fallback
+        session = session_of(run.prepared, request, self._fleet.scheduling.session_keys)
         session_key = xxhash.xxh3_64_intdigest(f"{run.principal.tenant}\0{session}".encode()) if session else 0
         keys: list[int] = []
         chains: dict[int, list[int]] = {}

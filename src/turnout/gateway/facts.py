@@ -9,6 +9,7 @@ import msgspec
 from turnout.core.errors import ENDINGS
 from turnout.core.facts import AttemptFact, CallFact, OpenedCall
 from turnout.core.pricing import Cost, Tokens
+from turnout.gateway import sessions
 from turnout.gateway.extra import facts as extra_facts
 from turnout.gateway.legs_facts import with_legs
 
@@ -38,7 +39,7 @@ def opened_call(run: OpenRun) -> OpenedCall:
 
 def session_of(run: OpenRun) -> str | None:
     """Return the session that a run belongs to, by header, body, or another router's header (scheduling §5.3)."""
-    return run.prepared.session or run.request.session or run.prepared.session_fallback
+    return sessions.session_of(run.prepared, run.request, run.gateway.fleet.scheduling.session_keys)
 
 
 def call_fact(run: OpenRun, now: float) -> CallFact:

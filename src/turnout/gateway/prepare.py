@@ -123,6 +123,7 @@ class Prepared:
         "safety",
         "session",
         "session_fallback",
+        "session_headers",
         "snapshot",
         "timeout_s",
         "user",
@@ -137,6 +138,8 @@ class Prepared:
         self.session = _text(headers.get(_SESSION_FIRST))
         later = next((headers[name] for name in _SESSION_LATER if headers.get(name)), None)
         self.session_fallback = _text(later)
+        named = (_SESSION_FIRST, *_SESSION_LATER, _SESSION_LAST)
+        self.session_headers = {name.decode(): headers[name].decode("latin-1") for name in named if headers.get(name)}
         self.agent = _text(headers.get(b"x-claude-code-agent-id")) or ""
         self.controls = tuple([(name, value) for name, value in headers.items() if name in controls.HEADERS])
         self.fallback = headers.get(b"x-turnout-fallback") != b"off"
