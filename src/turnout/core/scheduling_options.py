@@ -133,13 +133,6 @@ class Load(Section, frozen=True, kw_only=True):
     timeout_s: Annotated[Seconds, doc("A scrape takes at most this long.")] = 1.0
     max_age_s: Annotated[Seconds, doc("An older report counts as none.")] = 5.0
 
-    @property
-    def interval_ms(self) -> int:
-        """Pause between scrapes of an endpoint that has our traffic."""
-        if self.scrape_interval_ms is not None:
-            return self.scrape_interval_ms
-        return 50 if self.peers else 200
-
 
 class KvEvents(Section, frozen=True, kw_only=True):
     """What engines publish about their KV caches; where, stands with each endpoint (engines §4)."""

@@ -23,6 +23,7 @@ from turnout.observation.fetch import Fetcher
 _OK, _NOT_FOUND = 200, 404
 _SHARE_MAX = 0.03  # of one core, for all scrapes together
 _COST_WEIGHT = 0.1
+_ALONE_MS, _BESIDE_PEERS_MS = 200, 50
 _ERROR_WEIGHT = 0.1
 _ABSENT_AFTER = 3
 _ABSENT_S = 30.0
@@ -62,6 +63,7 @@ class Scraper:
     ) -> None:
         self.scrapes = {endpoint.name: Scrapes() for endpoint in endpoints if not endpoint.provider}
         self._fleet, self._load, self._clock = fleet, load, clock
+        self._interval_ms = interval_ms(load)
         self._endpoints = [endpoint for endpoint in endpoints if not endpoint.provider]
         self._on_report, self._on_restart = on_report, on_restart
         self._watches: dict[str, tuple[asyncio.Task[None], Fetcher]] = {}
@@ -69,11 +71,11 @@ class Scraper:
 
     def start(self) -> None:
         """Begin to scrape, unless the interval is 0."""
-        if not self._load.interval_ms:
+        if not self._interval_ms:
             return
         for number, endpoint in enumerate(self._endpoints):
             # Spread over the first interval, so that scrapes never come in one burst.
-            self._begin(endpoint, self._load.interval_ms / 1000.0 * number / len(self._endpoints))
+            self._begin(endpoint, self._interval_ms / 1000.0 * number / len(self._endpoints))
 
     def follow(self, endpoint: options.Endpoint) -> None:
         """Scrape an endpoint that has joined, or that has come back as something else."""
@@ -82,7 +84,7 @@ class Scraper:
             known[0].cancel()
             known[1].close()
         self._endpoints = [one for one in self._endpoints if one.name != endpoint.name]
-        if endpoint.provider or not self._load.interval_ms:
+        if endpoint.provider or not self._interval_ms:
             return
         self._endpoints.append(endpoint)
         self.scrapes[endpoint.name] = Scrapes()
@@ -106,7 +108,7 @@ class Scraper:
         """Return the pause before the next scrape."""
         if scrapes.absent_in_row >= _ABSENT_AFTER:
             return _ABSENT_S
-        ms = self._load.interval_ms if endpoint.in_flight else self._load.idle_interval_ms
+        ms = self._interval_ms if endpoint.in_flight else self._load.idle_interval_ms
         return max(ms / 1000.0, self._cost_s * len(self._endpoints) / _SHARE_MAX)
 
     async def _watch(self, endpoint: options.Endpoint, fetcher: Fetcher, offset_s: float) -> None:
@@ -164,6 +166,14 @@ class Scraper:
         for name in scrapes.known - known:
             scrapes.lost[name] = scrapes.lost.get(name, 0) + 1
         scrapes.known = known
+
+
+def interval_ms(load: options.Load) -> int:
+    """Return the pause between scrapes of an endpoint that has our traffic."""
+    if load.scrape_interval_ms is not None:
+        return load.scrape_interval_ms
+    # What other routers dispatch is known from reports alone: load older than 100 ms hurts them all.
+    return _BESIDE_PEERS_MS if load.peers else _ALONE_MS
 
 
 def estimate_error(state: EndpointState, sent: Sent, report: Report) -> float | None:

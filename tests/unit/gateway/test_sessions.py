@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from turnout.core.scheduling_options import Load, SessionKey
+from turnout.core.scheduling_options import SessionKey
 from turnout.core.types import Request
 from turnout.dialects.openai import CHAT, decode
 from turnout.gateway.prepare import Prepared
@@ -64,8 +64,3 @@ def test_shapes_that_name_nothing_are_passed_over() -> None:
     request = request_of({"metadata": ["session_id"], "conversation": {"id": "c"}, "session_params": 1, "user": "u"})
     assert session_of(prepared({}), request, None) == "u"
     assert session_of(prepared({}), request, ["metadata.session_id", "conversation", "user"]) == "u"
-
-
-def test_reports_come_oftener_where_other_routers_are() -> None:
-    assert (Load().interval_ms, Load(peers=["r2"]).interval_ms) == (200, 50)
-    assert Load(peers=["r2"], scrape_interval_ms=0).interval_ms == 0
