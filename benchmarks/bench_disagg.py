@@ -1,6 +1,6 @@
 """The replay bars of issue 5: capacity and ITL of pools with roles, against aggregated fleets and rivals' pair rules.
 
-    python benchmarks/bench_disagg.py TRACES rivals static adaptive splits aggregated [--quick]
+    python benchmarks/bench_disagg.py TRACES rivals static adaptive default_batch splits aggregated [--quick]
 
 TRACES is the folder of the trace files. Each line is printed as it is known, as markdown. Every fleet has 8 engines of
 the `70b` profile, cache 4 x, transfers at 50 GB/s; engines that decode batch 480 tokens under every rule.
@@ -82,6 +82,7 @@ def static(lab: Lab) -> None:
     """Pair rules out of the rules for one endpoint: always split."""
     for title, (prefill, decode) in STATIC.items():
         lab.line(title, pairs(decider="always", decode_policy=decode), prefill)
+    lab.line("always split, both legs scored jointly", pairs(decider="always"), "turnout")
     lab.line("turnout, threshold 256 tokens", pairs(decider="threshold"), "turnout")
 
 
@@ -90,6 +91,18 @@ def adaptive(lab: Lab) -> None:
     lab.line("adaptive", pairs(), "turnout")
     whole = msgspec.structs.replace(pairs(), decode_chunk_tokens=None)
     lab.line("adaptive, decode batches 2048", whole, "turnout")
+
+
+def default_batch(lab: Lab) -> None:
+    """What the router alone can do for ITL where decode endpoints batch 2048 tokens: send them less to prefill."""
+    for title, disagg in (
+        ("threshold 512 tokens", {"decider": "threshold", "min_uncached_tokens": 512}),
+        ("threshold 2048 tokens", {"decider": "threshold", "min_uncached_tokens": 2048}),
+        ("adaptive, interference 0.5", {"interference": 0.5}),
+        ("adaptive, interference 2", {"interference": 2.0}),
+    ):
+        whole = msgspec.structs.replace(pairs(**disagg), decode_chunk_tokens=None)
+        lab.line(f"{title}, decode batches 2048", whole, "turnout")
 
 
 def splits(lab: Lab) -> None:
@@ -111,7 +124,14 @@ def _split(figures: dict[str, Any]) -> str:
     return "-" if count is None else f"{count / figures['requests']:.2f}"
 
 
-PARTS = {"rivals": rivals, "static": static, "adaptive": adaptive, "splits": splits, "aggregated": aggregated}
+PARTS = {
+    "rivals": rivals,
+    "static": static,
+    "adaptive": adaptive,
+    "default_batch": default_batch,
+    "splits": splits,
+    "aggregated": aggregated,
+}
 
 
 def main(arguments: list[str]) -> None:
