@@ -4,13 +4,13 @@ The database costs thirty times what the spool costs, and the writer shares its 
 round inserts at most one batch; more than that arriving per interval goes to the spool, which is replayed in order
 once traffic is low or the spool half full. While the spool holds anything, new calls are appended to it: order is kept.
 
-Rounds belong to the writer. `spool_queue` may be called by another thread as well, for a writer that is put aside or
-waits for a lock of the database.
+Rounds belong to the writer. `spool_queue` may be called by another thread at the same time, for a writer that is put
+aside or waits for the database; no lock is held meanwhile that the other would have to wait for.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -50,8 +50,13 @@ class Drain:
         monotonic: Callable[[], float],
         on_event: OnEvent,
         on_safe: Callable[[Sequence[str]], None] = lambda _call_ids: None,
+        on_overflow: Callable[[], None] | None = None,
     ) -> None:
-        """Take calls from `queue`, without a sink until `sink` is set; `on_safe` hears what is stored or in a file."""
+        """Take calls from `queue`, without a sink until `sink` is set.
+
+        `on_safe` hears what is stored or in a file; `on_overflow` sees to it that another thread calls `spool_queue`
+        (None: a round does it itself).
+        """
         self.sink: Sink | None = None
         self.inflight: list[Entry] = []
         self.written = Written()
@@ -66,8 +71,9 @@ class Drain:
         self._on_event = on_event
         self._on_safe = on_safe
         self._decode = msgspec.msgpack.Decoder(CallFact).decode
-        # Held by whoever moves entries out of the queue until they are in `inflight` or in the spool.
-        self._moving = threading.Lock()
+        self._on_overflow = on_overflow or self.spool_queue
+        # One item per call of `spool_queue` under way, since a counter would not be exact between threads.
+        self._spooling: list[None] = []
         self._spooled = 0
         self._spooled_before = 0
         self._down = False
@@ -77,8 +83,8 @@ class Drain:
     @property
     def settled(self) -> bool:
         """Every call taken so far is in the database."""
-        with self._moving:
-            return not self._queue and not self.inflight and self._spool.empty
+        # In this order: what leaves the queue is counted as being spooled until it is in the spool.
+        return not self._queue and not self._spooling and not self.inflight and self._spool.empty
 
     @property
     def down(self) -> bool:
@@ -89,11 +95,13 @@ class Drain:
         """Do one round of work; return the seconds until the next one is due."""
         round_started = self._monotonic()
         # What another thread spooled since the last round came in as well.
-        fresh = len(self._queue) + self._spooled - self._spooled_before
-        self._spooled_before = self._spooled
+        spooled = self._spooled
+        waiting = len(self._queue)
+        fresh = max(waiting, spooled - self._spooled_before)
+        self._spooled_before = spooled
         ready = self.sink is not None and round_started >= self._retry_at
-        if fresh and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
-            self.spool_queue()
+        if waiting and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
+            self._on_overflow()
             self._spooled_before = self._spooled
         pressure = self._spool.fill_ratio >= _PRESSURE
         if not ready or self._spool.empty or (fresh > self._batch_max and not pressure):
@@ -116,9 +124,13 @@ class Drain:
 
     def spool_queue(self) -> None:
         """Append all that waits to the spool."""
-        with self._moving:
-            # Bounded by the length at the start, since the event loop keeps appending.
-            self._to_spool([self._queue.popleft() for _ in range(len(self._queue))])
+        self._spooling.append(None)
+        try:
+            entries: list[Entry] = []
+            self._take(entries, len(self._queue))
+            self._to_spool(entries)
+        finally:
+            self._spooling.pop()
 
     def replay_one(self) -> None:
         """Store the oldest batch of the spool and remove it."""
@@ -140,16 +152,19 @@ class Drain:
 
     def _insert_fresh(self) -> bool:
         """Store one batch straight from the queue; False when the database did not take it (it is in the spool)."""
-        with self._moving:
-            self.inflight = [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
+        self._take(self.inflight, self._batch_max)
         stored = self._write([entry.fact or self._decode(entry.payload) for entry in self.inflight])
         if stored:
             self._on_safe([entry.call_id for entry in self.inflight if entry.call_id])
-        with self._moving:
-            if not stored:
-                self._to_spool(self.inflight)
-            self.inflight = []
+        else:
+            self._to_spool(self.inflight)
+        self.inflight = []
         return stored
+
+    def _take(self, entries: list[Entry], most: int) -> None:
+        """Move at most so many entries from the queue to a list that others may look at meanwhile."""
+        with contextlib.suppress(IndexError):  # another thread takes, too
+            entries.extend(self._queue.popleft() for _ in range(min(most, len(self._queue))))
 
     def _to_spool(self, entries: list[Entry]) -> None:
         if not entries:

@@ -40,3 +40,12 @@ def frame(payloads: Sequence[bytes]) -> bytes:
     size = len(payloads)
     head = bytes((0x90 | size,)) if size <= _SMALL_MAX else b"\xdc" + size.to_bytes(2, "big")
     return head + b"".join(payloads)
+
+
+def calls_of(payload: bytes) -> int:
+    """Tell how many facts a frame holds, from its head; 1 for one that is none."""
+    first = payload[0] if payload else 0
+    if first & 0xF0 == 0x90:  # noqa: PLR2004 - the format's own marks
+        return first & 0x0F
+    width = {0xDC: 2, 0xDD: 4}.get(first, 0)
+    return int.from_bytes(payload[1 : 1 + width], "big") if width else 1

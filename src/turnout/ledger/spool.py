@@ -128,20 +128,19 @@ class Spool:
 
         Empty when nothing waits. Damaged frames are cut and counted.
         """
-        with self._lock:
-            while self._segments:
-                facts = self._read_segment(self._segments[0])
-                if facts:
-                    return facts
-                self._drop_head()
-            facts = []
-            self._memory_read = 0
-            for payload in self._memory:
-                if len(facts) >= self._read_calls:
-                    break
-                facts += self._decoder.decode(payload)
-                self._memory_read += 1
-            return facts
+        while True:
+            with self._lock:
+                payloads = self._oldest()
+            # Decoded without the lock: the reader may be put aside at any moment, and others append meanwhile.
+            facts: list[CallFact] = []
+            for payload in payloads:
+                try:
+                    facts += self._decoder.decode(payload)
+                except msgspec.DecodeError:
+                    self.unreadable += 1
+            if facts or not payloads:
+                return facts
+            self.advance()
 
     def advance(self) -> None:
         """Remove the calls that `read` gave."""
@@ -173,11 +172,28 @@ class Spool:
             self._segments.clear()
             return lost
 
-    def _read_segment(self, segment: Segment) -> list[CallFact]:
+    def _oldest(self) -> list[bytes]:
+        self._memory_read = 0
+        while self._segments:
+            payloads = self._of_segment(self._segments[0])
+            if payloads:
+                return payloads
+            self._drop_head()
+        payloads, calls = [], 0
+        for payload in self._memory:
+            if calls >= self._read_calls:
+                break
+            payloads.append(payload)
+            calls += entry.calls_of(payload)
+        self._memory_read = len(payloads)
+        return payloads
+
+    def _of_segment(self, segment: Segment) -> list[bytes]:
         self._read = segment
         segment.rewind()
-        facts: list[CallFact] = []
-        while len(facts) < self._read_calls:
+        payloads: list[bytes] = []
+        calls = 0
+        while calls < self._read_calls:
             try:
                 payload = segment.peek()
             except TornError:
@@ -186,11 +202,9 @@ class Spool:
                 payload = None
             if payload is None:
                 break
-            try:
-                facts += self._decoder.decode(payload)
-            except msgspec.DecodeError:
-                self.unreadable += 1
-        return facts
+            payloads.append(payload)
+            calls += entry.calls_of(payload)
+        return payloads
 
     def _to_memory(self, payload: bytes) -> None:
         if self._memory_used > self._memory_bytes * _STRIP_SHARE:

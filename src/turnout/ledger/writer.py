@@ -115,6 +115,7 @@ class Ledger:
             monotonic=monotonic,
             on_event=self._on_event,
             on_safe=self._free,
+            on_overflow=self._spill.set,
         )
         self._sink: Sink | None = None
         self._pages: Pages | None = None
@@ -201,6 +202,7 @@ class Ledger:
         """
         settled = self._spool.empty
         if self._writer.is_alive():
+            self._hurry()
             with self._round_done:
                 # A round under way may have looked at the queue before the last call was put there.
                 enough = self._rounds + 1 + self._in_round
@@ -212,6 +214,7 @@ class Ledger:
     def close(self, timeout_s: float = 5.0) -> int:
         """Refuse new calls, store the rest within `timeout_s`, spool what is left; return the calls in neither."""
         self._closed = True
+        self._hurry()
         self._refresher.close(0.0)
         self._deadline = self._monotonic() + timeout_s
         self._closing.set()
@@ -300,8 +303,13 @@ class Ledger:
         while not self._closed:
             self._spill.wait()
             self._spill.clear()
-            while len(self._queue) >= self._spill_at and not self._closed:
-                self._drain.spool_queue()
+            self._drain.spool_queue()
+
+    def _hurry(self) -> None:
+        """Somebody waits for the writer: it need not stand back any longer."""
+        for thread in (self._writer, self._opener):
+            if thread.native_id is not None:
+                opening.yield_no_more(thread.native_id)
 
     def _yield(self) -> None:
         if self._options.yield_core:
