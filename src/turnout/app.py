@@ -42,6 +42,7 @@ from turnout.ledger.writer import Ledger
 from turnout.observation.observer import Observer
 from turnout.telemetry.logs import LogSink
 from turnout.telemetry.meter import EndpointRow, Meter
+from turnout.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
@@ -98,9 +99,12 @@ class App:
             loop.add_signal_handler(number, self.request_stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         await self.start()
+        watchdog = Watchdog(lambda seconds: self.log.error("loop_blocked", seconds=round(seconds, 3)))
+        watchdog.start()
         on_ready()
         await self._stopping.wait()
         await self.stop()
+        watchdog.stop()
 
     async def start(self) -> None:
         """Open the public listener, then everything that need not be there first."""

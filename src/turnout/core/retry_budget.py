@@ -10,14 +10,19 @@ _WINDOW_S = 10.0
 
 
 class RetryBudget:
-    """Counts exchanges and extra attempts over ten one-second buckets, whatever fails."""
+    """Counts exchanges and extra attempts by the second, whatever fails.
 
-    __slots__ = ("_buckets", "_extra", "_floor", "_ratio", "_started", "refused_total")
+    Seconds are cut off whole, so that the promise holds for any ten seconds: an exchange counts for the last nine whole
+    ones and the current one, an extra attempt for one more.
+    """
+
+    __slots__ = ("_buckets", "_extra", "_floor", "_ratio", "_started", "_taken", "refused_total")
 
     def __init__(self, options: Retry) -> None:
         self._ratio = options.budget_ratio
         self._floor = options.budget_floor_per_s * _WINDOW_S
-        self._buckets: deque[list[float]] = deque()  # [second, exchanges, extra attempts]
+        self._buckets: deque[list[float]] = deque()  # [second, exchanges]
+        self._taken: deque[list[float]] = deque()  # [second, extra attempts]
         self._started = 0
         self._extra = 0
         self.refused_total = 0
@@ -34,7 +39,11 @@ class RetryBudget:
 
     def has(self, now: float) -> bool:
         """Tell whether `take` would succeed."""
-        self._bucket(now // 1)
+        second = now // 1
+        self._bucket(second)
+        taken = self._taken
+        while taken and taken[0][0] < second - _WINDOW_S:
+            self._extra -= int(taken.popleft()[1])
         return self._extra + 1 <= self._ratio * self._started + self._floor
 
     def take(self, now: float) -> bool:
@@ -42,16 +51,18 @@ class RetryBudget:
         if not self.has(now):
             self.refused_total += 1
             return False
-        self._buckets[-1][2] += 1
+        second, taken = now // 1, self._taken
+        if taken and taken[-1][0] == second:
+            taken[-1][1] += 1
+        else:
+            taken.append([second, 1])
         self._extra += 1
         return True
 
     def _bucket(self, second: float) -> list[float]:
         buckets = self._buckets
         while buckets and buckets[0][0] <= second - _WINDOW_S:
-            _, started, extra = buckets.popleft()
-            self._started -= int(started)
-            self._extra -= int(extra)
+            self._started -= int(buckets.popleft()[1])
         if not buckets or buckets[-1][0] != second:
-            buckets.append([second, 0, 0])
+            buckets.append([second, 0])
         return buckets[-1]

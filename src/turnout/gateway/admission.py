@@ -69,6 +69,12 @@ class Doors:
                         ticket.owner.queue_expired()
                 self.wake(gate, now)
 
+    def forgive(self, gap_s: float) -> None:
+        """Let nobody's wait end because this process slept."""
+        for gate in self._gates.values():
+            for ticket in gate.queue.tickets():
+                ticket.expires_s += gap_s
+
     def wake(self, gate: Gate, now: float) -> None:
         """Let the heads of the queue try, until one finds no place (Q6); the cold gate stops nobody but its own."""
         queue = gate.queue

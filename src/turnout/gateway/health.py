@@ -46,12 +46,15 @@ class Health:
         """Whether it delivered in the last seconds (O5)."""
         return makes_progress(endpoint, self.last_byte_s(endpoint), now)
 
-    def tick(self, now: float) -> None:
-        """Give up on responses of lost endpoints, review ejections, and forgive a suspended process."""
-        gateway = self._gateway
+    def woke(self, now: float) -> None:
+        """Forgive a process that was suspended, before anybody is found to be late (F70)."""
         if self._ticked_s is not None and now - self._ticked_s > _SUSPENDED_S:
             self._forgive(now - self._ticked_s)
         self._ticked_s = now
+
+    def tick(self, now: float) -> None:
+        """Give up on responses of lost endpoints, and review ejections."""
+        gateway = self._gateway
         if any(is_lost(endpoint) for endpoint in gateway.fleet.endpoints.values()) or self.leaving:
             self._end_lost(now)
         if now - self._reviewed_s >= _REVIEW_S:
@@ -76,5 +79,9 @@ class Health:
     def _forgive(self, gap_s: float) -> None:
         """A process that slept must not take its sleep for the silence of everybody else (§1)."""
         for run in self._gateway.runs:
-            if run.response is not None:
-                run.response.shift(gap_s)
+            if run.exchange is not None:
+                run.exchange.deadline_s += gap_s
+            for response in (run.response, run.rival):
+                if response is not None:
+                    response.shift(gap_s)
+        self._gateway.recovery.doors.forgive(gap_s)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _RETURN_DELAYS_S = (0.2, 1.0, 3.0)
 _BODY_MAX_BYTES = 1_048_576
 _OK = 200
+# Others take any name, or list a file: what they answer is their word on it, not what they list.
+_KNOW_THEIR_MODELS = ("vllm", "sglang")
 
 
 class _Listed(msgspec.Struct, gc=False):
@@ -168,6 +170,11 @@ class Prober:
             return True
         endpoint.listed()
         names = {endpoint.served_as.get(model, model) for model in endpoint.models}
+        if endpoint.family in _KNOW_THEIR_MODELS and models:
+            listed_ids = {listed.id for listed in models}
+            for model in endpoint.models:
+                if endpoint.served_as.get(model, model) not in listed_ids:  # F48: it serves something else
+                    endpoint.lose(model)
         contexts = [listed.max_model_len for listed in models if listed.id in names and listed.max_model_len]
         if contexts:
             endpoint.context_max = min(contexts)

@@ -285,6 +285,7 @@ class Gateway:
     def _tick(self) -> None:
         self._ticker = self.loop.call_later(_TICK_S, self._tick)
         now = self.clock()
+        self.recovery.health.woke(now)
         if self.retired:
             self.retired = [upstream for upstream in self.retired if upstream.pool.in_use()]
         for run in [run for run in self.runs if run.next_at_s <= now]:

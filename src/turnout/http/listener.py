@@ -19,6 +19,7 @@ _SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
 _BACKLOG = 4096
 _RESERVE = 32  # F11: descriptors that are left to engines, files and the admin listener
 _PAUSE_S = 0.1
+_SUSPENDED_S = 5.0
 
 
 class Listener:
@@ -106,8 +107,11 @@ class Listener:
         await asyncio.sleep(0)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.now = now = self.clock()
+        now = self.clock()
+        slept_s = now - self.now if now - self.now > _SUSPENDED_S else 0.0  # we did: no client was late (F70)
+        self.now = now
         for connection in list(self.connections):
+            connection.deadline += slept_s
             if connection.deadline <= now:
                 connection.expired(now)
         self._scarce_from = _scarce_from()
