@@ -31,6 +31,7 @@ def disagg_document(fleet: Fleet, now: float) -> dict[str, Any]:
     return {
         "decider": pairing.options.decider,
         "pools": pools,
+        "roles": {role: _role(pairing, role) for role in ("prefill", "decode", "both")},
         "endpoints": [
             {
                 "endpoint": name,
@@ -75,7 +76,26 @@ def disagg_stats(fleet: Fleet, now: float) -> dict[str, Any]:
     for member in {id(member): member for pool in pairing.pools for member in pool.members}.values():
         depth[(member.role,)] += member.waiting or 0
     found["queue_depth"] = depth
+    found["in_flight"] = Counter({(role,): _role(pairing, role)["in_flight"] for role in ("prefill", "decode", "both")})
+    handed: Counter[tuple[str, ...]] = Counter()
+    failed: Counter[tuple[str, ...]] = Counter()
+    for (prefill, _), state in pairing.book.items():
+        facts = pairing.facts.get(prefill)
+        if facts is not None:
+            handed[(facts.transport,)] += state.count
+            failed[(facts.transport,)] += state.failures
+    found["handovers"], found["transfer_failures"] = handed, failed
     return found
+
+
+def _role(pairing: Pairing, role: str) -> dict[str, int]:
+    """Sum up the endpoints of one role over all pools."""
+    members = {id(member): member for pool in pairing.pools for member in pool.members if member.role == role}
+    return {
+        "endpoints": len(members),
+        "in_flight": sum(member.in_flight for member in members.values()),
+        "queue_depth": sum(member.waiting or 0 for member in members.values()),
+    }
 
 
 def _legs(counts: dict[tuple[str, ...], int], name: str, phase: str) -> int:

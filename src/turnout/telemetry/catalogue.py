@@ -340,6 +340,9 @@ _DISAGG: tuple[tuple[str, Kind, str, tuple[str, ...], str], ...] = (
     ("pairs_quarantined", "gauge", "Pairs at rest after failed hand-overs.", (), "quarantined"),
     ("rooms_open", "gauge", "Bootstrap rooms in use.", (), "rooms"),
     ("queue_depth", "gauge", "Requests waiting in engines, by role.", ("role",), "queue_depth"),
+    ("in_flight", "gauge", "Open legs and whole requests, by role.", ("role",), "in_flight"),
+    ("handovers_total", "counter", "Hand-overs that came to an answer.", ("flow",), "handovers"),
+    ("transfer_failures_total", "counter", "Hand-overs that failed or hung.", ("flow",), "transfer_failures"),
 )
 DISAGG: tuple[Metric, ...] = tuple(
     Metric("turnout_disagg_" + name, kind, text, labels, source=source) for name, kind, text, labels, source in _DISAGG

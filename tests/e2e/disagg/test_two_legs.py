@@ -217,8 +217,14 @@ def test_the_admin_listener_tells_pairs_and_metrics(start_router: Any, fleet_of:
         ("p0", 3, 0),
     ]
     assert [(row["prefill"], row["decode"], row["count"]) for row in seen["pairs"]] == [("p0", "d0", 3)]
+    assert seen["roles"]["prefill"] == {"endpoints": 1, "in_flight": 0, "queue_depth": 0}
     explained = router.ask(path=b"/x/decisions/" + decided, method=b"GET", port=admin).json
     assert explained["legs"] == {"prefill": "p0", "decode": "d0"}
     assert explained["split"]["reason"] == "always"
     page = router.ask(path=b"/metrics", method=b"GET", port=admin).body
     assert b'turnout_disagg_legs_total{endpoint="p0",outcome="ok",phase="prefill"} 3.0' in page
+    assert b'turnout_disagg_handovers_total{flow="%b"} 3.0' % flow.encode() in page
+    for name in ("prefill_seconds", "first_byte_after_prefill_seconds", "handover_seconds")[
+        : 3 if flow == "nixl" else 1
+    ]:
+        assert b'turnout_disagg_%b_count{pool="%b"} 3.0' % (name.encode(), wire.MODEL.encode()) in page
