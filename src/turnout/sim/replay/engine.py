@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from itertools import islice
 
 from turnout.sim.replay.itl import GapHistogram
 from turnout.sim.replay.sequence import Sequence, Shape
@@ -52,6 +53,9 @@ class ReplayEngine:
         self._first_s = 0.0
         self._growth_s = 0.0
         self._cuttable = False
+        # What is reported: counts as the last step left them, and who was waiting as the step in progress began.
+        self._counts = (0, 0, 0)
+        self._left = 0
 
     @property
     def load(self) -> int:
@@ -113,6 +117,7 @@ class ReplayEngine:
             self._admit_some(batch, budget)
         if not decodes and not self._batch:
             return None
+        self._left = len(self.waiting)
         self._began_at = now
         self._first_s = self.shape.timing.duration_s(batch) * self.slowness
         self._growth_s = 0.0
@@ -146,6 +151,7 @@ class ReplayEngine:
                 ended.append(sequence)
         if self._batch:
             self._finish_prefills(end, firsts, ended)
+        self._counts = (len(self.running), self._left, self.store.used)
         return firsts, ended
 
     def kill(self) -> list[Sequence]:
@@ -154,11 +160,21 @@ class ReplayEngine:
         self._reset()
         return lost
 
+    def counts(self, now: float) -> tuple[int, int, int]:
+        """Sequences running, waiting, and blocks in use as the last step left them: engines count once per step.
+
+        Who has come since is in no report yet, and a step of a full batch takes 0.15 s.
+        """
+        if self.end_at is not None and self._count > 1 and now - self._began_at >= self._first_s:
+            return len(self.running), self._left, self.store.used
+        return self._counts
+
     def waiting_uncached_tokens(self) -> int:
-        """Prompt tokens of waiting sequences that the store does not have: what SGLang reports."""
+        """Prompt tokens that the store does not have, of sequences left waiting by the step: what SGLang reports."""
         size = self.shape.block_tokens
         found = self.store.found
-        return sum(each.total - found(each.chain, (each.total - 1) // size) * size for each in self.waiting)
+        left = islice(self.waiting, self._left if self.end_at is not None else None)
+        return sum(each.total - found(each.chain, (each.total - 1) // size) * size for each in left)
 
     def uncomputed_tokens(self) -> int:
         """All prompt tokens that are still to be computed: those of waiting sequences and the rest of started ones."""

@@ -16,7 +16,7 @@ Knowledge = Literal["exact", "approximate"]
 Reports = Literal["tokens", "waiting", "counts", "none"]
 KV_BYTES_PER_TOKEN = {"8b": 131_072.0, "70b": 327_680.0, "moe": 70_000.0}
 BATCHED_TOKENS = 2048
-CONTEXT_TOKENS = {"8b": 131_072, "70b": 131_072, "moe": 163_840}
+CONTEXT_TOKENS = {"8b": 131_072, "70b": 131_072, "moe": 200_000}
 """What models of these sizes accept (ADR 0032)."""
 
 

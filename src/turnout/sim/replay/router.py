@@ -207,11 +207,12 @@ class Router:
                 tokens = engine.uncomputed_tokens()
             elif kind == "waiting":
                 tokens = engine.waiting_uncached_tokens()
+            running, waiting, used = engine.counts(now)
             report = Report(
-                running=len(engine.running),
-                waiting=len(engine.waiting),
+                running=running,
+                waiting=waiting,
                 waiting_uncached_tokens=tokens,
-                kv_usage_ratio=engine.store.used / engine.store.hold_max,
+                kv_usage_ratio=used / engine.store.hold_max,
                 kv_capacity_tokens=self._facts.kv_tokens,
             )
             sent = endpoint.sent(now)
