@@ -101,12 +101,14 @@ def nearest(billionths: Floats, top_p: int, raised: Floats | None = None) -> Nea
     return Nearest(ascending, tuple(ordered.tolist()), tuple(whole.take(ordered).tolist()), raised)
 
 
-def normalised(rows: Floats) -> Floats:
-    """Return each row scaled to [0, 1] over its models; a row without range becomes 0, NaN stays NaN."""
-    low = np.minimum.reduce(rows, axis=-1, keepdims=True)
-    span = np.maximum.reduce(rows, axis=-1, keepdims=True) - low
-    scaled: Floats = (rows - low) / np.maximum(span, _LEAST_SPAN)
-    return scaled
+def normalise(rows: Floats) -> Floats:
+    """Scale each row to [0, 1] over its models, in place; a row without range becomes 0, NaN stays NaN."""
+    low = np.minimum.reduce(rows, 1, keepdims=True)
+    span = np.maximum.reduce(rows, 1, keepdims=True)
+    span -= low
+    rows -= low
+    rows /= np.maximum(span, _LEAST_SPAN, out=span)
+    return rows
 
 
 class Blend:
@@ -124,8 +126,8 @@ class Blend:
         self._rows = bundle.centroids if head is None else frozen(np.vstack((bundle.centroids, head[:, :-1] / -_SCALE)))
         self._per_length = None if head is None else frozen(head[:, -1])
         table = bundle.quality
-        self._quality = None if table is None else frozen(normalised(table))
-        self._mean_row = None if table is None else frozen(normalised(table.mean(axis=0, keepdims=True)))
+        self._quality = None if table is None else frozen(normalise(table.copy()))
+        self._mean_row = None if table is None else frozen(normalise(table.mean(axis=0, keepdims=True)))
 
     def timed(self, ttft_s: Mapping[str, float]) -> Blend:
         """Return this blend at observed times to first token; the latest one is kept, so ask with the same mapping."""
@@ -192,9 +194,14 @@ class Blend:
         if least is not None and near.billionths[0] / -_SCALE < least:
             return np.repeat(self._mean_row, len(near.ascending), axis=0), True  # type: ignore[arg-type]
         if near.raised is None:
-            return self._quality.take(near.ascending, axis=0), False  # type: ignore[union-attr]
-        raised = near.raised + self._per_length * length  # type: ignore[operator]
-        return normalised(bundle.quality.take(near.ascending, axis=0) + raised), False  # type: ignore[union-attr]
+            return self._quality.take(near.ascending, 0), False  # type: ignore[union-attr]
+        assert self._per_length is not None  # a head raised it
+        assert bundle.quality is not None  # and only tables of quality have one
+        raised = self._per_length * length
+        raised += near.raised
+        rows = bundle.quality.take(near.ascending, 0)
+        rows += raised
+        return normalise(rows), False
 
     def _baked_in(self, near: Nearest) -> Scores:
         """v1: the sum of the ranking rows; which axis earned it cannot be told apart any more."""

@@ -31,7 +31,7 @@ KEY = CacheKey(
     bundle_version="v1", knobs_hash=7, system=b"s", tools=b"t", format=b"f", sampling=b"p", history=b"h", rest=b"r", last=b"l",
 )  # fmt: skip
 FLOOD = int(os.environ.get("TURNOUT_FLOOD", "2000"))
-"""Entries of the tenant that floods; a million take a minute."""
+"""Entries of the tenant that floods; a million take ten seconds."""
 OTHER = {str: "other", int: 99, bytes: b"other"}
 
 
