@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turnout.gateway.reading import Reading
+from turnout.learning import Learning
 
 if TYPE_CHECKING:
     from turnout.coordinator.door import Door
@@ -18,6 +19,7 @@ def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
         gateway.accepted = ledger.accepted
         gateway.book = ledger.prices
         gateway.reading = Reading(gateway, ledger.pages)
+        Learning(gateway, ledger).start()
 
 
 def keep_door_accounts(door: Door, gateway: Gateway, ledger: Ledger | None, model: str) -> None:

@@ -30,6 +30,8 @@ class Endpoint(Section, frozen=True, kw_only=True):
     private: Annotated[
         bool, doc("A provider's name may lead to addresses of private networks, which are refused otherwise.")
     ] = False
+    durable_cooldown: Annotated[bool, doc("A streak of failures in the ledger keeps it back (ledger §6).")] = False
+    flat_rate: Annotated[bool, doc("Its provider bills no single request: attempts cost 0 (ledger §7).")] = False
     models: Annotated[list[Name], Meta(min_length=1), doc("Catalogue ids served here.")]
     served_as: Annotated[dict[str, str], doc("Catalogue id → the engine's own model name, where they differ.")] = {}
     family: Annotated[

@@ -61,6 +61,9 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     tokens_out: int | None = None
     tokens_cached: int | None = None
     tokens_reasoning: int | None = None
+    tokens_cache_write: int | None = None
+    cost_usd: float | int | str | None = None
+    """What the provider says it bills, as it stands in the answer; `core.pricing` judges it."""
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):

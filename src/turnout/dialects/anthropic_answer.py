@@ -44,7 +44,7 @@ def to_usage(seen: ReportedUsage) -> Usage | None:
     tokens_in = None if seen.input_tokens is None else seen.input_tokens + (read or 0) + (written or 0)
     # Engines that know nothing of their cache say 0, too; one that counts writes as well has counted.
     cached = read if read or written is not None else None
-    return Usage(tokens_in, seen.output_tokens, cached)
+    return Usage(tokens_in, seen.output_tokens, cached, None, written)
 
 
 def estimated_tokens(body: bytes) -> int:

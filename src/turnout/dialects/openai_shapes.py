@@ -5,7 +5,7 @@ They stand apart because msgspec reads their annotations while the program runs,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -88,6 +88,7 @@ class ReportedUsage(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
     prompt_tokens_details: UsageDetails | None = None
     completion_tokens_details: UsageDetails | None = None
+    cost: Any = None
 
 
 class Delta(msgspec.Struct, gc=False):

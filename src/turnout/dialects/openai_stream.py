@@ -114,7 +114,11 @@ def to_usage(seen: ReportedUsage) -> Usage | None:
             return None
     if prompt is None and completion is None:
         return None
-    return Usage(prompt, completion, cached, thought)
+    cost = seen.cost
+    if cost is None:
+        return Usage(prompt, completion, cached, thought)
+    said = cost if isinstance(cost, int | float | str) and not isinstance(cost, bool) else None
+    return Usage(prompt, completion, cached, thought, None, said)
 
 
 def _chunk(data: bytes) -> Chunk:

@@ -84,6 +84,8 @@ class Asker:
         ask.streams = request.stream
         if chains:
             ask.chains = chains
+        if pool.tool_weak and request.tools_requested:
+            ask.weak = pool.tool_weak
         if request.dialect not in pool.dialects:
             ask.dialect = request.dialect
         if pool.pairs is not None:

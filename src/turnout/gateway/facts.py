@@ -95,6 +95,7 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
         tokens_in=final.tokens_in if final is not None else None,
         tokens_out=final.tokens_out if final is not None else None,
         tokens_cached=final.tokens_cached if final is not None else None,
+        tokens_cache_write=final.tokens_cache_write if final is not None else None,
         tokens_reasoning=usage.tokens_reasoning if usage is not None else None,
         usage_source=final.usage_source if final is not None else "none",
         tools_requested=request.tools_requested,
@@ -118,7 +119,7 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
     e2e_ms = int((attempt.ended_s - attempt.started_s) * 1000 + 0.5)
     response = run.response if is_last else None
     usage = attempt.usage
-    tokens_in = tokens_out = tokens_cached = ttft_ms = None
+    tokens_in = tokens_out = tokens_cached = tokens_written = ttft_ms = None
     source = "none"
     if response is not None:
         first_output_s, events = response.first_output_s, response.events
@@ -131,12 +132,13 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
         tokens_in, tokens_out, source = attempt.tokens, events, "estimated"
     if usage is not None:
         tokens_in, tokens_out, tokens_cached = usage.tokens_in, usage.tokens_out, usage.tokens_cached
-        source = "engine"
+        tokens_written, source = usage.tokens_cache_write, "engine"
     kind = attempt.error_kind
     cost = _UNPRICED
-    if attempt.book is not None and attempt.book.version is not None and source != "none":
-        tokens = Tokens(tokens_in, tokens_out, tokens_cached)
-        cost = attempt.book.cost(endpoint.provider, attempt.model, tokens)
+    book, said = attempt.book, usage.cost_usd if usage is not None else None
+    if book is not None and (endpoint.flat_rate or said is not None or (book.version is not None and source != "none")):
+        tokens = Tokens(tokens_in, tokens_out, tokens_cached, tokens_written)
+        cost = book.cost(endpoint.provider, attempt.model, tokens, subscription=endpoint.flat_rate, reported=said)
     return AttemptFact(
         attempt.no,
         "solo",
@@ -154,7 +156,8 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
         tokens_in,
         tokens_out,
         tokens_cached,
-        usage_source=source,
+        tokens_written,
+        source,
         tools_requested=run.request.tools_requested,
         tools_emitted=tools,
         cost_nusd=cost.cost_nusd,

@@ -219,12 +219,19 @@ class OpenRun:
         gateway = self.gateway
         gateway.runs.discard(self)
         gateway.record(call_fact(self, now))
+        if outcome is Outcome.COMPLETED and self.exchange is not None and self.exchange.ask.session:
+            self._keep_warm(self.exchange.ask.session, now)
         if self.extra is not None:
             ended(cast("Run", self), outcome)
         if self.response is not None:
             # Run and response name each other: without this, bodies wait for the collector.
             self.response.release()
             self.response = None
+
+    def _keep_warm(self, session: int, now: float) -> None:
+        """The endpoint that completed a session's newest call is where the session is warm (its hot route)."""
+        if self.response is not None:
+            self.gateway.fleet.pin(session, self.response.attempt.endpoint, now)
 
     def total_s(self) -> float:
         """Return how long this request may take."""

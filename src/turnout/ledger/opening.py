@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.core import options
+    from turnout.core.facts import RouteKey
     from turnout.ledger.sink import Sink
     from turnout.ledger.upgrade import OnEvent
 
@@ -54,6 +55,23 @@ def open_store(options: options.Ledger, *, router_id: str, clock_ms: Callable[[]
 
     server_upgrade.check(options.url)
     return postgres.open_store(options.url, router_id=router_id, clock_ms=clock_ms, **days)
+
+
+def hot_routes(url: str, now_ms: int) -> list[tuple[str, str, RouteKey, int]]:
+    """Ask for the hot routes of the last hour's sessions; none while there is no database that answers."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from turnout.ledger import connection, derived
+
+    try:
+        engine = connection.reading(url)
+        try:
+            with engine.connect() as conn:
+                return derived.recent_hot_routes(conn, now_ms)
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, OSError):
+        return []
 
 
 def yield_to_requests() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turnout.core import options
-    from turnout.core.facts import CallFact, OpenedCall, StatsSnapshot
+    from turnout.core.facts import CallFact, OpenedCall, RouteKey, StatsSnapshot
     from turnout.core.pricing import PriceBook
     from turnout.ledger.pages import Pages
     from turnout.ledger.sink import Sink
@@ -100,13 +100,8 @@ class Ledger:
         self._settled = False
         self._opened = threading.Event()
         self._name = f"{clock_ms():013d}-{os.getpid()}"
-        self._spool = Spool(
-            self._path,
-            name=self._name,
-            max_bytes=options.spool_max_bytes,
-            frame_calls=_FRAME_CALLS,
-            read_calls=options.batch_max,
-        )
+        sizes = {"max_bytes": options.spool_max_bytes, "frame_calls": _FRAME_CALLS, "read_calls": options.batch_max}
+        self._spool = Spool(self._path, name=self._name, **sizes)
         self._drain = Drain(
             self._queue,
             self._spool,
@@ -186,6 +181,10 @@ class Ledger:
     def prices(self) -> PriceBook:
         """Give the version of the price book in force, as of the last refresh; empty before the first."""
         return self._refresher.book
+
+    def hot_routes(self) -> list[tuple[str, str, RouteKey, int]]:
+        """Give (tenant, session, hot route, instant) of the last hour, to start with. Blocks."""
+        return opening.hot_routes(self._options.url, self._clock_ms())
 
     def pages(self) -> Pages:
         """Give the documents of the admin endpoints; loads the database library, so not on the event loop."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+import pytest
 
 from turnout.core.pricing import Price, PriceBook
 
@@ -53,3 +56,38 @@ def test_without_a_book_the_cost_is_unknown(router: Any, script_engine: Any) -> 
     one.ask()
     fact = one.records.fact()
     assert (fact.cost_nusd, fact.cost_basis, fact.attempts[0].price_version) == (None, "", None)
+
+
+def _one(router: Any, engine: Any, **endpoint: object) -> Any:
+    named = {"name": "e1", "url": engine.url, "models": ["model-a"], **endpoint}
+    one = router(engine, endpoint=[named])
+    one.records.book = BOOK
+    return one
+
+
+def _answer(**usage: object) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, **usage}
+    return json.dumps({"id": "c", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+
+
+def test_prefers_provider_reported_cost(router: Any, script_engine: Any, wire: Any) -> None:
+    one = _one(router, script_engine([wire.answer(_answer(cost=0.00025))]), provider="someone")
+    one.ask()
+    (attempt,) = one.records.fact().attempts
+    assert (attempt.cost_nusd, attempt.cost_basis, attempt.list_nusd) == (250_000, "reported", 30_000)
+
+
+@pytest.mark.parametrize("said", [True, -1, "a lot", {"usd": 1}, 1e300])
+def test_a_cost_that_is_none_is_ignored(router: Any, script_engine: Any, wire: Any, said: object) -> None:
+    one = _one(router, script_engine([wire.answer(_answer(cost=said))]))
+    one.ask()
+    (attempt,) = one.records.fact().attempts
+    assert (attempt.tokens_in, attempt.cost_nusd, attempt.cost_basis) == (3, 30_000, "computed")
+
+
+def test_subscription_is_zero_even_if_priced(router: Any, script_engine: Any, wire: Any) -> None:
+    one = _one(router, script_engine([wire.answer(_answer(cost=0.5))]), flat_rate=True)
+    one.ask()
+    fact = one.records.fact()
+    assert (fact.cost_nusd, fact.cost_basis, fact.attempts[0].list_nusd) == (0, "subscription", 30_000)

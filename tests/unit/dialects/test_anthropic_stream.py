@@ -77,10 +77,10 @@ def test_anything_else_is_no_end(events: list[bytes]) -> None:
     [
         ({"input_tokens": 9, "output_tokens": 1}, {"output_tokens": 5}, Usage(9, 5)),
         ({"input_tokens": 9}, {"input_tokens": 10, "output_tokens": 5}, Usage(10, 5)),
-        ({"input_tokens": 2, "cache_read_input_tokens": 7, "cache_creation_input_tokens": 1}, {"output_tokens": 5}, Usage(10, 5, 7)),
+        ({"input_tokens": 2, "cache_read_input_tokens": 7, "cache_creation_input_tokens": 1}, {"output_tokens": 5}, Usage(10, 5, 7, None, 1)),
         ({"input_tokens": 10}, {"input_tokens": 3, "cache_read_input_tokens": 7, "output_tokens": 5}, Usage(10, 5, 7)),
         ({"input_tokens": 10}, {"cache_read_input_tokens": 0, "output_tokens": 5}, Usage(10, 5)),
-        ({"input_tokens": 10}, {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 5}, Usage(10, 5, 0)),
+        ({"input_tokens": 10}, {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "output_tokens": 5}, Usage(10, 5, 0, None, 0)),
         ({"input_tokens": 10}, {"output_tokens": -1}, None),
         ({"input_tokens": 2**41}, {"output_tokens": 1}, None),
         ({"input_tokens": 10, "output_tokens": 1}, {}, Usage(10)),

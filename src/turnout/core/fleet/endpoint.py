@@ -38,7 +38,9 @@ class EndpointState(Marks):
         "cache_tokens",
         "context_max",
         "dialects",
+        "durable_cooldown",
         "family",
+        "flat_rate",
         "high_places",
         "in_flight",
         "in_flight_at_report",
@@ -98,6 +100,8 @@ class EndpointState(Marks):
         """From so many on nothing is asked of it twice."""
         self.family: str = endpoint.family
         self.dialects = frozenset(endpoint.dialects or _SPOKEN.get(endpoint.family, ("openai",)))
+        self.durable_cooldown = endpoint.durable_cooldown
+        self.flat_rate = endpoint.flat_rate
         self.bit = bit
         self.incarnation = incarnation
         if endpoint.standby:

@@ -91,6 +91,7 @@ class Pool:
         "policy",
         "roster",
         "rotation",
+        "tool_weak",
     )
 
     def __init__(self, model: str, policy: str, seed: int) -> None:
@@ -108,6 +109,8 @@ class Pool:
         self.last = ""
         self.dialects: frozenset[str] = frozenset()
         """What every member speaks: a request in one of these need not look at them one by one."""
+        self.tool_weak: frozenset[str] = frozenset()
+        """Endpoints that were asked for tool calls often and never made one, as the ledger knows."""
         self.roster = roster([])
         self.pairs: Splitter | None = None
         """Schedules this pool while some endpoint of it serves one leg only."""

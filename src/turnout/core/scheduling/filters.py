@@ -60,8 +60,19 @@ def keep(
         else:
             kept.append(member)
             relaxed.update(fault)
+    if ask.weak:
+        kept = _capable(ask.weak, kept, dropped)
     dropped.sort()
     return kept, tuple(dropped), tuple(str(_SOFT[number]) for number in sorted(relaxed))
+
+
+def _capable(weak: frozenset[str], kept: list[EndpointState], dropped: list[Drop]) -> list[EndpointState]:
+    """Leave out those that have not shown what is needed, unless nobody has."""
+    capable = [member for member in kept if member.name not in weak]
+    if not capable or len(capable) == len(kept):
+        return kept
+    dropped += [(member.name, DropReason.CAPABILITY_MISSING) for member in kept if member.name in weak]
+    return capable
 
 
 def _hard(ask: Ask, member: EndpointState) -> str | None:

@@ -31,7 +31,7 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
     candidates = pool.roster
     dropped: tuple[Drop, ...] = ()
     relaxed: tuple[str, ...] = ()
-    in_flight = None if ask.tried or ask.dialect else _all_usable(candidates.members, ask.estimate_floor)
+    in_flight = None if ask.tried or ask.dialect or ask.weak else _all_usable(candidates.members, ask.estimate_floor)
     if in_flight is None:
         kept, dropped, relaxed = keep(ask, candidates.members, now, rng)
         candidates = roster(kept)

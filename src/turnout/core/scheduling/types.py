@@ -24,6 +24,7 @@ class DropReason(enum.StrEnum):
     GONE = "gone"
     UNREACHABLE = "unreachable"
     SATURATED = "saturated"
+    CAPABILITY_MISSING = "capability_missing"
     BREAKER_OPEN = "breaker_open"
     EJECTED = "ejected"
     PROBE_FAILING = "probe_failing"
@@ -96,6 +97,8 @@ class Ask(msgspec.Struct, gc=False):
     streams: bool = True
     """Whether the first byte of the answer will be seen as it comes."""
     dialect: str = ""
+    weak: frozenset[str] = frozenset()
+    """Endpoints that have not shown what the request needs (tools); used only when there are no others."""
     pairs: int = 0
     """Attempts with two legs so far."""
     whole: str = ""

@@ -391,3 +391,20 @@ def test_pin_breaks_ties_and_passes_no_filter() -> None:
     assert name_of(world.decide(KEYS)) == "c"  # the last that got the first block
     world["b"].draining = True
     assert name_of(world.decide(KEYS, session=9)) != "b"
+
+
+# -- what the ledger has learnt -------------------------------------------------------------------------------------
+
+
+def test_a_request_with_tools_goes_where_tool_calls_are_made_while_there_is_such_a_place() -> None:
+    world = World("a", "b", policy="round_robin")
+    weak = frozenset({"a"})
+    assert {name_of(world.decide(weak=weak)) for _ in range(4)} == {"b"}
+    assert drops(world.decide(weak=weak)) == {"a": "capability_missing"}
+    assert {name_of(world.decide()) for _ in range(4)} == {"a", "b"}
+
+
+def test_where_nobody_makes_tool_calls_everybody_serves() -> None:
+    world = World("a", "b", policy="round_robin")
+    assert {name_of(world.decide(weak=frozenset({"a", "b"}))) for _ in range(4)} == {"a", "b"}
+    assert drops(world.decide(weak=frozenset({"a", "b"}))) == {}
