@@ -33,9 +33,10 @@ from turnout.core.lifecycle import (
 from turnout.core.options import Retry
 from turnout.core.recovery.poison import DEATHS_MAX
 from turnout.core.retry_budget import RetryBudget
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat, take_seat_again
-from turnout.core.scheduling.types import Ask, Decision, DropReason
+from turnout.core.scheduling.types import Decision, DropReason
 
 DEADLINE_MARGIN_S = 0.25
 _BACKOFF_BASE_S = 0.25

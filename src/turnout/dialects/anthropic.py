@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from turnout.core.types import Prompt, Refusal, Request
+from turnout.core.request import Prompt, Request
+from turnout.core.types import Refusal
 from turnout.dialects.anthropic_prompt import conversation, turns_of
 from turnout.dialects.anthropic_shapes import METADATA, TURNS, Metadata, Turn
 from turnout.dialects.fields import (

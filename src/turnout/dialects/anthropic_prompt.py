@@ -14,7 +14,7 @@ import xxhash
 
 from turnout.core.admission.precheck import units
 from turnout.core.prefix.rendering import CALL, NAME, ROLE, TEXT, TOOLS, render_role
-from turnout.core.types import Prompt
+from turnout.core.request import Prompt
 from turnout.dialects.anthropic_shapes import BLOCK, LOOSE_TURNS, SYSTEM, TURNS, Block, LooseTurn, Turn
 from turnout.dialects.fields import InvalidPrompt, Members, invalid_prompt
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from turnout.core.types import Refusal, Request, Usage
+from turnout.core.request import Request
+from turnout.core.types import Refusal, Usage
 from turnout.dialects import (
     anthropic,
     anthropic_answer,

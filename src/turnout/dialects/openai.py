@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from turnout.core.types import Prompt, Refusal, Request
+from turnout.core.request import Prompt, Request
+from turnout.core.types import Refusal
 from turnout.dialects import openai_prompt as prompts
 from turnout.dialects.fields import (
     FORBIDDEN,

@@ -13,7 +13,7 @@ import xxhash
 
 from turnout.core.admission.precheck import units
 from turnout.core.prefix.rendering import CALL, NAME, PROMPT, ROLE, TEXT, TOOLS, render_role
-from turnout.core.types import Prompt
+from turnout.core.request import Prompt
 from turnout.dialects.fields import InvalidPrompt, Members, invalid_prompt
 from turnout.dialects.openai_shapes import (
     CALLS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from turnout.core.types import Request
+from turnout.core.request import Request
 from turnout.dialects.strict_json import spans
 
 _USAGE_OPTIONS = b'"stream_options":{"include_usage":true}'

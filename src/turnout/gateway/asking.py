@@ -10,8 +10,8 @@ import xxhash
 from turnout.core import options
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.prefix.keys import TextChains, root_key, token_keys
-from turnout.core.scheduling.types import Ask
-from turnout.core.types import Request
+from turnout.core.request import Request
+from turnout.core.scheduling.ask import Ask
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.legs_answer import mark_whole
 from turnout.gateway.prepare import Prepared

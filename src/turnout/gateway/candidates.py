@@ -8,12 +8,12 @@ import msgspec
 
 from turnout.core.admission.precheck import estimate_floor
 from turnout.core.fleet.registry import Fleet
+from turnout.core.request import Request
 from turnout.core.selection.bundle import Bundle
 from turnout.core.selection.eligibility import Asked, Candidate, Eligible, eligible
 from turnout.core.selection.observed import Observed
 from turnout.core.selection.text import Texts, texts_of
 from turnout.core.selection_options import Selection as Options
-from turnout.core.types import Request
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.extra import Refused
 from turnout.gateway.principals import Principal

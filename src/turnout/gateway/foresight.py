@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turnout.core.admission.precheck import estimate_floor
+from turnout.core.request import Request
 from turnout.core.scheduling.foresight import foreseen
 from turnout.core.scheduling.types import Decision
-from turnout.core.types import Request
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
 

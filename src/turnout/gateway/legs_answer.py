@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnout.core.errors import ErrorKind
+from turnout.core.request import Request
 from turnout.core.scheduling.splitting import MULTIMODAL
-from turnout.core.types import Request
 from turnout.dialects.strict_json import spans
 from turnout.gateway import answers
 
 if TYPE_CHECKING:
-    from turnout.core.scheduling.types import Ask
+    from turnout.core.scheduling.ask import Ask
     from turnout.gateway.legs import LegPair
     from turnout.http.client import EngineConnection
     from turnout.http.response_head import ResponseHead

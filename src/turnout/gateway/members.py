@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from turnout.core.request import Request
 from turnout.core.selection.controls import InvalidControl, header_of
-from turnout.core.types import Refusal, Request
+from turnout.core.types import Refusal
 from turnout.gateway.prepare import Prepared
 from turnout.http.head import Head
 

@@ -13,7 +13,7 @@ from turnout.core.admission.queue import Ticket
 from turnout.core.errors import ENDINGS, ErrorKind, Outcome
 from turnout.core.exchange import Exchange
 from turnout.core.lifecycle import State
-from turnout.core.types import Request
+from turnout.core.request import Request
 from turnout.dialects.dialect import DIALECTS
 from turnout.dialects.envelope import of_outcome
 from turnout.gateway import answers, replies

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turnout.core.errors import ENDINGS, Outcome
+from turnout.core.request import Request
 from turnout.core.selection.controls import KNOBS, InvalidControl, overrides
-from turnout.core.types import Refusal, Request
+from turnout.core.types import Refusal
 from turnout.dialects.anthropic import MESSAGES
 from turnout.dialects.dialect import PATHS
 from turnout.dialects.openai import CHAT

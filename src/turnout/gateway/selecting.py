@@ -16,6 +16,7 @@ import msgspec
 from turnout.core.errors import Outcome
 from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.lru import LruMap
+from turnout.core.request import Request
 from turnout.core.selection import pin as pins
 from turnout.core.selection.blend import Blend, NotFinite, Weighted, centroid_shares
 from turnout.core.selection.bundle import CacheThresholds
@@ -27,7 +28,6 @@ from turnout.core.selection.loaded import BundleSet
 from turnout.core.selection.observed import Observations
 from turnout.core.selection.selection import EmbedFailure, Selection, fallback, pinned, select
 from turnout.core.selection_options import Selection as Options
-from turnout.core.types import Request
 from turnout.gateway.candidates import Candidates, read_texts
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import Controls

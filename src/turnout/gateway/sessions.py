@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from turnout.core.types import Request
+from turnout.core.request import Request
 from turnout.gateway.prepare import Prepared
 
 

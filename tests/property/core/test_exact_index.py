@@ -13,10 +13,11 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
 from turnout.core.prefix.exact import ExactIndex, ExactStream
 from turnout.core.prefix.residency import Ghosts, Residency
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.policies import POLICIES
 from turnout.core.scheduling.seats import take_seat
-from turnout.core.scheduling.types import Ask, Verdict
+from turnout.core.scheduling.types import Verdict
 
 CHAIN = list(range(1, 9))
 CREDITS = (1.0, 0.8, 0.6, 0.3)

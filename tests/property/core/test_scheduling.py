@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from turnout.core import options
 from turnout.core.fleet.breaker import Breaker, State
 from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.explain import explain, recompute
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.policies import NEED_RECENCY, POLICIES
-from turnout.core.scheduling.types import Ask
 
 TREE = [1, 2, 3, 4, 5, 6, 7, 8]
 

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnout.core.types import Refusal, Request
+from turnout.core.request import Request
+from turnout.core.types import Refusal
 from turnout.dialects.anthropic import MESSAGES, decode
 from turnout.dialects.anthropic_stream import AnthropicTap
 from turnout.dialects.event_tap import Event

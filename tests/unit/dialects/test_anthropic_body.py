@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from turnout.core.types import Prompt, Refusal, Request
+from turnout.core.request import Prompt, Request
+from turnout.core.types import Refusal
 from turnout.dialects.anthropic import COUNT_TOKENS, MESSAGES, decode
 from turnout.dialects.openai import CHAT
 from turnout.dialects.openai import decode as decode_openai
@@ -171,7 +172,7 @@ def test_tools_count_as_they_were_sent() -> None:
 def test_counting_tokens_warms_no_cache_and_is_never_too_long() -> None:
     request = decode(COUNT_TOKENS, body(stream=True), 64)
     assert isinstance(request, Request)
-    assert request.prompt == Prompt()
+    assert (request.prompt.rendered, request.prompt.units) == (b"", 0)
     assert not request.stream
 
 

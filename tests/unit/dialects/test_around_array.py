@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.core.types import Refusal, Request
+from turnout.core.request import Request
+from turnout.core.types import Refusal
 from turnout.dialects import openai
 from turnout.dialects.openai import CHAT, decode
 from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, around_array, members
@@ -83,6 +84,12 @@ _MEMBER = st.one_of(
 )
 
 
+def fields(request: object) -> dict[str, object]:
+    """Return what a request says, its prompt as a part of it."""
+    named = {name: getattr(request, name) for name in dir(request) if not name.startswith("_")}
+    return named | ({"prompt": fields(named["prompt"])} if "prompt" in named else {})
+
+
 @given(st.lists(_MEMBER, max_size=5))
 def test_both_ways_agree(pairs: list[tuple[str, object]]) -> None:
     text = b",".join(msgspec.json.encode(key) + b":" + msgspec.json.encode(value) for key, value in pairs)
@@ -95,4 +102,4 @@ def test_both_ways_agree(pairs: list[tuple[str, object]]) -> None:
     if expected is None:
         assert isinstance(seen, Refusal)
     else:
-        assert seen == expected
+        assert fields(seen) == fields(expected)

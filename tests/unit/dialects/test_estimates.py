@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turnout.core.admission.precheck import estimate_floor
-from turnout.core.types import Request
+from turnout.core.request import Request
 from turnout.dialects.openai import CHAT, COMPLETIONS, EMBEDDINGS, decode
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from turnout.core.types import Refusal, Request
+from turnout.core.request import Request
+from turnout.core.types import Refusal
 from turnout.dialects.openai import CHAT, COMPLETIONS, EMBEDDINGS, decode
 
 DEPTH = 64

@@ -14,7 +14,7 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.lifecycle import GiveUp, Next, Open, Queued
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.retry_loop import Route
-from turnout.core.scheduling.types import Ask
+from turnout.core.scheduling.ask import Ask
 from turnout.gateway.admission import Doors
 
 BLOCK = 512

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from turnout.core.scheduling.types import Ask
-from turnout.core.types import Prompt, Request
+from turnout.core.request import Prompt, Request
+from turnout.core.scheduling.ask import Ask
 from turnout.gateway.legs_answer import mark_whole, with_cached
 
 USAGE = b'{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":8,"audio_tokens":0}}'

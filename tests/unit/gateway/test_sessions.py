@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
+from turnout.core.request import Request
 from turnout.core.scheduling_options import SessionKey
-from turnout.core.types import Request
 from turnout.dialects.openai import CHAT, decode
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.sessions import session_of

@@ -15,7 +15,8 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
 from turnout.core.kit.rotation import Rotation
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.types import Decision
 
 COLUMNS = {
     "sglang_cache_aware": ("served", "owned_blocks"),

@@ -15,6 +15,7 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool, roster
 from turnout.core.kit.rng import Rng
 from turnout.core.scheduling import turnout
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.filters import Drop, keep
 from turnout.core.scheduling.knowledge import expected, told
 from turnout.core.scheduling.legs import PairDecision, PairFacts
@@ -22,7 +23,7 @@ from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.pairing import Facts, Pairing, Split
 from turnout.core.scheduling.pipeline import depths_of, schedule
 from turnout.core.scheduling.splitting import full, missing, never_fits, never_split, sees_images, wants_split
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.types import Decision
 
 _BEST = 32
 _WISHES = ("pair_attempts", "one_token")  # reasons that yield when nobody may serve alone

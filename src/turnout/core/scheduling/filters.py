@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.kit.rng import Rng
-from turnout.core.scheduling.types import Ask, DropReason
+from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.types import DropReason
 
 # What still counts when soft filters are not to be relaxed: a cold start is no reason to serve nobody.
 _SOFT = (

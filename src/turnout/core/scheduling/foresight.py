@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.pairing import Split
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.types import Decision
 
 
 def foreseen(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.types import Decision
 
 
 def told(decision: Decision, ask: Ask, fleet: Fleet) -> None:

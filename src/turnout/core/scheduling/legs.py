@@ -13,7 +13,8 @@ import msgspec
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.seat import Seat
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.types import Decision
 
 if TYPE_CHECKING:
     from turnout.core.errors import ErrorKind

@@ -20,9 +20,10 @@ from turnout.core.fleet.registry import Fleet, Pool, roster
 from turnout.core.fleet.report import Report
 from turnout.core.kit.durations import Durations
 from turnout.core.kit.rng import Rng
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.legs import Legs, PairDecision, prefill_seat
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Ask, Decision
+from turnout.core.scheduling.types import Decision
 
 if TYPE_CHECKING:
     Choose = Callable[["Pairing", "Split", Ask, Pool, Fleet, float, Rng], Decision]

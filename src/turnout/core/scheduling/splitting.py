@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.filters import Drop
-from turnout.core.scheduling.types import Ask, DropReason
+from turnout.core.scheduling.types import DropReason
 
 if TYPE_CHECKING:
     from turnout.core.scheduling.pairing import Facts, Pairing, Split

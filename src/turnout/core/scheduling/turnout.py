@@ -18,8 +18,9 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.rng import Rng
 from turnout.core.kit.rotation import Rotation
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.ties import lowest
-from turnout.core.scheduling.types import Ask, Costs, Decision
+from turnout.core.scheduling.types import Costs, Decision
 
 COLUMNS = ("uncached", "a", "b", "queue_s", "running", "pace", "busy", "step_s", "evict_s", "guard_s", "factor")
 PRICED: Final = frozenset(("turnout", "least_predicted_ttft"))

@@ -69,44 +69,6 @@ class Costs(msgspec.Struct, frozen=True, gc=False):
 DEFAULT_COSTS = Costs()
 
 
-class Ask(msgspec.Struct, gc=False):
-    """What the scheduler has to know of one request.
-
-    `keys` must not change afterwards. `tokens` is the estimate T, `block_tokens` how many tokens one block stands for
-    (text: `block_bytes / bytes_per_token`). `relax` allows soft filters to be relaxed on a later attempt (N2 (5));
-    a first attempt, one without `tried`, may always relax. `may_hold`: the caller has a queue for a `HELD` verdict;
-    `arrived_s` and `deadline_s` bound how long. `policy` overrides that of the pool. `chains` has the keys of the `tok`
-    space per block size of engines, for endpoints whose blocks are known from KV events. `dialect` is set when some
-    endpoint of the pool does not speak the request's.
-    """
-
-    model: str
-    keys: list[int]
-    tokens: int
-    estimate_floor: int
-    tried: tuple[str, ...] = ()
-    session: int = 0
-    relax: bool = False
-    block_tokens: float = 64.0
-    policy: str = ""
-    may_hold: bool = False
-    arrived_s: float = 0.0
-    deadline_s: float = float("inf")
-    chains: dict[int, list[int]] = {}
-    prompt_bytes: int = 0
-    streams: bool = True
-    """Whether the first byte of the answer will be seen as it comes."""
-    dialect: str = ""
-    weak: frozenset[str] = frozenset()
-    """Endpoints that have not shown what the request needs (tools); used only when there are no others."""
-    pairs: int = 0
-    """Attempts with two legs so far."""
-    whole: str = ""
-    """Why it must not be split into a prefill and a decode leg; empty: it may."""
-    decode: str = ""
-    """The decode endpoint that an attempt before had chosen and not used: only its prefill is looked for anew."""
-
-
 class Decision(msgspec.Struct, gc=False):
     """One choice with its reasons. Columns run parallel to `members`: the candidates, sorted by name.
 

@@ -16,7 +16,7 @@ from turnout.core.exchange import Exchange
 from turnout.core.fleet.health import PATIENCE_S, is_lost
 from turnout.core.lifecycle import GiveUp, GoOn, Next, Open, Queued, State
 from turnout.core.retry_loop import Route
-from turnout.core.scheduling.types import Ask
+from turnout.core.scheduling.ask import Ask
 from turnout.core.types import Usage
 from turnout.sim.world.clock import Timer
 from turnout.sim.world.engine import Generation

@@ -8,8 +8,9 @@ import pytest
 
 from turnout.core import options
 from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Ask, DropReason
+from turnout.core.scheduling.types import DropReason
 
 BOTH = {"openai", "anthropic"}
 

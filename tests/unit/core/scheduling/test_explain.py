@@ -5,10 +5,10 @@ import pytest
 
 from turnout.core import options
 from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.explain import explain, recompute
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.policies import POLICIES
-from turnout.core.scheduling.types import Ask
 
 KEYS = [21, 22, 23]
 

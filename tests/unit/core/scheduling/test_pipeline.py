@@ -6,9 +6,10 @@ import pytest
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.filters import _SOFT
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Ask, Decision, DropReason
+from turnout.core.scheduling.types import Decision, DropReason
 
 KEYS = [11, 12, 13, 14]
 
