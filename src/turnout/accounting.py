@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turnout.gateway.reading import Reading
+from turnout.gateway.session_totals import SessionTotals
 from turnout.learning import Learning
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
         gateway.accepted = ledger.accepted
         gateway.book = ledger.prices
         gateway.reading = Reading(gateway, ledger.pages)
+        gateway.totals = SessionTotals(gateway, ledger.session_sums)
         Learning(gateway, ledger).start()
 
 

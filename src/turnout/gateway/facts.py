@@ -106,6 +106,19 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
     return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(cast("Run", run)))
 
 
+def spent(run: OpenRun) -> tuple[int | None, int | None, int | None, int | None]:
+    """Return tokens (in, out, cached) and cost of a run whose answer is complete and about to be handed over."""
+    exchange, response = run.exchange, run.response
+    if exchange is None or response is None:
+        return None, None, None, None
+    last = response.attempt
+    if last.usage is None:
+        last.usage = response.usage if response.tap is None else response.tap.usage
+    facts = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in exchange.attempts])
+    final = facts[last.no - 1]
+    return final.tokens_in, final.tokens_out, final.tokens_cached, _total(facts)[0]
+
+
 def _and_legs(run: OpenRun, attempts: list[Attempt], facts: tuple[AttemptFact, ...]) -> tuple[AttemptFact, ...]:
     for attempt in attempts:
         if attempt.legs is not None:

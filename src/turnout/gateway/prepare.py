@@ -92,6 +92,7 @@ _TIMEOUT_MS: Final = re.compile(rb"[0-9]{1,9}")
 _TIMEOUT_MAX_MS: Final = 600_000
 _SESSION_MAX_BYTES: Final = 512
 _POLICY, _DIALECT = b"x-turnout-policy", b"x-turnout-dialect"
+_TOTALS: Final = b"x-turnout-session-totals"
 _ROUTE: Final = b"/v1/route"
 # A control is accepted only with a value that is honoured (J10): the others are refused by name and value.
 _CHOICES: Final = {
@@ -99,6 +100,7 @@ _CHOICES: Final = {
     b"x-turnout-priority": (b"high", b"normal", b"low"),
     b"x-turnout-fallback": (b"on", b"off"),
     b"x-turnout-hedge": (b"on", b"off"),
+    _TOTALS: (b"on", b"off"),
     _POLICY: tuple(name.encode() for name in POLICIES),
 }
 
@@ -126,6 +128,7 @@ class Prepared:
         "session_headers",
         "snapshot",
         "timeout_s",
+        "totals",
         "user",
         "user_agent",
     )
@@ -151,6 +154,7 @@ class Prepared:
         self.safety = headers.get(b"x-turnout-stream-safety", b"").decode("latin-1")
         self.dialect = headers.get(_DIALECT, b"")
         self.hedge = headers.get(b"x-turnout-hedge")
+        self.totals = headers.get(_TOTALS) == b"on"
         self.user = _text(headers.get(_SESSION_LAST)) or ""
         self.user_agent = headers.get(b"user-agent", b"")
         self.forward = b"".join(

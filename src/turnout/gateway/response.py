@@ -185,9 +185,8 @@ class AttemptResponse:
     def due(self, now: float) -> tuple[ErrorKind | None, float]:
         """Return the timeout that has passed, if any, and when to look again."""
         run = self._run
-        timeouts = run.timeouts
         if self._paused:
-            return None, now + timeouts.stall_s
+            return None, now + run.timeouts.stall_s
         if self.first_output_s is None and self.mode is not Mode.THROUGH:
             unsent = self.connection if self.head is None else None
             kind, due = unanswered(run, self.attempt, unsent, self._asked_s)
@@ -264,6 +263,8 @@ class AttemptResponse:
             if event.bad and not self.committed and self.first_output_s is None:
                 run.failed(self, ErrorKind.BAD_RESPONSE, self.head.status)  # type: ignore[union-attr]
                 return
+            if event.done and run.prepared.totals and run.gateway.totals is not None:
+                shown.append(run.gateway.totals.event(run))
             if self.joiner is not None:
                 shown.append(self.joiner.take(event.raw) if event.keep or event.done else b"")
                 if self.joiner.failed:
@@ -366,8 +367,7 @@ class AttemptResponse:
             body, self.usage = self.attempt.legs.driver.both(body, self.usage)
         if self.usage is None:
             self.events = run.dialect.estimated_tokens(body)
-        self.first_output_s = self.head_at_s
-        self.committed = True
+        self.first_output_s, self.committed = self.head_at_s, True
         run.deliver(self, body)
         run.completed(self)
 

@@ -363,6 +363,8 @@ class Run(OpenRun):
             self.client.write(answers.chunk(event) if self.chunked else event)
             self.end_of_body()
             return
+        if self.prepared.totals and self.gateway.totals is not None:
+            body = self.gateway.totals.extended(self, body)
         self.client.write(replies.whole_answer(self, response, body))
 
     def replay(self, answer: bytes) -> None:

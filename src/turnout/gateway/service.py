@@ -36,6 +36,7 @@ from turnout.gateway.reading import SESSION, USAGE, Reading
 from turnout.gateway.recovery import Recovery, RecoveryOptions
 from turnout.gateway.route import route
 from turnout.gateway.run import Run
+from turnout.gateway.session_totals import SessionTotals
 from turnout.gateway.upstream import Reach, Upstream
 from turnout.http.head import Head
 from turnout.http.outbox import running_outbox
@@ -99,6 +100,7 @@ class Gateway:
         # Set where there is a ledger: hears of every accepted request before its first attempt.
         self.accepted: Callable[[OpenedCall], None] | None = None
         self.reading: Reading | None = None
+        self.totals: SessionTotals | None = None
         self.book: Callable[[], PriceBook | None] = _no_book
         self._ids = UlidSource()
         self.entropy = sources.entropy
@@ -161,6 +163,8 @@ class Gateway:
             try:
                 if self.accepted is not None:
                     self.accepted(opened_call(run))
+                    if run.prepared.totals and self.totals is not None:
+                        self.totals.begin(run)
                 run.begin()
             except Exception as error:  # noqa: BLE001 - as the next one
                 self._broken(run, error)
@@ -228,6 +232,8 @@ class Gateway:
     def record(self, fact: CallFact) -> None:
         """Pass one closed exchange to metrics and ledger: the one recording function of every path."""
         self.meter.closed(fact)
+        if self.totals is not None and fact.session_id is not None:
+            self.totals.ended(fact)
         # The loop hands the last bytes to the kernel at the end of its round. The row follows in the next one, so that
         # a process killed in between has no row that says of a cut answer that it was complete.
         if not self._ended:

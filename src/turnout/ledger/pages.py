@@ -28,6 +28,10 @@ _SESSIONS = sa.text(
     " GROUP BY tenant, session_id HAVING (MAX(ended_at_ms), MAX(seq)) < (:before_ms, :before_seq)"
     " ORDER BY last_at_ms DESC, seq DESC LIMIT :most"
 )
+_NEWEST_OF = sa.text(
+    "SELECT call_id FROM calls WHERE tenant = :tenant AND session_id = :session"
+    " ORDER BY ended_at_ms DESC, seq DESC LIMIT 1024"
+)
 _SUMS = (
     "COUNT(*) AS calls, COALESCE(SUM(CASE WHEN outcome = 'completed' THEN 0 ELSE 1 END), 0) AS failed,"
     " COALESCE(SUM(tokens_in), 0) AS tokens_in, COALESCE(SUM(tokens_out), 0) AS tokens_out,"
@@ -99,6 +103,13 @@ class Pages:
             "last_at_ms": totals.last_at_ms,
             "warm": [{"model": key.model, "route": encode_key(key), "at_ms": at_ms} for key, at_ms in warm],
         }
+
+    def session_sums(self, tenant: str, session: str) -> tuple[tuple[int, ...], frozenset[str]]:
+        """Give calls, failed ones, tokens (in, out, cached), cost, priced calls, and the ids of the newest calls."""
+        with self.reader.connect() as conn, conn.begin():
+            totals = derived.session_totals(conn, tenant, session)
+            newest = conn.execute(_NEWEST_OF, {"tenant": tenant, "session": session}).scalars().all()
+        return msgspec.structs.astuple(totals)[:7], frozenset(newest)
 
     def sessions(self, window_ms: int, limit: int, cursor: str) -> dict[str, Any]:
         """Give the sessions of all tenants that were active in the window, the latest first."""

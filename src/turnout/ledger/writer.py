@@ -186,6 +186,10 @@ class Ledger:
         """Give (tenant, session, hot route, instant) of the last hour, to start with. Blocks."""
         return opening.hot_routes(self._options.url, self._clock_ms())
 
+    def session_sums(self, tenant: str, session: str) -> tuple[tuple[int, ...], frozenset[str]]:
+        """Give the sums over a session's rows and the ids of the newest of them; blocks."""
+        return self.pages().session_sums(tenant, session)
+
     def pages(self) -> Pages:
         """Give the documents of the admin endpoints; loads the database library, so not on the event loop."""
         if self._pages is None:
