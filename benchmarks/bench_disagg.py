@@ -75,13 +75,13 @@ def pairs(**disagg: Any) -> ReplayOptions:
 def rivals(lab: Lab) -> None:
     """Pair rules of other routers: always split."""
     for title, (prefill, decode) in RIVALS.items():
-        lab.line(title, pairs(decider="always", decode_policy=decode), prefill)
+        lab.line(title, _from(0.25, pairs(decider="always", decode_policy=decode)), prefill)
 
 
 def static(lab: Lab) -> None:
     """Pair rules out of the rules for one endpoint: always split."""
     for title, (prefill, decode) in STATIC.items():
-        lab.line(title, pairs(decider="always", decode_policy=decode), prefill)
+        lab.line(title, _from(0.5, pairs(decider="always", decode_policy=decode)), prefill)
     lab.line("always split, both legs scored jointly", pairs(decider="always"), "turnout")
     lab.line("turnout, threshold 256 tokens", pairs(decider="threshold"), "turnout")
 
@@ -117,6 +117,11 @@ def aggregated(lab: Lab) -> None:
     lab.line("aggregated", whole, "turnout")
     small = msgspec.structs.replace(BASE, prefill_endpoints=0)
     lab.line("aggregated, all batch 480", small, "turnout")
+
+
+def _from(load: float, options: ReplayOptions) -> ReplayOptions:
+    """Begin the search near its end: a fleet far beyond its capacity takes long to replay."""
+    return msgspec.structs.replace(options, load=load)
 
 
 def _split(figures: dict[str, Any]) -> str:

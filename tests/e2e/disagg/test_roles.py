@@ -59,6 +59,32 @@ def test_mooncake_pairs_wait_for_the_introduction(start_router: Any, fleet_of: A
     assert fleet.served() == {"p0": 1, "d0": 1}
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("solo", [False, True])
+def test_one_role_alone_is_nobody_unless_it_may_serve_alone(
+    start_router: Any, fleet_of: Any, wire: Any, role: str, *, solo: bool
+) -> None:
+    fleet = fleet_of("nixl", {"x0": role})
+    router = start_router(
+        endpoint=[table | {"solo": solo} for table in fleet.tables], admission={"wait_for_endpoint": False}
+    )
+    answer = router.ask(body(wire))
+    assert answer.status == (200 if solo else 503)
+    assert str(router.records.fact(0).outcome) == ("completed" if solo else "no_endpoint")
+
+
+def test_a_prompt_that_no_endpoint_of_a_role_holds_is_unservable(start_router: Any, fleet_of: Any, wire: Any) -> None:
+    fleet = fleet_of("nixl", {"p0": "prefill", "d0": "decode"})
+    tables = [
+        table | {"solo": False} | ({"context_max": 64} if table["name"] == "d0" else {}) for table in fleet.tables
+    ]
+    router = start_router(endpoint=tables, probe={"interval_s": 3600.0})
+    router.call(lambda: setattr(router.app.gateway.fleet.endpoints["d0"], "context_max", 64))
+    answer = router.ask(wire.chat(messages=[{"role": "user", "content": "a long story " * 400}], max_tokens=4))
+    assert answer.status == 400, answer.body
+    assert fleet.served() == {"p0": 0, "d0": 0}
+
+
 @pytest.mark.parametrize("place", ["sockets"], indirect=True)  # engines that follow a script have threads
 def test_ranks_are_chosen_and_given_back(start_router: Any, script_engine: Any, wire: Any) -> None:
     """SGLang: the room falls to the prefill rank, both legs name their own, and the decode leg the prefill's."""

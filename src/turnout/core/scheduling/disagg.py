@@ -22,7 +22,7 @@ from turnout.core.scheduling.legs import PairDecision, PairFacts
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.pairing import Facts, Pairing, Split
 from turnout.core.scheduling.pipeline import depths_of, schedule
-from turnout.core.scheduling.splitting import full, missing, never_fits, never_split, sees_images, wants_split
+from turnout.core.scheduling.splitting import broken, full, missing, never_fits, never_split, sees_images, wants_split
 from turnout.core.scheduling.types import Decision
 
 _BEST = 32
@@ -63,6 +63,8 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     lacks = {d.name: rows[place[d.name]][_UNCACHED] for d in decodes}
     best_pair = _cheapest(pairing, pool, pairs, first, second, lacks)
     solo = _best_solo(options.interference, options.memory_max, facts, members, rows, work, decodes)
+    if solo is not None and broken(relaxed, "prefill:"):
+        best_pair = None  # F54: nobody prefills but those believed broken, and one endpoint alone will do
     reason = never_split(ask, options.max_pair_attempts, multimodal=sees_images(facts, (*prefills, *decodes)))
     pair_s = best_pair[0] if best_pair is not None else float("inf")
     solo_s = solo[0] if solo is not None else float("inf")
@@ -155,6 +157,8 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
             split.prefill.roster = whole_pool
     ask.policy = asked
     p = prefill.picked if prefill is not None else None
+    if prefill is not None and d is not None and facts[d.name].solo and broken(prefill.relaxed):
+        p, reason = None, reason or "no_pair"
     if d is None or never_fits(split, ask):
         decode.picked = None
         decode.dropped = (*decode.dropped, *(("", why) for why in missing(split, ask, None if d is None else [d])))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MULTIMODAL = "multimodal"
 """Why a request stays whole unless images travel between roles, too."""
 PREFILL, DECODE = "prefill", "decode"
+_BROKEN = (DropReason.BREAKER_OPEN, DropReason.EJECTED, DropReason.PROBE_FAILING)
 _CONDITIONAL_TOKENS, _CONDITIONAL_SHARE = 2048, 0.7
 
 
@@ -43,6 +44,11 @@ def full(members: Iterable[EndpointState], dropped: tuple[Drop, ...]) -> bool:
     """Tell whether endpoints of a role live that are only full."""
     names = {member.name for member in members}
     return any(name in names and reason == DropReason.SATURATED for name, reason in dropped)
+
+
+def broken(relaxed: tuple[str, ...], leg: str = "") -> bool:
+    """Tell whether a leg has candidates only because nobody is left who is not believed broken."""
+    return any(leg + reason in relaxed for reason in _BROKEN)
 
 
 def never_fits(split: Split, ask: Ask) -> bool:

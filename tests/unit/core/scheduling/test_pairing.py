@@ -177,6 +177,20 @@ def test_a_full_prefill_role_is_relieved_up_to_a_bound() -> None:
     assert legs(decide(fleet, 9000)) == (None, "d0"), "with no live pair there is nothing to wait for"
 
 
+@pytest.mark.parametrize("rule", [None, "round_robin"])
+@pytest.mark.parametrize("solo", [False, True])
+def test_with_all_prefill_breakers_open_one_endpoint_alone_serves_if_any_may(rule: Any, *, solo: bool) -> None:
+    """F54; without one the breakers are relaxed, and the decision says for which leg."""
+    fleet, _, _ = fleet_of({"p0": {}, "p1": {}, "d0": {"solo": solo}}, decode_policy=rule, prefill_policy=rule)
+    for name in ("p0", "p1"):
+        for _ in range(3):
+            breaker = fleet.endpoints[name].breaker
+            breaker.fault(breaker.opened(1.0), 1.0)
+    decision = decide(fleet)
+    assert decision.picked is fleet.endpoints["d0"]
+    assert (legs(decision)[0] is None) is solo
+
+
 def test_images_travel_only_where_they_may() -> None:
     for sees, split in ((False, False), (True, True)):
         more = {"kv_multimodal": sees, "solo": True}
