@@ -26,7 +26,7 @@ from turnout.core.response_cache.eligibility import (
     semantic_bypass,
 )
 from turnout.core.response_cache.guard import features
-from turnout.core.response_cache.key import CacheKey, Shape, shape
+from turnout.core.response_cache.key import CacheKey, Shape, shape_of
 from turnout.core.response_cache.single_flight import Flights, Role
 from turnout.core.response_cache.store import Bounds, Entry, Match, Place, ResponseStore, Scan
 from turnout.core.response_cache.thresholds import threshold_of
@@ -51,9 +51,7 @@ OFF_LOOP_FLOATS = 4_000_000
 _SCANS_MAX = 64
 _PERMISSION = "response_cache="
 _STORED_HEADERS = (b"content-type:", b"openai-version:", b"anthropic-")
-_ANSWER_HEADERS = ("anthropic-",)
 _NO_BUNDLE_CLUSTER = -1
-_BODY = msgspec.json.Decoder(dict[str, Any])
 
 
 class Replaying:
@@ -199,7 +197,7 @@ class Replaying:
             reason="named" if selection is None else str(selection.reason),
             embedded=True,
         )
-        found = _shape(request.body, run.prepared.forward) if given.mode is not Mode.OFF else None
+        found = shape_of(request.body, run.prepared.forward) if given.mode is not Mode.OFF else None
         reason = bypass(given.mode, asked, found)
         if reason is not None or found is None:
             return reason, None
@@ -227,6 +225,8 @@ class Replaying:
         text = features(found.text)
         if chosen is not None and chosen.vector is not None and chosen.text == found.text:
             return Place(chosen.selection.clusters, chosen.embedder, chosen.vector, text)
+        if not self._embedder.inline:  # it would hold up everybody: what selection did not embed has no vector
+            return None
         try:
             vector = self._embedder.embed(tail(found.text, self._max_prompt_bytes))
         except NoText:
@@ -389,12 +389,3 @@ class Replaying:
             return
         stored = self.store.put(ticket.key, answer, run.clock(), ticket.place)
         self.counts["store", "stored" if stored else "too_large"] += 1
-
-
-def _shape(body: bytes, forwarded: bytes) -> Shape | None:
-    """Read a body, with those of the headers sent along that change an answer."""
-    lines = [line.decode("latin-1").partition(": ") for line in forwarded.split(b"\r\n")]
-    try:
-        return shape(_BODY.decode(body), sorted((n, v) for n, _, v in lines if n.startswith(_ANSWER_HEADERS)))
-    except (msgspec.DecodeError, RecursionError, OverflowError):  # numbers out of range: legal on the wire
-        return None

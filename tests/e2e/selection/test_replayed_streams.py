@@ -171,6 +171,33 @@ def test_large_semantic_look_ups_run_off_the_loop(
     assert response_cache.OFF_LOOP_FLOATS > 1
 
 
+class Heavy:
+    """An embedder that runs on threads: asked on the loop it would hold up everybody."""
+
+    id, dim, inline = "heavy", 3, False
+
+    def embed(self, _: str) -> Any:
+        raise AssertionError("embedded on the loop")
+
+
+def test_an_embedder_off_the_loop_is_never_asked_on_it(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "off")
+    cache = started.app.gateway.response_cache
+    assert cache is not None
+    cache._embedder = Heavy()
+    engine.says(
+        wire.answer(
+            b'{"id":"1","choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+        )
+    )
+    assert ask(started, "please summarise this text", SEMANTIC).header(b"x-turnout-cache") == b"miss"
+    assert ask(started, "please summarise this text", SEMANTIC).header(b"x-turnout-cache") == b"exact"
+    assert ask(started, "Please, summarise this text!", SEMANTIC).header(b"x-turnout-cache") == b"miss"
+
+
 def test_a_replay_saves_what_the_source_call_cost(
     router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
 ) -> None:

@@ -52,6 +52,8 @@ _SAMPLING = (
 _CONVERSATIONS = ("messages", "input", "contents", "prompt")
 _KNOWN = _LEFT_OUT.union(_SYSTEM, _TOOLS, _FORMAT, _SAMPLING, _CONVERSATIONS)
 SYSTEM_ROLES = ("system", "developer")
+_ANSWER_HEADERS = ("anthropic-",)
+_BODY = msgspec.json.Decoder(dict[str, Any])
 
 
 class CacheKey(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -130,6 +132,15 @@ def shape(body: Mapping[str, Any], headers: Sequence[tuple[str, str]] = ()) -> S
         or body.get("store") is True,
         text=text_of(last) if last is not None else "",
     )
+
+
+def shape_of(body: bytes, forwarded: bytes) -> Shape | None:
+    """Take a body apart, with the header lines sent along that change an answer; None when it is unreadable."""
+    lines = [line.decode("latin-1").partition(": ") for line in forwarded.split(b"\r\n")]
+    try:
+        return shape(_BODY.decode(body), sorted((n, v) for n, _, v in lines if n.startswith(_ANSWER_HEADERS)))
+    except (msgspec.DecodeError, RecursionError, OverflowError):  # numbers out of range: legal on the wire
+        return None
 
 
 def role_of(message: object) -> str:
