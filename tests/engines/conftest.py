@@ -7,9 +7,11 @@ asked. Without `TURNOUT_TEST_ENGINES` nothing here is collected: the usual suite
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -41,10 +43,12 @@ def interpreter(variable: str, module: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that an engine may bind minutes later: not one of those that the system gives away meanwhile."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
