@@ -44,7 +44,11 @@ def open_store(options: options.Ledger, *, router_id: str, clock_ms: Callable[[]
         LedgerRefusedError: the schema does not fit this code.
         Exception: the database cannot be opened at the moment.
     """
-    days = {"retention_days": options.retention_days, "decisions_days": options.decisions_days}
+    days = {
+        "retention_days": options.retention_days,
+        "decisions_days": options.decisions_days,
+        "hourly_days": options.hourly_days,
+    }
     if upgrade.is_file(options.url):
         from turnout.ledger import sqlite
 

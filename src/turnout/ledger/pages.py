@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from turnout.core.facts import RouteStats, StatsSnapshot, Streak
-from turnout.ledger import derived, prices
+from turnout.ledger import derived, prices, rollup
 from turnout.ledger.reader import Page, Reader, Record, decoded, encoded
 from turnout.ledger.route_key import encode_key
 
@@ -33,20 +33,31 @@ _NEWEST_OF = sa.text(
     " ORDER BY ended_at_ms DESC, seq DESC LIMIT 1024"
 )
 _SUMS = (
-    "COUNT(*) AS calls, COALESCE(SUM(CASE WHEN outcome = 'completed' THEN 0 ELSE 1 END), 0) AS failed,"
-    " COALESCE(SUM(tokens_in), 0) AS tokens_in, COALESCE(SUM(tokens_out), 0) AS tokens_out,"
-    " COALESCE(SUM(tokens_cached), 0) AS tokens_cached, COALESCE(SUM(cost_nusd), 0) AS cost_nusd,"
-    " COUNT(cost_nusd) AS priced"
+    "COALESCE(SUM(calls), 0) AS calls, COALESCE(SUM(failed), 0) AS failed, COALESCE(SUM(tokens_in), 0) AS tokens_in,"
+    " COALESCE(SUM(tokens_out), 0) AS tokens_out, COALESCE(SUM(tokens_cached), 0) AS tokens_cached,"
+    " COALESCE(SUM(cost_nusd), 0) AS cost_nusd, COALESCE(SUM(priced), 0) AS priced"
 )
-_OF_WINDOW = (
-    " FROM calls WHERE tenant = :tenant AND (CAST(:key AS TEXT) IS NULL OR key_id = :key)"
-    " AND ended_at_ms >= :since AND ended_at_ms < :until"
+_WHOSE = " WHERE tenant = :tenant AND (CAST(:key AS TEXT) IS NULL OR key_id = :key)"
+_CALLS = "".join(
+    (
+        "SELECT selected_model AS model, ended_at_ms AS at_ms, 1 AS calls,",
+        " CASE WHEN outcome = 'completed' THEN 0 ELSE 1 END AS failed, tokens_in, tokens_out, tokens_cached,",
+        *(" cost_nusd, CASE WHEN cost_nusd IS NULL THEN 0 ELSE 1 END AS priced FROM calls", _WHOSE),
+    )
+)
+# Whole hours that are summed up, and the calls before and after them (ledger §8).
+_OF_WINDOW = "".join(
+    (
+        " FROM (SELECT model, hour_ms AS at_ms, calls,",
+        " CASE WHEN outcome = 'completed' THEN 0 ELSE calls END AS failed, tokens_in, tokens_out, tokens_cached, cost_nusd, priced_n AS priced FROM usage_hourly",
+        *(_WHOSE, " AND hour_ms >= :first AND hour_ms < :last UNION ALL "),
+        *(_CALLS, " AND ended_at_ms >= :since AND ended_at_ms < :first UNION ALL "),
+        *(_CALLS, " AND ended_at_ms >= :last AND ended_at_ms < :until) u"),
+    )
 )
 _USAGE = sa.text("SELECT " + _SUMS + _OF_WINDOW)
-_BY_MODEL = sa.text(
-    "SELECT selected_model AS model, " + _SUMS + _OF_WINDOW + " GROUP BY selected_model ORDER BY 2 DESC, 1 LIMIT :most"
-)
-_BY_DAY = sa.text("SELECT ended_at_ms / 86400000 AS day, " + _SUMS + _OF_WINDOW + " GROUP BY 1 ORDER BY 1")
+_BY_MODEL = sa.text("SELECT model, " + _SUMS + _OF_WINDOW + " GROUP BY model ORDER BY 2 DESC, 1 LIMIT :most")
+_BY_DAY = sa.text("SELECT at_ms / 86400000 AS day, " + _SUMS + _OF_WINDOW + " GROUP BY 1 ORDER BY 1")
 
 
 class Pages:
@@ -130,8 +141,10 @@ class Pages:
         self, tenant: str, key_id: str | None, *, since_ms: int, until_ms: int, limit: int, cursor: str
     ) -> dict[str, Any]:
         """Give what a tenant, or one of its keys, used in [since, until)."""
-        asked = {"tenant": tenant, "key": key_id, "since": since_ms, "until": until_ms}
         with self.reader.connect() as conn, conn.begin():
+            first, last = rollup.whole_hours(conn, since_ms, until_ms)
+            window = {"since": since_ms, "first": first, "last": last, "until": until_ms}
+            asked = {"tenant": tenant, "key": key_id, **window}
             totals = dict(conn.execute(_USAGE, asked).mappings().one())
             by_model = [dict(row) for row in conn.execute(_BY_MODEL, {**asked, "most": _USAGE_MODELS_MAX}).mappings()]
             by_day = [dict(row) for row in conn.execute(_BY_DAY, asked).mappings()]
@@ -212,8 +225,11 @@ class Pages:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """Give the state of writer and snapshot."""
-        return {**self._stats(), "observed_at_ms": self._snapshot().observed_at_ms, "now_ms": self._clock_ms()}
+        """Give the state of writer and snapshot, and which hours are summed up."""
+        with self.reader.connect() as conn:
+            covered = rollup.coverage(conn)
+        hours = {"hourly_from_ms": covered[0], "hourly_until_ms": covered[1]} if covered is not None else {}
+        return {**self._stats(), **hours, "observed_at_ms": self._snapshot().observed_at_ms, "now_ms": self._clock_ms()}
 
     def close(self) -> None:
         """Let go of the database."""

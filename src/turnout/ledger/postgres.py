@@ -36,11 +36,17 @@ _CONFLICTS = (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, p
 
 
 def open_store(
-    url: str, *, router_id: str, clock_ms: Callable[[], int], retention_days: int, decisions_days: int
+    url: str,
+    *,
+    router_id: str,
+    clock_ms: Callable[[], int],
+    retention_days: int,
+    decisions_days: int,
+    hourly_days: int = 400,
 ) -> Store:
     """Describe the store over the database at `url`."""
     database = PostgresDatabase(url, router_id=router_id, clock_ms=clock_ms)
-    ages = Ages(calls_days=retention_days, decisions_days=decisions_days)
+    ages = Ages(calls_days=retention_days, decisions_days=decisions_days, hourly_days=hourly_days)
     return Store(database, router_id=router_id, clock_ms=clock_ms, ages=ages, finish=database.dispose)
 
 

@@ -47,11 +47,12 @@ def open_store(
     clock_ms: Callable[[], int],
     retention_days: int,
     decisions_days: int,
+    hourly_days: int = 400,
     busy_timeout_s: float = connection.BUSY_TIMEOUT_MS / 1000,
 ) -> Store:
     """Describe the store over the database at `path`."""
     database = SqliteDatabase(path, router_id=router_id, clock_ms=clock_ms, busy_timeout_s=busy_timeout_s)
-    ages = Ages(calls_days=retention_days, decisions_days=decisions_days)
+    ages = Ages(calls_days=retention_days, decisions_days=decisions_days, hourly_days=hourly_days)
     return Store(database, router_id=router_id, clock_ms=clock_ms, ages=ages, finish=database.checkpoint)
 
 

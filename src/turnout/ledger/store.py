@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from turnout.ledger import retention, rows
+from turnout.ledger import retention, rollup, rows
 from turnout.ledger.sink import SinkDownError, Written
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 _ROUTES_MAX = 65_536
 LATE_MS: Final = 30_000
 """A bucket changed later than this after its instant is marked: whoever summed it up must do so again (ADR 0010)."""
-HOUR_MS: Final = 3_600_000
-HOUR_CLOSES_MS: Final = 60_000
-"""An hour is rolled up this long after its end; calls that come later mark it dirty (ledger §8)."""
 
 
 class AlreadyStoredError(Exception):
@@ -125,12 +122,15 @@ class Store:
         return self.write(facts[:middle]).plus(self.write(facts[middle:]))
 
     def prune(self) -> bool:
-        """Delete one chunk of what is too old; True while there is more.
+        """Sum up one hour, or delete one chunk of what is too old; True while there is more.
 
         Raises:
             SinkDownError: the database cannot be changed now.
         """
         try:
+            # Hours first: what is deleted has been summed up.
+            if rollup.run(self._database.connection(), self._clock_ms(), self._ages.calls_days):
+                return True
             return retention.prune(self._database.connection(), self._clock_ms(), self._ages)
         except Exception as error:
             raise self._down(self._database.trouble(error) or "other", error) from error
@@ -170,8 +170,8 @@ class Store:
             transaction.insert("attempt_buckets", rows.bucket_rows(sums, self._writer_id))
             late = sorted({bucket for bucket, _ in sums if bucket + rows.BUCKET_MS + LATE_MS < now_ms})
             transaction.insert("late_buckets", [(now_ms, bucket, self._writer_id) for bucket in late])
-            closed = now_ms - HOUR_CLOSES_MS - HOUR_MS
-            hours = {fact.ended_at_ms // HOUR_MS * HOUR_MS for fact in fresh if fact.outcome}
+            closed = now_ms - rollup.CLOSES_MS - rollup.HOUR_MS
+            hours = {fact.ended_at_ms // rollup.HOUR_MS * rollup.HOUR_MS for fact in fresh if fact.outcome}
             transaction.insert("dirty_hours", [(hour,) for hour in sorted(hours) if hour <= closed])
         self._stamp_ms = now_ms
         return Written(
