@@ -56,6 +56,7 @@ class EndpointState(Marks):
         "models",
         "name",
         "observed_at",
+        "own_at_report",
         "pending_prefill_tokens",
         "places",
         "precision",
@@ -118,6 +119,8 @@ class EndpointState(Marks):
         self.kv_usage_ratio: float | None = None
         self.observed_at: float | None = None
         self.in_flight_at_report = 0
+        self.own_at_report = 0
+        """As many of the reported requests may be ours."""
         self.last_byte_at: float | None = None
         self.probe_failures = 0
         self.lost_models: set[str] = set()
@@ -178,7 +181,7 @@ class EndpointState(Marks):
         What was opened less what ended since then is the change of `in_flight`, so no history is kept (scheduling §4).
         """
         self.observed_at = observed_at
-        self.in_flight_at_report = in_flight_then
+        self.in_flight_at_report = self.own_at_report = in_flight_then
         self.running = running
         self.waiting = waiting
         self.kv_usage_ratio = kv_usage_ratio
@@ -186,11 +189,12 @@ class EndpointState(Marks):
     def sent(self, now: float) -> Sent:
         """Return our own counts as a scrape is sent; `observed` wants them back with the answer."""
         prefill = self.prefill
-        return Sent(now, self.in_flight, prefill.prefilling, prefill.opened_s)
+        return Sent(now, self.in_flight, prefill.prefilling, prefill.opened_s, self.attempts_total)
 
     def observed(self, sent: Sent, report: Report, max_age_s: float, mean_uncached: float) -> None:
         """An engine report arrives; `sent` was read as its scrape was sent. Unknown signals stay None."""
         self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio)
+        self.own_at_report = sent.in_flight + self.attempts_total - sent.attempts
         self.waiting_uncached_tokens = report.waiting_uncached_tokens
         if report.kv_capacity_tokens is not None:
             self.kv_capacity_tokens = report.kv_capacity_tokens

@@ -72,10 +72,10 @@ def _fresh(endpoint: EndpointState, now: float) -> bool:
 
 
 def _foreign(endpoint: EndpointState, now: float) -> int:
-    """Requests of others: what the report told beyond our own at that instant."""
+    """Requests of others, at least: what the report told beyond everything that could have been ours."""
     if not _fresh(endpoint, now) or endpoint.running is None or endpoint.waiting is None:
         return 0
-    return max(0, endpoint.running + endpoint.waiting - endpoint.in_flight_at_report)
+    return max(0, endpoint.running + endpoint.waiting - endpoint.own_at_report)
 
 
 def _memory(endpoint: EndpointState, now: float) -> float:

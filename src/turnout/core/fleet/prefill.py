@@ -44,6 +44,8 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
     in_flight: int
     prefilling: int
     opened_s: float
+    attempts: int = 0
+    """Attempts ever opened: the answer may know those that were opened while it was under way."""
 
 
 class Prefill:

@@ -62,6 +62,20 @@ def test_requests_of_others_take_places_until_the_report_is_old() -> None:
     assert level(endpoint, 105.1, ADMISSION) is Level.NORMAL
 
 
+def test_what_was_opened_while_a_report_was_under_way_is_not_taken_for_others() -> None:
+    endpoint = member(max_in_flight=16)
+    endpoint.in_flight = 2
+    sent = endpoint.sent(100.0)
+    for _ in range(10):
+        endpoint.opened(1, 1)
+    endpoint.observed(sent, Report(running=12, waiting=0), 5.0, 0.0)
+    settle(endpoint, 100.2, ADMISSION)
+    assert endpoint.places == 16
+    endpoint.observed(sent, Report(running=15, waiting=0), 5.0, 0.0)
+    settle(endpoint, 100.2, ADMISSION)
+    assert endpoint.places == 13
+
+
 def test_full_memory_takes_nothing_more_until_it_is_reported_otherwise_or_not_at_all() -> None:
     endpoint = member()
     told(endpoint, 100.0, running=0, waiting=0, kv_usage_ratio=0.96)
