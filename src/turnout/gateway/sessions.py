@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from turnout.core.request import Request
 from turnout.gateway.prepare import Prepared
+from turnout.gateway.session_members import session_members
 
 
 def session_of(prepared: Prepared, request: Request, order: Sequence[str] | None) -> str | None:
@@ -25,27 +24,10 @@ def session_of(prepared: Prepared, request: Request, order: Sequence[str] | None
         if "-" in name:
             continue  # a header that the request does not have
         if members is None:
-            members = _members(request.body)
+            members = session_members(request.body)
         value: Any = members
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, str) and value:
             return value
     return None
-
-
-def _members(body: bytes) -> dict[str, Any]:
-    """Return the members that may name a session, decoded; none when they are not what they should be."""
-    try:
-        return msgspec.structs.asdict(msgspec.json.decode(body, type=_Named))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return {}
-
-
-class _Named(msgspec.Struct):
-    session_id: Any = None
-    session_params: Any = None
-    prompt_cache_key: Any = None
-    conversation: Any = None
-    metadata: Any = None
-    user: Any = None

@@ -19,6 +19,9 @@ class Ewma:
     def add(self, sample: float) -> float:
         """Take one sample in and return the mean; NaN changes nothing."""
         if sample == sample:  # noqa: PLR0124 - the one comparison that NaN fails
-            bounded = min(max(sample, self.low), self.high)
-            self.value += self.weight * (bounded - self.value)
+            if sample < self.low:
+                sample = self.low
+            elif sample > self.high:
+                sample = self.high
+            self.value += self.weight * (sample - self.value)
         return self.value

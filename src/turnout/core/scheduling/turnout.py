@@ -41,7 +41,7 @@ def rows(decision: Decision, ask: Ask, fleet: Fleet) -> None:  # noqa: ARG001 - 
     exp = math.exp
     out: list[tuple[float, ...]] = []
     # Conditional expressions and not max(): the hottest loop of scheduling, and a call costs more than they do.
-    for member, held, busy in zip(decision.members, cached or decision.depths, decision.busy, strict=True):
+    for member, held, busy in zip(decision.members, cached or decision.depths, decision.busy):  # noqa: B905 - parallel by construction
         prefill = member.prefill
         uncached: float = tokens - held if cached else tokens
         running = busy - prefill.prefilling
