@@ -48,8 +48,8 @@ _CALLS = "".join(
 # Whole hours that are summed up, and the calls before and after them (ledger §8).
 _OF_WINDOW = "".join(
     (
-        " FROM (SELECT model, hour_ms AS at_ms, calls,",
-        " CASE WHEN outcome = 'completed' THEN 0 ELSE calls END AS failed, tokens_in, tokens_out, tokens_cached, cost_nusd, priced_n AS priced FROM usage_hourly",
+        " FROM (SELECT model, hour_ms AS at_ms, calls, CASE WHEN outcome = 'completed' THEN 0 ELSE calls END AS failed",
+        ", tokens_in, tokens_out, tokens_cached, cost_nusd, priced_n AS priced FROM usage_hourly",
         *(_WHOSE, " AND hour_ms >= :first AND hour_ms < :last UNION ALL "),
         *(_CALLS, " AND ended_at_ms >= :since AND ended_at_ms < :first UNION ALL "),
         *(_CALLS, " AND ended_at_ms >= :last AND ended_at_ms < :until) u"),

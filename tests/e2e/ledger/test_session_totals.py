@@ -63,7 +63,7 @@ def test_a_stream_tells_before_its_end(router: Any, script_engine: Any, wire: An
 
 
 def test_both_dialects_tell(router: Any, script_engine: Any, wire: Any) -> None:
-    body = {
+    body: dict[str, Any] = {
         "id": "m",
         "type": "message",
         "role": "assistant",
@@ -72,7 +72,7 @@ def test_both_dialects_tell(router: Any, script_engine: Any, wire: Any) -> None:
         "content": [{"type": "text", "text": "hi"}],
         "usage": {"input_tokens": 4, "output_tokens": 2},
     }
-    start = {"type": "message_start", "message": {**body, "content": [], "stop_reason": None}}
+    start: dict[str, Any] = {"type": "message_start", "message": {**body, "content": [], "stop_reason": None}}
     text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}}
     end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}}
     told = [start, {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}, text]

@@ -143,7 +143,8 @@ def test_old_rows_are_pruned_and_new_ones_stay(database: Path, store: Store, clo
     assert _rows(database, "SELECT call_id FROM decisions") == [("7ZZZZZZZZZ" + "0" * 16,)]
     assert _rows(database, "SELECT count(*) FROM attempts") == [(2,)]
     clock.now_ms += 31 * day
-    assert store.prune() is False
+    while store.prune():
+        pass
     assert _rows(database, "SELECT (SELECT count(*) FROM attempts), (SELECT count(*) FROM attempt_buckets)") == [(0, 0)]
 
 

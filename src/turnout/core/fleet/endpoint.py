@@ -85,8 +85,7 @@ class EndpointState(Marks):
         prefill_tokens_per_s: float = _PREFILL_TOKENS_PER_S,
     ) -> None:
         super().__init__()
-        self.name = endpoint.name
-        self.url = endpoint.url
+        self.name, self.url = endpoint.name, endpoint.url
         self.provider = endpoint.provider
         self.role = endpoint.role
         self.models = frozenset(endpoint.models)
@@ -101,8 +100,7 @@ class EndpointState(Marks):
         """From so many on nothing is asked of it twice."""
         self.family: str = endpoint.family
         self.dialects = frozenset(endpoint.dialects or _SPOKEN.get(endpoint.family, ("openai",)))
-        self.durable_cooldown = endpoint.durable_cooldown
-        self.flat_rate = endpoint.flat_rate
+        self.durable_cooldown, self.flat_rate = endpoint.durable_cooldown, endpoint.flat_rate
         self.bit = bit
         self.incarnation = incarnation
         if endpoint.standby:
