@@ -71,6 +71,11 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     ceiling_out: int | None = None
     min_success_rate: float = 0.0
 
+    @property
+    def has_ceiling(self) -> bool:
+        """Tell whether prices decide anything."""
+        return self.ceiling_in is not None or self.ceiling_out is not None
+
 
 class Eligible(msgspec.Struct, frozen=True, gc=False):
     """The models that are left, the drops with their reasons, and the outcome when a hard stage left none."""
@@ -87,12 +92,12 @@ _Test = Callable[[Candidate, Asked], bool]
 
 def context_too_small(candidate: Candidate, asked: Asked) -> bool:
     """Tell whether no member of the pool can hold the request for certain (C1): equal passes, one unknown passes."""
-    known = [context for context in candidate.contexts if context is not None]
-    return (
-        bool(known)
-        and len(known) == len(candidate.contexts)
-        and max(known) < (candidate.estimate_floor or asked.estimate_floor)
-    )
+    largest = 0
+    for context in candidate.contexts:
+        if context is None:
+            return False
+        largest = max(largest, context)
+    return 0 < largest < (candidate.estimate_floor or asked.estimate_floor)
 
 
 def _too_dear(candidate: Candidate, asked: Asked) -> bool:
@@ -103,18 +108,21 @@ def _above(price: int | None, ceiling: int | None) -> bool:
     return ceiling is not None and (price is None or price > ceiling)
 
 
-EARLY: tuple[tuple[Drop, _Test], ...] = (
+_HARD: tuple[tuple[Drop, _Test], ...] = (
     (Drop.MODEL_NOT_ALLOWED, lambda candidate, _: not candidate.allowed),
     (Drop.EXCLUDED, lambda candidate, _: candidate.excluded),
     (Drop.CONTEXT_TOO_SMALL, context_too_small),
     (Drop.PRICE_CEILING, _too_dear),
+    (Drop.NO_ENDPOINT, lambda candidate, _: not candidate.routable),
 )
-"""The hard filters before admission: their survivors are the models whose pools admission looks at."""
-LATE: tuple[tuple[Drop, _Test], ...] = ((Drop.NO_ENDPOINT, lambda candidate, _: not candidate.routable),)
-SOFT: tuple[tuple[Drop, _Test], ...] = (
-    (Drop.TOOL_WEAK, lambda candidate, asked: asked.has_tools and candidate.tool_weak),
-    (Drop.AGENTIC_WEAK, lambda candidate, asked: asked.has_tools and candidate.agentic_weak),
-    (Drop.NO_IMAGE_INPUT, lambda candidate, asked: asked.has_images and not candidate.image_input),
+"""The survivors of all but the last are the models whose pools admission looks at."""
+_HARD_WITHOUT_CEILING = tuple([stage for stage in _HARD if stage[0] is not Drop.PRICE_CEILING])
+_FOR_TOOLS: tuple[tuple[Drop, _Test], ...] = (
+    (Drop.TOOL_WEAK, lambda candidate, _: candidate.tool_weak),
+    (Drop.AGENTIC_WEAK, lambda candidate, _: candidate.agentic_weak),
+)
+_FOR_IMAGES: tuple[tuple[Drop, _Test], ...] = ((Drop.NO_IMAGE_INPUT, lambda candidate, _: not candidate.image_input),)
+_FOR_SUCCESS: tuple[tuple[Drop, _Test], ...] = (
     (
         Drop.UNRELIABLE,
         lambda candidate, asked: candidate.success_rate is not None and candidate.success_rate < asked.min_success_rate,
@@ -124,15 +132,15 @@ SOFT: tuple[tuple[Drop, _Test], ...] = (
 
 def eligible(candidates: Iterable[Candidate], asked: Asked) -> Eligible:
     """Apply every filter of §6 in its order."""
-    left = list(candidates)
+    left: Sequence[Candidate] = list(candidates)
     dropped: list[tuple[str, Drop]] = []
-    for reason, test in (*EARLY, *LATE):
+    for reason, test in _HARD if asked.has_ceiling else _HARD_WITHOUT_CEILING:
         kept = _kept(left, asked, reason, test, dropped)
         if left and not kept:
             return Eligible((), tuple(dropped), EMPTIED[reason])
         left = kept
     yielded: list[Drop] = []
-    for reason, test in SOFT:
+    for reason, test in _soft(asked):
         tried: list[tuple[str, Drop]] = []
         kept = _kept(left, asked, reason, test, tried)
         if kept:
@@ -143,13 +151,18 @@ def eligible(candidates: Iterable[Candidate], asked: Asked) -> Eligible:
     return Eligible(tuple(candidate.model for candidate in left), tuple(dropped), yielded=tuple(yielded))
 
 
+def _soft(asked: Asked) -> tuple[tuple[Drop, _Test], ...]:
+    """Return the soft filters that this request has a use for, in their order; mostly none."""
+    for_tools = _FOR_TOOLS if asked.has_tools else ()
+    for_images = _FOR_IMAGES if asked.has_images else ()
+    return (*for_tools, *for_images, *(_FOR_SUCCESS if asked.min_success_rate > 0.0 else ()))
+
+
 def _kept(
     candidates: Sequence[Candidate], asked: Asked, reason: Drop, test: _Test, dropped: list[tuple[str, Drop]]
-) -> list[Candidate]:
-    kept = []
-    for candidate in candidates:
-        if test(candidate, asked):
-            dropped.append((candidate.model, reason))
-        else:
-            kept.append(candidate)
-    return kept
+) -> Sequence[Candidate]:
+    bad = [candidate for candidate in candidates if test(candidate, asked)]
+    if not bad:
+        return candidates
+    dropped += [(candidate.model, reason) for candidate in bad]
+    return [candidate for candidate in candidates if not test(candidate, asked)]
