@@ -24,11 +24,14 @@ from turnout.ledger import connection, derived, window
 from turnout.ledger.entry import encode
 from turnout.ledger.slots import Slots
 from turnout.ledger.snapshot import Refresher
+from turnout.ledger.writer import Ledger
 
 WINDOW_MS = 900_000
 # All rows stay inside the window for this long: filling it takes real time.
 SLACK_MS = 200_000
 BATCH = 500
+SUSTAINED_S = 10
+FILE_ROWS_PER_S, SERVER_ROWS_PER_S = 5_000, 20_000
 ROUNDS = 25
 
 
@@ -65,6 +68,7 @@ def _run(root: Path, server: Any, rows: int, routes: int) -> None:
             conn.execute(sa.text("ANALYZE"))
     refresher = _refreshes(store, url, rows, keys, rng)
     store.close()
+    _sustained(url, SERVER_ROWS_PER_S if server is not None else FILE_ROWS_PER_S, keys, rng)
     _reading(refresher, keys, _now_ms())
     _slots(root, keys)
 
@@ -140,6 +144,32 @@ def _slots(root: Path, keys: list[RouteKey]) -> None:
     for name, spent in (("claim", claim), ("end", end), ("free", free)):
         _print(f"slot: {name}", spent / 16_000 * 1e9, "ns")
     slots.remove()
+
+
+def _sustained(url: str, rows_per_s: int, keys: list[RouteKey], rng: random.Random) -> None:
+    """Record at a fixed rate through the writer, two rows a call, and look at what waits."""
+    ledger = Ledger(options.Ledger(url=url), router_id="bench", clock_ms=_now_ms, open_delay_s=0.0)
+    ledger.start()
+    ledger.record(_fact(10**8, _now_ms(), keys, rng))
+    ledger.flush(30.0)
+    facts = [_fact(10**8 + 1 + n, _now_ms(), keys, rng) for n in range(int(SUSTAINED_S * rows_per_s / 2))]
+    depths: list[float] = []
+    began, done = time.perf_counter(), 0
+    while done < len(facts):
+        due = min(len(facts), int((time.perf_counter() - began) * rows_per_s / 2))
+        for fact in facts[done:due]:
+            ledger.record(fact)
+        done = due
+        depths.append(ledger.stats()["queue_depth"])
+        time.sleep(0.004)
+    stats = ledger.stats()
+    _print(f"sustained {rows_per_s} rows/s for {SUSTAINED_S} s: deepest queue", max(depths), "calls")
+    _print("the same, second half", max(depths[len(depths) // 2 :]), "calls")
+    _print("at the end: in the spool", stats["spool_bytes"] / 1e6, "MB")
+    began = time.perf_counter()
+    left = ledger.flush(60.0)
+    _print("until everything was stored", time.perf_counter() - began, "s")
+    print("stored", ledger.stats()["rows_calls"], "of", len(facts) + 1, "left", left, "lost", ledger.close())
 
 
 def _open(root: Path, server: Any) -> tuple[Any, str]:

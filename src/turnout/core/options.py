@@ -232,7 +232,7 @@ class Ledger(Section, frozen=True, kw_only=True):
         str,
         _doc("How names of spool and slot files begin; empty: the database file, or turnout-ledger with PostgreSQL."),
     ] = ""
-    queue_max: Annotated[Count, _doc("Calls waiting for the writer; from 1,024 on they are spooled.")] = 10_000
+    queue_max: Annotated[Count, _doc("Calls waiting for the writer; from 2,048 on they are spooled.")] = 10_000
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824

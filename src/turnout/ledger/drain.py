@@ -51,11 +51,12 @@ class Drain:
         on_event: OnEvent,
         on_safe: Callable[[Sequence[str]], None] = lambda _call_ids: None,
         on_overflow: Callable[[], None] | None = None,
+        direct_max: int = 0,
     ) -> None:
         """Take calls from `queue`, without a sink until `sink` is set.
 
         `on_safe` hears what is stored or in a file; `on_overflow` sees to it that another thread calls `spool_queue`
-        (None: a round does it itself).
+        (None: a round does it itself). A round stores up to `direct_max` calls (0: one batch) without the spool.
         """
         self.sink: Sink | None = None
         self.inflight: list[Entry] = []
@@ -66,6 +67,7 @@ class Drain:
         self._queue = queue
         self._spool = spool
         self._batch_max = batch_max
+        self._direct_max = max(batch_max, direct_max)
         self._interval_s = interval_s
         self._monotonic = monotonic
         self._on_event = on_event
@@ -100,11 +102,11 @@ class Drain:
         fresh = max(waiting, spooled - self._spooled_before)
         self._spooled_before = spooled
         ready = self.sink is not None and round_started >= self._retry_at
-        if waiting and not (ready and self._spool.empty and fresh <= self._batch_max and self._insert_fresh()):
+        if waiting and not (ready and self._spool.empty and fresh <= self._direct_max and self._insert_direct()):
             self._on_overflow()
             self._spooled_before = self._spooled
         pressure = self._spool.fill_ratio >= _PRESSURE
-        if not ready or self._spool.empty or (fresh > self._batch_max and not pressure):
+        if not ready or self._spool.empty or (fresh > self._direct_max and not pressure):
             return max(_PAUSE_MIN_S, round_started + self._interval_s - self._monotonic())
         started = self._monotonic()
         self.replay_one()
@@ -149,6 +151,12 @@ class Drain:
         except SinkDownError as error:
             self._failed(error)
             return False
+
+    def _insert_direct(self) -> bool:
+        for _ in range(-(-self._direct_max // self._batch_max)):
+            if self._queue and not self._insert_fresh():
+                return False
+        return True
 
     def _insert_fresh(self) -> bool:
         """Store one batch straight from the queue; False when the database did not take it (it is in the spool)."""

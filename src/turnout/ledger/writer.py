@@ -40,8 +40,10 @@ _ATTEMPTS_SHARE: Final = 0.8
 # So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
 _AS_THEY_CAME: Final = 512
 # So many waiting calls are spooled at once, by a thread that gets the core even where the writer does not.
-_SPILL_AT: Final = 1_024
+_SPILL_AT: Final = 2_048
 _FRAME_CALLS: Final = 32
+# A server does most of the work of a call in its own process, so more of them go there directly.
+_SERVER_BATCHES: Final = 3
 
 
 class Ledger:
@@ -111,6 +113,7 @@ class Ledger:
             on_event=self._on_event,
             on_safe=self._free,
             on_overflow=self._spill.set,
+            direct_max=options.batch_max * (1 if upgrade.is_file(options.url) else _SERVER_BATCHES),
         )
         self._sink: Sink | None = None
         self._pages: Pages | None = None
