@@ -57,6 +57,6 @@ def test_vllm_is_known_exactly(tmp_path: Path) -> None:
         assert status == 200, body
         _, decision = running.app.gateway.decisions[-1]
         assert decision.mode is Mode.EXACT
-        assert decision.matched_blocks >= 7
+        assert decision.predicted >= 7 * BLOCK
         cached = json.loads(body)["usage"]["prompt_tokens_details"]["cached_tokens"]
         assert cached >= 7 * BLOCK
