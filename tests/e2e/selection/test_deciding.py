@@ -74,6 +74,7 @@ def test_route_names_the_endpoint_that_the_call_then_gets(
         foreseen = [ask(started, ROUTE, text).json["endpoint"] for _ in range(3)]
         served = ask(started, CHAT, text).header(b"x-turnout-endpoint").decode()
         assert foreseen == [served] * 3
+        assert started.records.fact(number).outcome == "completed"  # what it held is given back before the next one
         seen.add(served)
     assert len(seen) > 1
     assert ask(started, ROUTE, model="small").json["endpoint"] in {"e1", "e2", "e3", "e4"}
