@@ -107,6 +107,14 @@ def test_tools(conn: sa.Connection, tries: Make, clock: Any, legs: list[dict[str
     assert derived.tool_incapable_routes(conn, clock()) == (frozenset({A}) if incapable else frozenset())
 
 
+def test_failed_attempts_say_nothing_about_tools(conn: sa.Connection, tries: Make, clock: Any) -> None:
+    failed = {**FAILED, "tools_requested": True}
+    tries(*_asked(19), *(failed for _ in range(30)))
+    assert derived.tool_incapable_routes(conn, clock()) == frozenset()
+    tries(*_asked(1))
+    assert derived.tool_incapable_routes(conn, clock()) == frozenset({A})
+
+
 def test_unobserved_route_is_capable(conn: sa.Connection, clock: Any) -> None:
     assert derived.tool_incapable_routes(conn, clock()) == frozenset()
 
