@@ -115,8 +115,10 @@ class Run(OpenRun):
         )
         if attempts is None:
             self.decide_s = self.clock() - self.started_s
-        gateway.decided(self)
+        first = exchange.decision
         self._follow(following)
+        if first is not None:  # nobody waits for this: the request is on its way
+            gateway.decided(self, first)
 
     # -- the attempt loop ---------------------------------------------------------------------------------------------
 

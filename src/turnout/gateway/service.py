@@ -211,11 +211,8 @@ class Gateway:
             budget = self.budgets[model] = RetryBudget(self.retry_options)
         return budget
 
-    def decided(self, run: Run) -> None:
+    def decided(self, run: Run, decision: Decision) -> None:
         """Count and keep a first decision, so that it can be explained afterwards."""
-        decision = run.exchange.decision if run.exchange is not None else None
-        if decision is None:
-            return
         meter = self.meter
         meter.schedule.observe(run.decide_s)
         meter.candidates.observe(len(decision.members))

@@ -25,11 +25,59 @@ class Wire:
         return self.closing
 
 
-def test_nothing_is_sent_before_the_round_ends_and_everything_in_order_then() -> None:
+async def busy() -> Outbox:
+    """Return an outbox whose last round had much to write."""
+    box = Outbox()
+    for _ in range(outbox.FEW + 1):
+        box.write(Wire([], "before"), b"x")
+    await asyncio.sleep(0)
+    return box
+
+
+def test_while_rounds_write_little_bytes_go_at_once() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = Outbox()
+        wire = Wire(log, "w")
+        for _ in range(3):
+            box.write(wire, b"x")
+            assert log.pop() == ("w", b"x")
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_what_exceeds_the_first_few_of_a_round_waits_for_its_end_behind_them() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = Outbox()
+        for number in range(outbox.FEW + 2):
+            box.write(Wire(log, str(number)), b"x")
+        assert [name for name, _ in log] == [str(number) for number in range(outbox.FEW)]
+        await asyncio.sleep(0)
+        assert [name for name, _ in log] == [str(number) for number in range(outbox.FEW + 2)]
+
+    asyncio.run(main())
+
+
+def test_a_quiet_round_ends_the_waiting() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        box = await busy()
+        box.write(Wire(log, "w"), b"1")
+        assert log == []
+        await asyncio.sleep(0)
+        box.write(Wire(log, "w"), b"2")
+        assert log == [("w", b"1"), ("w", b"2")]
+
+    asyncio.run(main())
+
+
+def test_in_a_busy_loop_nothing_is_sent_before_the_round_ends_and_everything_in_order_then() -> None:
     async def main() -> None:
         log: list[tuple[str, bytes]] = []
         first, second = Wire(log, "first"), Wire(log, "second")
-        box = Outbox()
+        box = await busy()
         box.write(first, b"1")
         box.write(second, b"2")
         box.write(first, b"3")
@@ -43,7 +91,7 @@ def test_nothing_is_sent_before_the_round_ends_and_everything_in_order_then() ->
 def test_a_row_recorded_after_an_answer_is_passed_on_after_its_bytes() -> None:
     async def main() -> None:
         log: list[tuple[str, bytes]] = []
-        box = Outbox()
+        box = await busy()
         wire = Wire(log, "client")
         loop = asyncio.get_running_loop()
         box.write(wire, b"answer")
@@ -57,7 +105,7 @@ def test_a_row_recorded_after_an_answer_is_passed_on_after_its_bytes() -> None:
 def test_many_writes_do_not_wait_for_the_end_of_the_round() -> None:
     async def main() -> None:
         log: list[tuple[str, bytes]] = []
-        box = Outbox()
+        box = await busy()
         for _ in range(outbox.WRITES_MAX):
             box.write(Wire(log, "w"), b"x")
         assert len(log) == outbox.WRITES_MAX
@@ -68,7 +116,7 @@ def test_many_writes_do_not_wait_for_the_end_of_the_round() -> None:
 def test_many_bytes_do_not_wait_for_the_end_of_the_round() -> None:
     async def main() -> None:
         log: list[tuple[str, bytes]] = []
-        box = Outbox()
+        box = await busy()
         box.write(Wire(log, "w"), b"x" * (outbox.BYTES_MAX + 1))
         assert len(log) == 1
         box.write(Wire(log, "w"), b"y")
@@ -83,7 +131,7 @@ def test_a_transport_that_closes_gets_nothing_more() -> None:
     async def main() -> None:
         log: list[tuple[str, bytes]] = []
         gone, here = Wire(log, "gone"), Wire(log, "here")
-        box = Outbox()
+        box = await busy()
         box.write(gone, b"1")
         box.write(here, b"2")
         gone.closing = True
@@ -96,7 +144,7 @@ def test_a_transport_that_closes_gets_nothing_more() -> None:
 def test_a_write_that_makes_somebody_write_is_followed_in_the_next_round() -> None:
     async def main() -> None:
         log: list[tuple[str, bytes]] = []
-        box = Outbox()
+        box = await busy()
         wire = Wire(log, "w")
         answers = iter((b"2",))
 
