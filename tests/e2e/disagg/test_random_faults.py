@@ -51,6 +51,7 @@ class Play:
         self.rng = random.Random(seed)
         self.router, self.fleet, self.wire, self.expected, self.loop = router, fleet, wire, expected, loop
         self.tasks: list[asyncio.Task[str]] = []
+        self.deaths: list[asyncio.Task[None]] = []
         self.dead: set[str] = set()
 
     def body(self, number: int, **members: Any) -> dict[str, Any]:
@@ -63,8 +64,7 @@ class Play:
             await asyncio.sleep(self.rng.expovariate(ARRIVALS_PER_S))
             self.tasks.append(asyncio.create_task(self.ask(self.rng.randrange(PROMPTS))))
         await troubles
-        for name in list(self.dead):
-            await self.fleet.engines[name].start()
+        await asyncio.gather(*self.deaths)
         for server in self.fleet.engines.values():
             server.clear_faults()
         done, pending = await asyncio.wait(self.tasks, timeout=1000.0)
@@ -78,18 +78,23 @@ class Play:
             await asyncio.sleep(rng.expovariate(1 / FAULTS_EVERY_S))
             name = rng.choice(sorted(self.fleet.engines))
             server = self.fleet.engines[name]
+            sibling = name[0] + ("1" if name[1] == "0" else "0")
             if rng.random() < 0.15:
-                if name in self.dead:
-                    await server.start()
-                    self.dead.discard(name)
-                else:
-                    await server.stop()
-                    self.dead.add(name)
+                if name not in self.dead and sibling not in self.dead:  # with a whole role dead nobody can serve
+                    self.deaths.append(asyncio.create_task(self.die(name, rng.uniform(1.0, 10.0))))
             elif rng.random() < 0.1:
                 server.clear_faults()
             elif name not in self.dead:
                 own = OF_PREFILL if name[0] == "p" else OF_DECODE
                 self.fleet.inject_here(name, **rng.choice((*BOTH, *own)))
+
+    async def die(self, name: str, seconds: float) -> None:
+        server = self.fleet.engines[name]
+        self.dead.add(name)
+        await server.stop()
+        await asyncio.sleep(seconds)
+        await server.start()
+        self.dead.discard(name)
 
     async def ask(self, number: int) -> str:
         """Ask one thing; the client may leave. Returns how it ended; an answer that is wrong is an error."""
