@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -55,7 +56,9 @@ def free_port() -> int:
 def engine(command: list[str], port: int, up_s: float, log: Path, **environment: str) -> Iterator[None]:
     """Run an engine until its model list answers; its output is in `log`."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + up_s
             while not answers(port):
@@ -64,7 +67,9 @@ def engine(command: list[str], port: int, up_s: float, log: Path, **environment:
                 time.sleep(0.2)
             yield
         finally:
-            process.kill()
+            # vLLM computes in processes of its own, which outlive their parent.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
