@@ -126,8 +126,9 @@ class Run(OpenRun):
         self, response: AttemptResponse, kind: ErrorKind, status: int | None, retry_after_s: float | None = None
     ) -> None:
         """End an attempt that failed and do what follows."""
-        tap = response.tap
-        if tap is not None and tap.terminated and tap.complete and self.response is response:
+        tap, joiner = response.tap, response.joiner
+        shown = joiner is None or not joiner.failed  # what does not fit the first answer never went to the client
+        if shown and tap is not None and tap.terminated and tap.complete and self.response is response:
             response.end_stream()  # P3: the client has all of it, terminator included; nothing may follow that
             return
         attempt = response.attempt
