@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _PRUNE_EVERY_S: Final = 60.0
 _PRUNE_PAUSE_S: Final = 0.05
 # The database is opened this long after `start`, so that loading its libraries does not slow the first requests.
-_OPEN_DELAY_S: Final = 0.3
+_OPEN_DELAY_S: Final = 0.05
 _ATTEMPTS_SHARE: Final = 0.8
 # So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
 _AS_THEY_CAME: Final = 512
@@ -357,8 +357,11 @@ class Ledger:
         return wait_s
 
     def _open(self) -> None:
-        """Prepare the database in a thread of its own: calls are spooled meanwhile, however long a migration takes."""
-        self._yield()
+        """Prepare the database in a thread of its own: calls are spooled meanwhile, however long a migration takes.
+
+        At normal priority: loading the library holds the interpreter's lock, and what stands back for requests while it
+        holds it makes them wait for longer, not for less.
+        """
         retry_s, failing = RETRY_FIRST_S, False
         pause_s = self._open_delay_s
         while not self._opened.is_set():
