@@ -188,7 +188,7 @@ def _peer_failures(runs: Runs, bar: Bar, peer: str) -> str:
 
 def scheduling_bars(output: str) -> list[Judged]:
     """The two bars that bench_schedule.py measures, read from what it prints."""
-    line = re.compile(r"^64 endpoints, 128 blocks, \w+ .*p99 +([0-9.]+) µs", re.MULTILINE)
+    line = re.compile(r"^[a-z_]+, (?:64 endpoints|all report), .*p99 +([0-9.]+) µs", re.MULTILINE)  # every policy
     times = [float(p99) for p99 in line.findall(output)]
     size = re.search(r"^index: [0-9,]+ entries, ([0-9.]+) B", output, re.MULTILINE)
     wanted: list[tuple[str, str, float | None, float, float]] = [
