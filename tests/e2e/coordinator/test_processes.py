@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from turnout.coordinator.client import CoordinatorClient
+
+PATIENCE_S = 20.0
 
 CONFIG = """
 [server]
@@ -35,6 +39,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def await_engines(admin: int, number: int) -> None:
+    """Wait until so many engines are registered."""
+    deadline = time.monotonic() + PATIENCE_S
+    registered = -1
+    while registered != number and time.monotonic() < deadline:
+        time.sleep(0.02)
+        with (
+            contextlib.suppress(OSError),  # the router may not listen yet
+            urllib.request.urlopen(f"http://127.0.0.1:{admin}/x/coordinator", timeout=PATIENCE_S) as page,
+        ):
+            registered = len(json.load(page)["engines"])
+    assert registered == number
 
 
 @pytest.fixture
@@ -65,6 +83,8 @@ def test_engines_register_and_serve_and_leave(tmp_path: Path, processes: list[su
         )
         for n in range(2)
     ]
+
+    await_engines(admin, 2)  # else all questions may be answered before the second one is there
 
     async def ask() -> None:
         async with CoordinatorClient(address) as client:

@@ -79,7 +79,9 @@ def test_a_prompt_that_no_endpoint_of_a_role_holds_is_unservable(start_router: A
         table | {"solo": False} | ({"context_max": 64} if table["name"] == "d0" else {}) for table in fleet.tables
     ]
     router = start_router(endpoint=tables, probe={"interval_s": 3600.0})
-    router.call(lambda: setattr(router.app.gateway.fleet.endpoints["d0"], "context_max", 64))
+    decode = router.app.gateway.fleet.endpoints["d0"]
+    assert router.eventually(lambda: decode.context_max not in (None, 64))  # the engine has told its own
+    router.call(lambda: setattr(decode, "context_max", 64))
     answer = router.ask(wire.chat(messages=[{"role": "user", "content": "a long story " * 400}], max_tokens=4))
     assert answer.status == 400, answer.body
     assert fleet.served() == {"p0": 0, "d0": 0}
