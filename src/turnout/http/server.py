@@ -206,6 +206,7 @@ class Connection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Close unless a request is being read or served."""
         if self._state == _IDLE:
+            self._outbox.flush()  # the answer that made it idle may be of this very round
             self._transport.close()
 
     def _next(self) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _PRUNE_EVERY_S: Final = 60.0
 _PRUNE_PAUSE_S: Final = 0.05
-# The database is opened this long after `start`, so that loading its libraries does not slow the first requests.
+# The database is opened this long after `start`: first the door is open, then libraries are loaded.
 _OPEN_DELAY_S: Final = 0.05
 _ATTEMPTS_SHARE: Final = 0.8
 # So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
@@ -313,9 +313,8 @@ class Ledger:
 
     def _hurry(self) -> None:
         """Somebody waits for the writer: it need not stand back any longer."""
-        for thread in (self._writer, self._opener):
-            if thread.native_id is not None:
-                opening.yield_no_more(thread.native_id)
+        if self._writer.native_id is not None:
+            opening.yield_no_more(self._writer.native_id)
 
     def _yield(self) -> None:
         if self._options.yield_core:

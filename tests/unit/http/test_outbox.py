@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
+from turnout.core.options import Server
 from turnout.http import outbox
+from turnout.http.listener import Listener
 from turnout.http.outbox import Outbox, running_outbox
+from turnout.http.server import Connection
+
+if TYPE_CHECKING:
+    from turnout.http.handler import Handler
 
 
 class Wire:
@@ -98,6 +106,34 @@ def test_a_row_recorded_after_an_answer_is_passed_on_after_its_bytes() -> None:
         loop.call_soon(lambda: log.append(("ledger", b"row")))
         await asyncio.sleep(0)
         assert log == [("client", b"answer"), ("ledger", b"row")]
+
+    asyncio.run(main())
+
+
+class ClosingWire(Wire):
+    """A client's transport: what comes after its close is lost."""
+
+    def get_extra_info(self, name: str) -> None:  # noqa: ARG002 - as asyncio has it
+        return None
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closing = True
+
+
+def test_a_connection_that_is_closed_as_idle_sends_the_answer_of_this_round_first() -> None:
+    async def main() -> None:
+        log: list[tuple[str, bytes]] = []
+        listener = Listener(Server(), cast("Handler", None), time.monotonic)
+        listener.outbox = await busy()
+        connection, wire = Connection(listener), ClosingWire(log, "client")
+        connection.connection_made(cast("asyncio.Transport", wire))
+        connection.write(b"answer")
+        assert log == []
+        connection.close_if_idle()
+        assert (log, wire.closing) == ([("client", b"answer")], True)
 
     asyncio.run(main())
 
