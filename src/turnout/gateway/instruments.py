@@ -53,6 +53,9 @@ class Instruments(Protocol):
     def picked(self, endpoint: str) -> None:
         """Count one pick."""
 
+    def fell_back(self, policy: str, reason: str) -> None:
+        """Count one decision without its policy's own signal."""
+
     def dropped(self, reason: str) -> None:
         """Count one dropped candidate."""
 

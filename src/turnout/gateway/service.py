@@ -224,6 +224,8 @@ class Gateway:
             meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
         for _, reason in decision.dropped:
             meter.dropped(reason)
+        if decision.fallback or decision.relaxed:
+            meter.fell_back(decision.policy, decision.fallback or "relaxed")
         self.decisions.append((run.call_id, decision))
 
     def record(self, fact: CallFact) -> None:

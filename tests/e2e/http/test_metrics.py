@@ -111,3 +111,13 @@ def test_tokens_seen_are_counted_event_by_event_however_they_arrive(
     client.close()
     fact = up.records.fact()
     assert (fact.outcome, fact.tokens_out, fact.usage_source) == ("client_gone", 9, "estimated")
+
+
+def test_decisions_without_their_policys_own_signal_are_counted(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    """No engine here reports its memory, so the rule that looks for free memory has nothing to go by."""
+    up = router(script_engine(), script_engine(), **ADMIN, scheduling={"policy": "memory_aware"})
+    for _ in range(3):
+        assert up.ask(wire.chat()).status == 200
+    assert figures(up)['turnout_schedule_fallback_total{policy="memory_aware",reason="no_signal"}'] == 3

@@ -1,6 +1,6 @@
 """The fence around a request that kills engines: after two deaths it is not tried a third time (resilience N8).
 
-A death is an attempt that ended with a reset or a cut connection, or whose endpoint became unreachable within a second.
+A death is an attempt whose connection was reset or cut with the request on it.
 Digests of such bodies are remembered for ten minutes, 1,024 of them; while none is, nobody computes a digest.
 """
 
@@ -12,7 +12,6 @@ from turnout.core.errors import ErrorKind
 from turnout.core.kit.lru import LruMap
 
 DEATHS_MAX = 2
-COINCIDENCE_S = 1.0
 _FENCED_S = 600.0
 _DIGESTS_MAX = 1024
 _DEATHS = frozenset((ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT))

@@ -25,7 +25,6 @@ _REVIEW_S = 1.0
 _PROBE_S = 2.0
 _PROBE_TIMEOUT_S = 1.0
 _RETURN_S = (0.2, 1.0, 3.0)
-_REPORT_S = 1.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
