@@ -180,8 +180,8 @@ def rerate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print only.")] = False,  # noqa: FBT002 - typer's form
 ) -> None:
     """Price a period by another version, beside what was billed, and print old and new sums."""
+    from turnout.core.pricing import usd
     from turnout.ledger import prices
-    from turnout.ledger.pages import usd
 
     with _reporting(), _writing(_address(config, url)) as conn:
         if version not in {known.version for known in prices.versions(conn)}:

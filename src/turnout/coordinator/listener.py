@@ -32,7 +32,6 @@ _FLUSH_S = 0.005
 _HIGH_WATER = 1000
 _MESSAGE_MAX_BYTES = 268_435_456
 _HEARTBEATS = 3
-_FRAMES = 2
 
 
 def _silent(level: str, event: str, fields: dict[str, Any]) -> None:

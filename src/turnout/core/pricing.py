@@ -141,18 +141,23 @@ def computed_nusd(price: Price, tokens: Tokens, cached_factor: Fraction) -> int 
     return nusd if nusd <= _COST_MAX else None
 
 
-def micro_usd(usd: float | str) -> int:
+def usd(nusd: int) -> str:
+    """Write nano-USD as decimal USD, exactly."""
+    return f"{nusd // _NANO}.{nusd % _NANO:09d}"
+
+
+def micro_usd(price: float | str) -> int:
     """Turn a price per million tokens in USD into micro-USD, half up.
 
     Raises:
         ValueError: not a finite number from 0 up to a million.
     """
     try:
-        amount = Decimal(repr(usd)) if isinstance(usd, float) else Decimal(usd)
+        amount = Decimal(repr(price)) if isinstance(price, float) else Decimal(price)
     except InvalidOperation:
-        raise ValueError(f"price {usd!r}: expected a number") from None
+        raise ValueError(f"price {price!r}: expected a number") from None
     if not amount.is_finite() or not 0 <= amount <= PRICE_MAX // 10**6:
-        raise ValueError(f"price {usd!r}: expected 0 to {PRICE_MAX // 10**6} USD")
+        raise ValueError(f"price {price!r}: expected 0 to {PRICE_MAX // 10**6} USD")
     return _half_up(Fraction(amount) * 10**6)
 
 

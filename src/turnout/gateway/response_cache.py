@@ -109,7 +109,7 @@ class Replaying:
             self._told(run, b"bypass")
             return False
         started_s = run.clock()
-        replayed, scan = self._exact(run, ticket, run.clock()), None
+        replayed, scan = self._exact(run, ticket, started_s), None
         if not replayed and given.looks and ticket.place is not None:
             scan = self._scan(ticket, ticket.place)
             if scan.floats < self.off_loop_floats:

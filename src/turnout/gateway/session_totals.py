@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turnout.core.kit.lru import LruMap
+from turnout.core.pricing import usd
 from turnout.gateway.facts import session_of, spent
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ SESSIONS_MAX = 4_096
 _SINCE_MAX = 1_024
 _ASKING_MAX = 8
 _NAMES = ("calls", "failed", "tokens_in", "tokens_out", "tokens_cached", "cost_nusd", "priced")
-_NANO = 10**9
 
 Sums = tuple[int, ...]
 Key = tuple[str, str]
@@ -100,7 +100,7 @@ class SessionTotals:
         shown = {
             "session_id": session,
             **total,
-            "cost_usd": f"{nusd // _NANO}.{nusd % _NANO:09d}",
+            "cost_usd": usd(nusd),
             "in_flight": self._others(run, session),
             "complete": known.rows is not None,
         }

@@ -10,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from turnout.core.facts import RouteStats, StatsSnapshot, Streak
+from turnout.core.pricing import usd
 from turnout.ledger import derived, prices, rollup
 from turnout.ledger.reader import Page, Reader, Record, decoded, encoded
 from turnout.ledger.route_key import encode_key
@@ -17,7 +18,6 @@ from turnout.ledger.route_key import encode_key
 if TYPE_CHECKING:
     from turnout.core.options import Ledger as Options
 
-_NANO: Final = 10**9
 _ACCURACY_S: Final = (3_600, 7_776_000)
 _USAGE_MODELS_MAX: Final = 1_000
 _SESSIONS = sa.text(
@@ -239,11 +239,6 @@ class Pages:
 def lines(page: Page) -> bytes:
     """Render rows as NDJSON: flags as booleans whatever the database keeps, `seq` left out."""
     return b"".join(msgspec.json.encode(_plain(row)) + b"\n" for row in page.rows)
-
-
-def usd(nusd: int) -> str:
-    """Write nano-USD as decimal USD, exactly."""
-    return f"{nusd // _NANO}.{nusd % _NANO:09d}"
 
 
 _FLAGS: Final = frozenset(

@@ -16,7 +16,6 @@ from turnout.ledger import schema
 from turnout.ledger.sink import LedgerRefusedError
 
 _PAGE: Final = 5_000
-_FIELDS: Final = ("p_in", "p_out", "p_cached", "p_write", "above_tokens", "p_in_above", "p_out_above")
 
 
 class Version(msgspec.Struct, frozen=True):

@@ -14,7 +14,6 @@ HOUR_MS: Final = 3_600_000
 CLOSES_MS: Final = 60_000
 """An hour is summed up this long after its end."""
 _DAY_MS: Final = 86_400_000
-_NAME: Final = "usage_hourly"
 _STATE = sa.text("SELECT covered_from_ms, covered_until_ms FROM rollup_state WHERE name = 'usage_hourly'")
 _NEXT_CALL = sa.text("SELECT MIN(ended_at_ms) FROM calls WHERE ended_at_ms >= :since")
 _CALL_BEFORE = sa.text("SELECT MAX(ended_at_ms) FROM calls WHERE ended_at_ms < :until")

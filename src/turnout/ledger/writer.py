@@ -66,7 +66,6 @@ class Ledger:
             LedgerRefusedError: `options.url` names neither a file nor a server.
         """
         self._options = options
-        self._router_id = router_id
         self._clock_ms = clock_ms
         self._monotonic = monotonic
         self._on_event: OnEvent = on_event or _ignore

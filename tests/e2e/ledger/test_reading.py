@@ -17,8 +17,9 @@ from turnout.cli import ledger as ledger_cli
 from turnout.console import ledger_pages
 from turnout.core import options
 from turnout.core.facts import RouteKey, RouteStats, StatsSnapshot
+from turnout.core.pricing import usd
 from turnout.ledger import connection
-from turnout.ledger.pages import Pages, usd
+from turnout.ledger.pages import Pages
 from turnout.ledger.reader import HOLD_BACK_MS, CursorError, Reader
 
 Make = Callable[..., Any]

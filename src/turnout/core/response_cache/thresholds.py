@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-LOWEST, DEFAULT = 0.5, 0.95
-
 
 def threshold_of(
     configured: float, bundle: float | None, per_cluster: Mapping[int, float], asked: float | None

@@ -16,7 +16,6 @@ from turnout.core.selection.arrays import Floats, frozen
 from turnout.core.selection.knobs import Defaults
 
 DEFAULT_TOP_P = 4
-CACHE_THRESHOLD = 0.95
 
 
 class Axes(msgspec.Struct, frozen=True):

@@ -131,11 +131,11 @@ def _sums(stakes: Stakes, pinned: InputPrice, new: InputPrice, rule: Rule) -> tu
     return (cached_pin - cached_new) * turns / 1e6, (new.usd - cached_new) * stakes.tokens / 1e6
 
 
-def is_cold(pin: Pin, now: float, tokens_in: int, ttl_s: float | None = None) -> bool:
+def is_cold(pin: Pin, now: float, tokens_in: int) -> bool:
     """Tell whether the engine's cached tokens are gone: its TTL passed, or the conversation shrank (a rewrite)."""
     if pin.completed_at_s is None:
         return True
-    ttl = _TTL_BY_PROVIDER.get(pin.provider, _TTL_OTHERS_S) if ttl_s is None else ttl_s
+    ttl = _TTL_BY_PROVIDER.get(pin.provider, _TTL_OTHERS_S)
     return now - pin.completed_at_s > ttl or tokens_in < pin.tokens_in
 
 
