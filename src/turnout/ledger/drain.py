@@ -1,9 +1,9 @@
 """Where each recorded call goes next: straight into the database, or into the spool until there is time for it.
 
 The database costs thirty times what the spool costs, and the writer shares its interpreter with the event loop. So a
-round inserts at most `direct_max` calls (one batch, three on a server); more than that arriving per interval goes to the
-spool, which is replayed in order once traffic is low or the spool half full. While the spool holds anything, new calls
-are appended to it: order is kept.
+round inserts at most `direct_max` calls (one batch, three on a server); more than that arriving per interval goes to
+the spool, which is replayed in order once traffic is low or the spool half full. While the spool holds anything, new
+calls are appended to it: order is kept.
 
 Rounds belong to the writer. `spool_queue` may be called by another thread at the same time, for a writer that is put
 aside or waits for the database; no lock is held meanwhile that the other would have to wait for.

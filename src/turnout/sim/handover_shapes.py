@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turnout.sim import wire
-from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
+from turnout.sim.answers import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,6 @@ class Fetch(msgspec.Struct):
 
 legs_decoder = msgspec.json.Decoder(Legs)
 fetch_decoder = msgspec.json.Decoder(Fetch)
-Delegate = StreamAnswer | WholeAnswer
 
 
 class Watched:

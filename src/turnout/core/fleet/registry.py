@@ -229,11 +229,7 @@ class Fleet:
 
     def restarted(self, endpoint: EndpointState, now: float) -> EndpointState | None:
         """The engine behind an endpoint began a new life: a new incarnation, of which only its context is known."""
-        if self.endpoints.get(endpoint.name) is not endpoint:
-            return None
-        state = self.add(self._declared[endpoint.name], now)
-        state.context_max = endpoint.context_max
-        return state
+        return self.redeclared(endpoint, self._declared[endpoint.name], now)
 
     def redeclared(self, endpoint: EndpointState, description: options.Endpoint, now: float) -> EndpointState | None:
         """An endpoint is found to be something else than was said: a new incarnation, of which its context is known."""

@@ -347,6 +347,5 @@ def _as_pair(decode: Decision, prefill: Decision | None, notes: PairFacts) -> Pa
         decision.prefill_predicted = prefill.predicted
         decision.prefill_uncached = prefill.uncached
         decision.dropped = tuple(sorted({*decode.dropped, *prefill.dropped}))
-        decision.prefill_columns = prefill
         decision.predicted, decision.uncached = 0, 1
     return decision

@@ -49,8 +49,6 @@ class PairDecision(Decision, gc=False):
     prefill_predicted: int = 0
     prefill_uncached: int = 0
     pair: PairFacts | None = None
-    prefill_columns: Decision | None = None
-    """The prefill rule's own decision, where the legs were picked one after the other."""
 
 
 class Legs:
