@@ -218,10 +218,11 @@ class Ledger:
 
     def close(self, timeout_s: float = 5.0) -> int:
         """Refuse new calls, store the rest within `timeout_s`, spool what is left; return the calls in neither."""
+        # The writer leaves its loop at the next round after `_closed`, and must find until when it may store.
+        self._deadline = self._monotonic() + timeout_s
         self._closed = True
         self._hurry()
         self._refresher.close(0.0)
-        self._deadline = self._monotonic() + timeout_s
         self._closing.set()
         self._wake.set()
         self._spill.set()

@@ -85,6 +85,22 @@ def test_closing_loses_nothing_even_before_the_database_is_open(database: Path, 
     assert [path.name for path in database.parent.iterdir()] == ["turnout.db"]
 
 
+def test_a_writer_that_sees_the_closing_first_still_stores(database: Path, open_ledger: Make, call: Make) -> None:
+    """It once found no deadline yet, and left everything to the spool of the next start."""
+
+    def slow_closer() -> float:
+        if threading.current_thread() is threading.main_thread():
+            for thread in threading.enumerate():
+                if thread.name == "ledger-writer":
+                    thread.join(0.2)
+        return time.monotonic()
+
+    ledger = open_ledger(monotonic=slow_closer)
+    ledger.record(call(0))
+    assert ledger.close(20.0) == 0
+    assert _count(database) == (1, 1)
+
+
 def test_an_overload_of_50000_calls_arrives_whole(database: Path, open_ledger: Make, call: Make) -> None:
     ledger = open_ledger(queue_max=60_000)
     for n in range(50_000):
