@@ -83,7 +83,7 @@ class Mirror:
         eligible = set(roster.eligible)
         for engine, endpoint in self._shown.items():
             endpoint.draining = engine not in eligible
-            endpoint.reported(now, endpoint.in_flight, len(engine.open), 0)
+            endpoint.reported(now, endpoint.in_flight, len(engine.open), 0, max_age_s=self._fleet.load_max_age_s)
 
     def _join(self, engine: Engine, now: float) -> None:
         options = self._door.options

@@ -5,6 +5,8 @@ Attempts hold the incarnation they were opened on, so a late result of a removed
 
 from __future__ import annotations
 
+import math
+
 from turnout.core import options
 from turnout.core.fleet.active_blocks import ActiveBlocks
 from turnout.core.fleet.breaker import Breaker
@@ -16,6 +18,7 @@ from turnout.core.prefix.exact import ExactStream
 from turnout.core.prefix.residency import Residency
 
 _PREFILL_TOKENS_PER_S = 8000.0
+_REPORT_MAX_AGE_S = 5.0  # the default of load.max_age_s
 # What an endpoint holds at once when neither configuration nor engine says so: vLLM reports no maximum.
 _IN_FLIGHT_MAX = 256
 _BY_ROLE = {"prefill": 16}
@@ -49,6 +52,7 @@ class EndpointState(Marks):
         "kv_usage_ratio",
         "last_byte_at",
         "limit",
+        "lost_at",
         "lost_models",
         "max_in_flight",
         "max_running",
@@ -110,8 +114,7 @@ class EndpointState(Marks):
         self.breaker = Breaker(breaker)
         self.in_flight = 0
         self.pending_prefill_tokens = 0
-        self.active_tokens = 0
-        self.attempts_total = 0
+        self.active_tokens = self.attempts_total = 0
         self.running: int | None = None
         self.waiting: int | None = None
         self.kv_usage_ratio: float | None = None
@@ -120,6 +123,8 @@ class EndpointState(Marks):
         self.own_at_report = 0
         """As many of the reported requests may be ours."""
         self.last_byte_at: float | None = None
+        self.lost_at = -math.inf
+        """When it could no longer be reached, the last time that this happened."""
         self.probe_failures = 0
         self.lost_models: set[str] = set()
         self.mode = Mode.APPROXIMATE
@@ -128,8 +133,7 @@ class EndpointState(Marks):
         """That of our own history, 0 while it is not trusted: what scheduling multiplies such a match with."""
         self.ttft_s: float | None = None
         """Time to the first byte, recent ones more; None before the first."""
-        self.tokens_total = 0
-        self.tokens_cached_total = 0
+        self.tokens_total = self.tokens_cached_total = 0
         """Prompt tokens sent here, and those of them that were believed to be cached."""
         self.streams: list[ExactStream] = []
         """What its ranks say of their caches, by rank; empty without KV events."""
@@ -173,12 +177,15 @@ class EndpointState(Marks):
         running: int | None,
         waiting: int | None,
         kv_usage_ratio: float | None = None,
+        max_age_s: float = _REPORT_MAX_AGE_S,
     ) -> None:
         """The counts of an engine report; `observed_at` and `in_flight_then` are of the moment the scrape was *sent*.
 
         What was opened less what ended since then is the change of `in_flight`, so no history is kept (scheduling §4).
+        `max_age_s` later it is a report no more.
         """
         self.observed_at = observed_at
+        self.prefill.heard_until = observed_at + max_age_s
         self.in_flight_at_report = self.own_at_report = in_flight_then
         self.running = running
         self.waiting = waiting
@@ -191,14 +198,14 @@ class EndpointState(Marks):
 
     def observed(self, sent: Sent, report: Report, max_age_s: float, mean_uncached: float) -> None:
         """An engine report arrives; `sent` was read as its scrape was sent. Unknown signals stay None."""
-        self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio)
+        self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio, max_age_s)
         self.own_at_report = sent.in_flight + self.attempts_total - sent.attempts
         self.waiting_uncached_tokens = report.waiting_uncached_tokens
         if report.kv_capacity_tokens is not None:
             self.kv_capacity_tokens = report.kv_capacity_tokens
         if report.max_running is not None:
             self.max_running = report.max_running
-        self.prefill.reported(sent.at + max_age_s, sent, report.waiting, report.waiting_uncached_tokens, mean_uncached)
+        self.prefill.reported(sent, report.waiting, report.waiting_uncached_tokens, mean_uncached)
 
     @property
     def cache_capacity_tokens(self) -> int | None:

@@ -14,8 +14,6 @@ import math
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.options import Admission
 
-_REPORT_MAX_AGE_S = 5.0  # load.max_age_s
-
 
 class Level(enum.IntEnum):
     """Higher is fuller."""
@@ -68,7 +66,7 @@ def _share(held: int, ratio: float) -> int:
 
 
 def _fresh(endpoint: EndpointState, now: float) -> bool:
-    return endpoint.observed_at is not None and now - endpoint.observed_at <= _REPORT_MAX_AGE_S
+    return now <= endpoint.prefill.heard_until
 
 
 def _foreign(endpoint: EndpointState, now: float) -> int:

@@ -98,8 +98,8 @@ class Prefill:
         """Σ W of every attempt ever opened: two readings tell what was opened in between."""
         self.context_tokens = 0.0
         """Tokens before a token of the pool's prompts, on average: what reported tokens cost depends on it."""
-        self.heard_until = 0.0
-        """A report is fresh until then; 0 when none ever came."""
+        self.heard_until = _UNKNOWN
+        """The endpoint's latest report is fresh until then."""
         self.reported_s = _UNKNOWN
         """Reported waiting tokens in seconds, less what had been opened when the scrape was sent."""
         self._paced_s = self._paced_at = 0.0
@@ -161,11 +161,8 @@ class Prefill:
             gap = seconds_per_token - self.step_s
             self.step_s += (_STEP_UP if gap > 0.0 else _STEP_DOWN) * gap
 
-    def reported(
-        self, until: float, sent: Sent, waiting: int | None, waiting_tokens: float | None, mean_uncached: float
-    ) -> None:
+    def reported(self, sent: Sent, waiting: int | None, waiting_tokens: float | None, mean_uncached: float) -> None:
         """Take in what the engine said of its queue; `mean_uncached` stands in when it counts requests only."""
-        self.heard_until = until
         per_token = self.a + self.b * self.context_tokens
         self.reported_s = _UNKNOWN if waiting_tokens is None else per_token * waiting_tokens - sent.opened_s
         others = 0 if waiting is None or waiting_tokens is not None else waiting - sent.prefilling

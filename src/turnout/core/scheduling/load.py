@@ -5,11 +5,7 @@ Unknown is not zero: an endpoint without a fresh report is taken to carry as muc
 
 from __future__ import annotations
 
-from typing import Final
-
 from turnout.core.fleet.endpoint import EndpointState
-
-MAX_AGE_S: Final = 5.0  # load.max_age_s
 
 Report = tuple[int | None, int | None, float | None]
 
@@ -36,7 +32,7 @@ def busy_column(
     for member, count in zip(members, in_flight):  # noqa: B905 - parallel by construction
         observed_at = member.observed_at
         running, waiting = member.running, member.waiting
-        if observed_at is None or running is None or waiting is None or now - observed_at > MAX_AGE_S:
+        if observed_at is None or running is None or waiting is None or now > member.prefill.heard_until:
             unknown.append(len(busy))
             reports.append(_NOTHING)
             busy.append(count)

@@ -5,7 +5,9 @@ import pytest
 
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
+from turnout.core.fleet.level import Level, level
 from turnout.core.fleet.registry import Fleet, Pool
+from turnout.core.fleet.report import Report
 from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.filters import _SOFT
 from turnout.core.scheduling.pipeline import schedule
@@ -17,9 +19,16 @@ KEYS = [11, 12, 13, 14]
 class World:
     """A fleet with one pool, a seeded rng, and requests that stay open."""
 
-    def __init__(self, *names: str, policy: str = "affinity_load", seed: int = 0, **prefix: object) -> None:
+    def __init__(
+        self,
+        *names: str,
+        policy: str = "affinity_load",
+        seed: int = 0,
+        load: options.Load | None = None,
+        **prefix: object,
+    ) -> None:
         scheduling = options.Scheduling(policy=policy, seed=seed)  # type: ignore[arg-type]
-        self.fleet = Fleet(scheduling, options.Prefix(**prefix), options.Breaker())  # type: ignore[arg-type]
+        self.fleet = Fleet(scheduling, options.Prefix(**prefix), options.Breaker(), load=load)  # type: ignore[arg-type]
         self.rng = random.Random(seed)
         for name in names:
             self.join(name)
@@ -371,6 +380,14 @@ def test_stale_report_never_halts_pool() -> None:
         world[name].reported(0.0, 0, 10_000, 10_000)
     decision = world.decide(now=100.0)
     assert (decision.busy, decision.dropped) == ([0, 0], ())
+
+
+def test_how_long_a_report_counts_is_configured() -> None:
+    world = World("a", "b", load=options.Load(max_age_s=1.0))
+    world.fleet.observed(world["a"], world["a"].sent(0.0), Report(running=7, waiting=1, kv_usage_ratio=0.99))
+    for now, seen, full in ((1.0, [8, 8], Level.CRITICAL), (1.5, [0, 0], Level.LOW)):
+        assert world.decide(now=now).busy == seen
+        assert level(world["a"], now, options.Admission()) is full
 
 
 def test_half_a_report_is_unknown() -> None:
