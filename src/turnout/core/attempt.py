@@ -6,6 +6,7 @@ from turnout.core.errors import RETRY, UNCOUNTED, ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.seat import Seat
 from turnout.core.pricing import PriceBook
+from turnout.core.recovery.poison import COINCIDES_S
 from turnout.core.scheduling.legs import Legs
 from turnout.core.types import Usage
 
@@ -16,6 +17,7 @@ class Attempt:
     __slots__ = (
         "book",
         "committed",
+        "died",
         "ended_s",
         "endpoint",
         "epoch",
@@ -47,6 +49,8 @@ class Attempt:
         self.error_kind: ErrorKind | None = None
         self.http_status: int | None = None
         self.committed = False
+        self.died = False
+        """Whether its connection was lost with the request on it (N8)."""
         self.usage: Usage | None = None
         self.epoch = 0
         self.seat: Seat | None = None
@@ -76,6 +80,14 @@ class Attempt:
     def counted(self) -> bool:
         """Tell whether the result says something about the route (ledger §3)."""
         return self.error_kind not in UNCOUNTED
+
+    @property
+    def coincided(self) -> bool:
+        """Tell whether its endpoint died of it, for all that is known (N8)."""
+        kind = self.error_kind
+        if self.died or kind is None or RETRY[kind].unreachable:  # the last: it never arrived
+            return self.died
+        return self.started_s <= self.endpoint.lost_at <= self.ended_s + COINCIDES_S
 
 
 def end_attempt(

@@ -10,13 +10,13 @@ Every count, lease and predicted prefix entry taken for an attempt is given back
 
 from __future__ import annotations
 
-from turnout.core.admission.gate import Applicant, Entry, Gate, Room
+from turnout.core.admission.gate import Entry, Gate, Room
 from turnout.core.admission.queue import Ticket
 from turnout.core.attempt import Attempt, end_attempt
 from turnout.core.errors import RETRY, ErrorKind, Outcome
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.lifecycle import GiveUp, GoOn, Happening, Next, Open, Queued, State, Trouble
-from turnout.core.recovery.poison import DEATHS_MAX, is_death
+from turnout.core.lifecycle import GiveUp, GoOn, Happening, Next, Open, Queued, State, Trouble, poisoned
+from turnout.core.recovery.poison import is_death
 from turnout.core.retry_loop import DEADLINE_MARGIN_S, RetryLoop, busy, usable
 from turnout.core.scheduling.holding import PATIENCE
 from turnout.core.scheduling.pipeline import schedule
@@ -28,6 +28,7 @@ _COOLDOWN_S = 2.0
 _COOLDOWN_MAX_S = 60.0
 _OK_MAX = 299  # an error inside a 200 is nothing that could be relayed as the engine's refusal
 # What the engine said in these cases is not for the client: rubbish, or talk about our own credential (U5).
+_POISONED = GiveUp(Outcome.UPSTREAM_UNREACHABLE, code="poison_suspected")
 NOT_AN_ANSWER = (ErrorKind.BAD_RESPONSE, ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED)
 
 
@@ -87,6 +88,9 @@ class Exchange(RetryLoop):
             raise self._illegal("turn")
         ticket = trouble.ticket
         first = self.state is State.QUEUED and len(self.attempts) == trouble.before_model
+        if not first and poisoned(self.attempts):
+            self._leave(trouble, gate, now)
+            return _POISONED
         if (first and not gate.may_serve(ticket)) or not (first or self._budget.has(now)):
             return None
         decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
@@ -110,9 +114,8 @@ class Exchange(RetryLoop):
         trouble, gate = self.trouble, self._gate
         if trouble is None or trouble.ticket is None or gate is None:
             raise self._illegal("queue_expired")
-        ticket, trouble.ticket = trouble.ticket, None
-        trouble.queued_s += now - ticket.queued_s
-        gate.leave(ticket)
+        ticket = trouble.ticket
+        self._leave(trouble, gate, now)
         if self.state is State.COMMITTED:
             return GiveUp(Outcome.STREAM_INTERRUPTED)
         if self.attempts:
@@ -158,6 +161,7 @@ class Exchange(RetryLoop):
         if attempt is None or not attempt.is_open:
             attempt = self._running("attempt_failed")
         end_attempt(attempt, now, kind, status, retry_after_s)
+        attempt.died = is_death(kind) if died is None else died
         if status is not None and status > _OK_MAX and kind not in NOT_AN_ANSWER:
             self._answered = True
         if retry_after_s is not None:
@@ -172,28 +176,40 @@ class Exchange(RetryLoop):
         if any(other.is_open for other in self.attempts):
             self.ask.tried = (*self.ask.tried, attempt.endpoint.name)
             return GoOn()
-        if (is_death(kind) if died is None else died) and self._deadly(attempt.endpoint.name):
-            return GiveUp(Outcome.UPSTREAM_UNREACHABLE, code="poison_suspected")
+        if poisoned(self.attempts):
+            return _POISONED
         if self.state is State.COMMITTED:
             self.ask.tried = (*self.ask.tried, attempt.endpoint.name)
             return GiveUp(Outcome.STREAM_INTERRUPTED)
         return self._after(attempt, kind, now, retry_after_s)
 
-    def rescue(self, now: float) -> Open | Queued | None:
-        """Open an attempt that joins the broken stream (R1): once, untried, standby included, within N1, N5 and D5."""
+    def rescue(self, now: float, *, unable: tuple[str, ...] = (), other_models: bool = False) -> Open | Queued | None:
+        """Open an attempt that joins the broken stream (R1): once, untried, standby included, within N1, N5 and D5.
+
+        Args:
+            now: monotonic seconds.
+            unable: endpoints that could not go on from where this stream broke.
+            other_models: whether a fallback model may, when no replica can.
+
+        """
         if self.state is not State.COMMITTED or any(attempt.is_open for attempt in self.attempts):
             raise self._illegal("rescue")
         trouble = self._in_trouble()
-        if trouble.resumed is not None or self.attempts_left() < 1 or now + DEADLINE_MARGIN_S > self.deadline_s:
+        if trouble.resumed is not None or now + DEADLINE_MARGIN_S > self.deadline_s or poisoned(self.attempts):
             return None
-        if len(trouble.deaths) >= DEATHS_MAX or not self._budget.has(now):
-            return None
-        self.ask.relax = True
-        decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
-        if decision.picked is None:
-            return self._wait_as_first(now) if busy(decision) else None
-        self._budget.take(now)
-        return self._join(trouble, decision.picked, decision, now)
+        decision = None
+        if self.attempts_left() > 0 and self._budget.has(now):
+            self.ask.tried = (*self.ask.tried, *unable)
+            self.ask.relax = True
+            decision = schedule(self.ask, self._pool, self._fleet, now, self._rng)
+            if decision.picked is not None:
+                self._budget.take(now)
+                return self._join(trouble, decision.picked, decision, now)
+        if other_models:
+            elsewhere = self._turn_to_next_model(now, unable)
+            if elsewhere is not None and elsewhere.picked is not None:
+                return self._join(trouble, elsewhere.picked, elsewhere, now)
+        return self._wait_as_first(now) if decision is not None and busy(decision) else None
 
     def rejoin(self, now: float) -> Open | None:
         """Ask the endpoint of the rescue once more in another way: it refused the first one (R3)."""
@@ -242,6 +258,8 @@ class Exchange(RetryLoop):
             raise self._illegal("wait_over")
         if now + DEADLINE_MARGIN_S > self.deadline_s:
             return GiveUp(self._exhausted())
+        if poisoned(self.attempts):  # an endpoint may have gone while it waited
+            return _POISONED
         endpoint = self.attempts[-1].endpoint
         if self.queued_at_s is None and usable(endpoint, self.ask.model, now):
             return self._open(endpoint, "same", None, now)
@@ -265,16 +283,11 @@ class Exchange(RetryLoop):
         self.outcome = outcome
         gate = self._gate
         if gate is not None:
-            if self._counted:
-                gate.anonymous -= 1
             trouble = self.trouble
-            if trouble is not None and self._owner is not None:
-                if trouble.ticket is not None:
-                    trouble.queued_s += now - trouble.ticket.queued_s
-                    gate.leave(trouble.ticket)
-                    trouble.ticket = None
-                if trouble.holds_share:
-                    gate.held.give(self._owner.applicant().tenant)
+            if trouble is not None and trouble.ticket is not None:
+                self._leave(trouble, gate, now)
+            if self._counted or (trouble is not None and trouble.holds_share):
+                self._give_share()
             self._owner = None  # exchange and owner name each other
 
     # -- admission ----------------------------------------------------------------------------------------------------
@@ -307,6 +320,15 @@ class Exchange(RetryLoop):
         return GiveUp(verdict.outcome, returns_s or verdict.retry_after_s)
 
     @staticmethod
+    def _leave(trouble: Trouble, gate: Gate, now: float) -> None:
+        """Wait no longer."""
+        ticket = trouble.ticket
+        assert ticket is not None  # every caller has looked
+        trouble.queued_s += now - ticket.queued_s
+        gate.leave(ticket)
+        trouble.ticket = None
+
+    @staticmethod
     def _hold_on(gate: Gate, ticket: Ticket, decision: Decision) -> None:
         """Keep a request that scheduling holds (once more): behind cheaper ones, or aside when only it is concerned."""
         if not ticket.held:
@@ -318,14 +340,6 @@ class Exchange(RetryLoop):
             gate.queue.step_aside(ticket, decision.retry_at)
         else:
             gate.queue.move(ticket, _behind_s(decision))
-
-    def _hold(self, gate: Gate, who: Applicant | Ticket) -> None:
-        if who.anonymous:
-            gate.anonymous += 1
-            self._counted = True
-        elif gate.limited:
-            gate.held.take(who.tenant)
-            self._in_trouble().holds_share = True
 
     def _room(self, decision: Decision | None) -> Room:
         members = self._pool.members

@@ -18,6 +18,7 @@ import msgspec
 from turnout.core.admission.queue import Ticket
 from turnout.core.attempt import Attempt
 from turnout.core.errors import ErrorKind, Outcome
+from turnout.core.recovery.poison import DEATHS_MAX
 
 _TIMEOUTS = (
     ErrorKind.TIMEOUT_FIRST_TOKEN,
@@ -103,14 +104,17 @@ class Trouble(msgspec.Struct):
     queued_s: float = 0.0
     """Time spent in queues."""
     holds_share: bool = False
-    deaths: tuple[str, ...] = ()
-    """Endpoints whose connection was lost in the middle of an attempt of this exchange (N8)."""
     models: int = 1
     before_model: int = 0
     """Attempts on earlier models."""
     resumed: Attempt | None = None
     """The attempt that joined the broken stream."""
     hedge: Attempt | None = None
+
+
+def poisoned(attempts: list[Attempt]) -> bool:
+    """N8: tell whether the attempts of one exchange coincided with the deaths of too many endpoints."""
+    return len({attempt.endpoint.name for attempt in attempts if attempt.coincided}) >= DEATHS_MAX
 
 
 def ending_of(last: Attempt, *, answered: bool) -> Outcome:

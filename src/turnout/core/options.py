@@ -175,7 +175,10 @@ class Stream(Section, frozen=True, kw_only=True):
 class Resume(Section, frozen=True, kw_only=True):
     """A stream that broke after its first byte (resilience §5)."""
 
-    scope: Annotated[Literal["replicas", "off"], _doc("R1: who may take over a broken stream.")] = "replicas"
+    scope: Annotated[
+        Literal["replicas", "fallback_models", "off"],
+        _doc("R1: who may take over a broken stream; fallback_models: replicas first, then the model's fallback list."),
+    ] = "replicas"
     require_deterministic: Annotated[
         bool, _doc("R4: prefix-match only with temperature 0, top_k 1 or a seed; others rarely repeat themselves.")
     ] = True
@@ -244,6 +247,9 @@ class Ledger(Section, frozen=True, kw_only=True):
     ] = 16_384
     retention_days: Annotated[Count, _doc("Age at which calls and attempts are deleted.")] = 30
     decisions_days: Annotated[Count, _doc("Age at which stored decisions are deleted.")] = 7
+    decisions_per_s: Annotated[
+        int, Meta(ge=0, le=1_000), _doc("Decisions stored per second at most, the others are left out; 0: none.")
+    ] = 10
     hourly_days: Annotated[Count, _doc("Age at which hourly sums are deleted.")] = 400
     snapshot_interval_s: Annotated[Seconds, _doc("Pause between refreshes of the derived statistics.")] = 1.0
     route_window_ms: Annotated[

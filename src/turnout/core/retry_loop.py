@@ -31,7 +31,6 @@ from turnout.core.lifecycle import (
     ending_of,
 )
 from turnout.core.options import Retry
-from turnout.core.recovery.poison import DEATHS_MAX
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.pipeline import schedule
@@ -174,6 +173,14 @@ class RetryLoop:
 
     def _another_model(self, now: float) -> Next:
         """N2 (4), N6: the next configured model, as if it had been asked for in the first place."""
+        decision = self._turn_to_next_model(now)
+        if decision is None or decision.picked is None:
+            return GiveUp(self._exhausted())
+        self._same_tries = 0
+        return self._open(decision.picked, "model", decision, now)
+
+    def _turn_to_next_model(self, now: float, unable: tuple[str, ...] = ()) -> Decision | None:
+        """Make the next model that somebody can serve the current one; `unable` are endpoints that are no use."""
         trouble = self._in_trouble()
         while (
             self._owner is not None
@@ -182,16 +189,44 @@ class RetryLoop:
             and (route := self._owner.next_model()) is not None
         ):
             trouble.models += 1
+            route.ask.tried = unable
             decision = schedule(route.ask, route.pool, self._fleet, now, self._rng)
             if decision.picked is None or not route.budget.take(now):
                 continue
-            if self._gate is not None and (self._counted or trouble.holds_share):
-                continue  # a limited principal holds its place in one model only
+            if not self._move_share(route.gate):
+                continue
             trouble.before_model = len(self.attempts)
             self.ask, self._pool, self._budget, self._gate = route.ask, route.pool, route.budget, route.gate
-            self._same_tries = 0
-            return self._open(decision.picked, "model", decision, now)
-        return GiveUp(self._exhausted())
+            return decision
+        return None
+
+    def _move_share(self, gate: Gate) -> bool:
+        """Hold the principal's place at another model's gate instead; False when it may hold no more there."""
+        assert self._owner is not None  # it named the other model
+        who = self._owner.applicant()
+        if not gate.may_serve(who):
+            return False
+        self._give_share()
+        self._hold(gate, who)
+        return True
+
+    def _hold(self, gate: Gate, who: Applicant | Ticket) -> None:
+        if who.anonymous:
+            gate.anonymous += 1
+            self._counted = True
+        elif gate.limited:
+            gate.held.take(who.tenant)
+            self._in_trouble().holds_share = True
+
+    def _give_share(self) -> None:
+        """Give back what the principal holds at the gate."""
+        gate, trouble = self._gate, self.trouble
+        if gate is not None and self._counted:
+            gate.anonymous -= 1
+            self._counted = False
+        if gate is not None and self._owner is not None and trouble is not None and trouble.holds_share:
+            gate.held.give(self._owner.applicant().tenant)
+            trouble.holds_share = False
 
     def _open_or_queue(self, endpoint: EndpointState, kind: str, decision: Decision, now: float) -> Next:
         if self._budget.take(now):
@@ -277,13 +312,6 @@ class RetryLoop:
 
     def _exhausted(self) -> Outcome:
         return ending_of(self.attempts[-1], answered=self._answered)
-
-    def _deadly(self, endpoint: str) -> bool:
-        """Note the loss of an endpoint; True when this exchange has coincided with too many."""
-        trouble = self._in_trouble()
-        if endpoint not in trouble.deaths:
-            trouble.deaths = (*trouble.deaths, endpoint)
-        return len(trouble.deaths) >= DEATHS_MAX
 
     def _in_trouble(self) -> Trouble:
         if self.trouble is None:

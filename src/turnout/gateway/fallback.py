@@ -5,24 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnout.core.admission.precheck import context_exceeded
+from turnout.core.lifecycle import State
 from turnout.core.retry_loop import Route
 
 if TYPE_CHECKING:
     from turnout.gateway.run import Run
 
 
-def candidates(run: Run) -> tuple[str, ...]:
-    """The fallback models that are left, in the configured order; `auto` goes down its own list."""
-    if not run.prepared.fallback or run.exchange is None or (run.extra is not None and run.extra.chosen is not None):
+def candidates(run: Run, *, joins: bool = False) -> tuple[str, ...]:
+    """The fallback models that are left, in the configured order; `joins`: those that may go on with a stream."""
+    exchange, chosen = run.exchange, run.extra.chosen if run.extra is not None else None
+    if not run.prepared.fallback or exchange is None:
         return ()
-    listed = run.catalogue.entry(run.asked_model).fallback
-    tried = run.models_tried
-    return tuple(model for model in listed if model not in tried and _may_serve(run, model))
+    if chosen is None:
+        listed = run.catalogue.entry(run.asked_model).fallback
+    elif joins:
+        listed = chosen.selection.models
+    else:
+        return ()  # `auto` goes down its own list, from admission on (`extra.next_model`)
+    barred = (run.model, *run.models_tried, *[attempt.model for attempt in exchange.attempts])
+    return tuple([model for model in listed if model not in barred and _may_serve(run, model)])
 
 
 def next_model(run: Run) -> Route | None:
     """Set out the next one, as if it had been asked for in the first place."""
-    for model in candidates(run):
+    joins = run.exchange is not None and run.exchange.state is State.COMMITTED
+    for model in candidates(run, joins=joins):
         pool = run.gateway.fleet.pool(model)
         run.models_tried = (*run.models_tried, model)
         if pool is None:

@@ -5,7 +5,7 @@ One object per gateway, so that the way of a request without trouble passes one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -13,6 +13,7 @@ from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.recovery.poison import PoisonFence
 from turnout.gateway.admission import Doors
+from turnout.gateway.fallback import candidates
 from turnout.gateway.health import Health
 from turnout.gateway.hedge import Hedges
 from turnout.gateway.holding import Hold, modes
@@ -21,6 +22,7 @@ from turnout.gateway.rescue import Rescues
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.open_run import OpenRun
+    from turnout.gateway.run import Run
     from turnout.gateway.service import Gateway
 
 
@@ -112,10 +114,17 @@ class Recovery:
         resume, request = self._settings.resume, run.request
         if resume.scope == "off" or request.n != 1 or run.rescue is not None:
             return False
-        if not request.repeatable and resume.require_deterministic and not self._settings.continuation:
+        if not request.repeatable and resume.require_deterministic and not self.some_continue:
             return False
         pool = self._gateway.fleet.pool(run.model)
-        return pool is not None and len(pool.members) > 1
+        if pool is not None and len(pool.members) > 1:
+            return True
+        return resume.scope == "fallback_models" and bool(candidates(cast("Run", run), joins=True))
+
+    @property
+    def some_continue(self) -> bool:
+        """Whether there are endpoints that continue assistant messages."""
+        return bool(self._settings.continuation)
 
     def continues(self, endpoint: EndpointState) -> bool:
         """Tell whether an endpoint continues assistant messages (R3)."""

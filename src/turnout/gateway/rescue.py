@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from turnout.core.errors import ErrorKind, Outcome
 from turnout.core.lifecycle import GiveUp, Next
 from turnout.core.recovery.rescue import BROKEN, Broken, Way, ways
@@ -24,10 +26,11 @@ _REFUSED_FROM, _REFUSED_TO = 400, 499
 class Rescue:
     """The one rescue of a run: what the client has, and the ways that are left."""
 
-    __slots__ = ("_broken", "_resume", "before", "way")
+    __slots__ = ("_broken", "_model", "_resume", "before", "way")
 
-    def __init__(self, resume: Resume, before: Sent, broken: Broken) -> None:
+    def __init__(self, resume: Resume, model: str, before: Sent, broken: Broken) -> None:
         self._resume = resume
+        self._model = model
         self.before = before
         self._broken = broken
         self.way: Way | None = None
@@ -46,9 +49,13 @@ class Rescue:
         """The request to send."""
         return self._resume.continuation_body(body, self.before) if self.way is Way.CONTINUATION else body
 
-    def joiner(self) -> Joiner:
-        """A reader of the stream that is to join."""
-        return self._resume.joiner(self.before, self.way is Way.CONTINUATION)
+    def joiner(self, model: str) -> Joiner:
+        """A reader of the stream that is to join; the events of another model keep its name."""
+        before = self.before
+        if model != self._model:
+            identity = {name: value for name, value in before.identity.items() if name != "model"}
+            before = msgspec.structs.replace(before, identity=identity)
+        return self._resume.joiner(before, self.way is Way.CONTINUATION)
 
 
 def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
@@ -70,15 +77,19 @@ def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
         reasoning_open=before.reasoning_open,
         chat=facts.chat,
     )
-    pool = gateway.fleet.pool(run.model)
-    continuation = pool is not None and any(gateway.recovery.continues(member) for member in pool.members)
-    if not ways(broken, gateway.recovery.resume, continuation=continuation):
+    recovery = gateway.recovery
+    found = ways(broken, recovery.resume, continuation=recovery.some_continue)
+    if not found:
         return None
-    following = exchange.rescue(run.clock())
+    unable: tuple[str, ...] = ()
+    if Way.PREFIX_MATCH not in found:
+        unable = tuple([name for name, one in gateway.fleet.endpoints.items() if not recovery.continues(one)])
+    other_models = recovery.resume.scope == "fallback_models"
+    following = exchange.rescue(run.clock(), unable=unable, other_models=other_models)
     if following is None:
         return None
-    gateway.recovery.rescues.tried += 1
-    run.rescue = Rescue(resume, before, broken)
+    recovery.rescues.tried += 1
+    run.rescue = Rescue(resume, run.model, before, broken)
     return following
 
 
@@ -99,7 +110,7 @@ def joiner(run: Run, attempt: Attempt) -> Joiner | None:
     rescue = run.rescue
     if rescue is None or (rescue.way is None and rescue.next_way(run, attempt) is None):
         return None
-    return rescue.joiner()
+    return rescue.joiner(attempt.model)
 
 
 def unusable(run: Run) -> Next:

@@ -104,7 +104,8 @@ class Run(OpenRun):
         if attempts is not None:
             exchange.attempts = attempts
             exchange.deadline_s = self.started_s + self.total_s()
-            exchange.trouble = Trouble(before_model=len(attempts))
+            turned = len(self.extra.models) if self.extra is not None else 0
+            exchange.trouble = Trouble(before_model=len(attempts), models=1 + turned)
         gateway.runs.add(self)
         self.client.attach(self)
         anonymous = not self.principal.key_id
@@ -198,8 +199,8 @@ class Run(OpenRun):
         """Send the request of an attempt; the endpoint decides what must be spliced."""
         if attempt.no > 1 and (self.response is None or self.response.attempt is not attempt):
             self.gateway.recovery.again(self._exchange.attempts)
-            if attempt.kind == "model":
-                self.model = self._exchange.ask.model
+            if attempt.model != self.model:
+                self._turned_to(attempt.model)
         response = AttemptResponse(self, attempt)
         if attempt.kind == "resume":
             joiner = rescue.joiner(self, attempt)
@@ -214,6 +215,12 @@ class Run(OpenRun):
         self._send(attempt, response)
         if self.hedged:
             self.gateway.recovery.hedges.watch(self, response)
+
+    def _turned_to(self, model: str) -> None:
+        """Go on with another model, at its gate."""
+        self.place_freed()
+        self.model = model
+        self.gate = self.gateway.recovery.doors.gate(model)
 
     def open_rival(self, attempt: Attempt) -> None:
         """Send the same request to a second endpoint; the first output wins."""

@@ -164,6 +164,85 @@ def test_what_cannot_be_joined_ends_in_band(
     assert up.records.fact().outcome == "stream_interrupted"
 
 
+def two_models(one: Any, two: Any, **of_second: Any) -> dict[str, Any]:
+    """A model with one engine, and the model that may be asked instead."""
+    return {
+        "endpoint": [
+            {"name": "e1", "url": one.url, "models": ["model-a"]},
+            {"name": "e2", "url": two.url, "models": ["model-b"], **of_second},
+        ],
+        "model": [{"id": "model-a", "fallback": ["model-b"]}],
+    }
+
+
+def test_r1_another_model_joins_the_stream_when_the_scope_says_so(
+    dialect: Any, router: Routers, script_engine: Any, wire: Any, rests: Any
+) -> None:
+    first = [wire.STREAM_HEAD, *map(wire.chunk, dialect.said(*WORDS[:2], end=False)), wire.Cut()]
+    one, two = script_engine(first), script_engine(wire.stream(*dialect.said(*WORDS, identity="second")))
+    up = router(resume={"scope": "fallback_models"}, **two_models(one, two))
+    answered = ask(up, wire, dialect)
+    assert (dialect.text(answered), dialect.ended(answered)) == ("".join(WORDS), True)
+    assert answered.body.count(b": turnout resumed\n\n") == 1
+    fact = up.records.fact()
+    assert (fact.outcome, fact.resumed, fact.route.model if fact.route else "") == ("completed", True, "model-b")
+    assert [(a.kind, a.route.model) for a in fact.attempts] == [("first", "model-a"), ("resume", "model-b")]
+    assert rests(up)
+
+
+def test_r1_another_model_goes_on_under_its_own_name(
+    router: Routers, script_engine: Any, wire: Any, rests: Any
+) -> None:
+    """A request that does not repeat itself is continued by whoever can; what it writes bears its name."""
+    chat = Chat(wire)
+    first = [wire.STREAM_HEAD, *map(wire.chunk, chat.said(*WORDS[:2], end=False)), wire.Cut()]
+    rest = [part.replace(b'"model-a"', b'"model-b"') for part in chat.said(*WORDS[2:], identity="second")]
+    one, two = script_engine(first), script_engine(wire.stream(*rest))
+    up = router(resume={"scope": "fallback_models"}, **two_models(one, two, continuation=True))
+    answered = ask(up, wire, chat, temperature=1)
+    assert (chat.text(answered), chat.ended(answered)) == ("".join(WORDS), True)
+    before, _, after = answered.body.partition(b": turnout resumed")
+    assert (before.count(b'"model-b"'), after.count(b'"model-a"')) == (0, 0)
+    assert (b'"one"' in after, b'"second"' in after) == (True, False)
+    assert [body.get("continue_final_message") for body in (r.json for r in two.requests)] == [True]
+    assert rests(up)
+
+
+NOT_BY_ANOTHER: dict[str, tuple[dict[str, Any], bytes]] = {
+    "replicas only": ({"resume": {"scope": "replicas"}}, b""),
+    "the client's wish": ({"resume": {"scope": "fallback_models"}}, b"x-turnout-fallback: off"),
+}
+
+
+@pytest.mark.parametrize(("tables", "header"), NOT_BY_ANOTHER.values(), ids=NOT_BY_ANOTHER)
+def test_r1_another_model_joins_nothing_unless_it_may(
+    tables: dict[str, Any], header: bytes, dialect: Any, router: Routers, script_engine: Any, wire: Any
+) -> None:
+    first = [wire.STREAM_HEAD, *map(wire.chunk, dialect.said(*WORDS[:2], end=False)), wire.Cut()]
+    one, two = script_engine(first), script_engine(wire.stream(*dialect.said(*WORDS)))
+    up = router(**tables, **two_models(one, two))
+    body = wire.chat(stream=True, max_tokens=64, temperature=0)
+    answered = up.ask(body, *[header] if header else [], path=dialect.path)
+    assert (answered.whole, b'"error"' in answered.body, two.requests) == (False, True, [])
+    assert up.records.fact().outcome == "stream_interrupted"
+
+
+def test_r3_a_replica_that_can_go_on_is_preferred_to_one_that_cannot(
+    router: Routers, script_engine: Any, wire: Any
+) -> None:
+    """A request that does not repeat itself is of no use to who cannot continue, however idle it is."""
+    chat = Chat(wire)
+    first = [wire.STREAM_HEAD, *map(wire.chunk, chat.said(*WORDS[:2], end=False)), wire.Cut()]
+    broken, other, able = script_engine(first), script_engine(first), script_engine(wire.stream(*chat.said(*WORDS[2:])))
+    names = {"e1": broken, "e2": other, "e3": able}
+    able_too = [{"name": n, "url": e.url, "models": [wire.MODEL], "continuation": e is able} for n, e in names.items()]
+    able_too[2]["standby"] = True
+    answered = ask(up := router(endpoint=able_too), wire, chat, temperature=1)
+    assert (chat.text(answered), chat.ended(answered)) == ("".join(WORDS), True)
+    assert len(broken.requests) + len(other.requests) == 1
+    assert [a.route.replica for a in up.records.fact().attempts][1] == "e3"
+
+
 def test_refused_continuation_is_hidden(router: Routers, script_engine: Any, wire: Any, rests: Any) -> None:
     """T83: the engine that was asked to go on refuses; the same one repeats, and nobody hears of the refusal."""
     chat = Chat(wire)

@@ -45,9 +45,13 @@ class Scene:
         total_s: float = 600.0,
         admission: options.Admission | None = None,
         fallback: tuple[str, ...] = (),
+        anonymous: bool = False,
         **retry: float,
     ) -> None:
         self.gate = Gate(admission) if admission is not None else None
+        self.other_gate = Gate(admission or options.Admission())
+        """That of the fallback models."""
+        self.anonymous = anonymous
         self.fallback = list(fallback)
         self.fleet = Fleet(options.Scheduling(policy="least_busy"), options.Prefix(), options.Breaker())
         for endpoint in endpoints:
@@ -79,7 +83,7 @@ class Scene:
 
     def applicant(self) -> Applicant:
         """Who asks: the owner's part."""
-        return Applicant(tenant="t", cost=300.0, deadline_s=START + 600)
+        return Applicant(tenant="t", cost=300.0, deadline_s=START + 600, anonymous=self.anonymous)
 
     def has_next_model(self) -> bool:
         return bool(self.fallback)
@@ -92,7 +96,7 @@ class Scene:
         pool = self.fleet.pool(model)
         assert pool is not None
         ask = Ask(model=model, keys=[], tokens=300, estimate_floor=200, relax=True)
-        return Route(ask, pool, RetryBudget(self.retry), Gate(options.Admission()))
+        return Route(ask, pool, RetryBudget(self.retry), self.other_gate)
 
     def endpoint(self, name: str) -> EndpointState:
         return self.fleet.endpoints[name]
@@ -154,8 +158,10 @@ class Scene:
     def _expires(self, _: list[str], now: float) -> Next:
         return self.exchange.queue_expired(now)
 
-    def _rescue(self, _: list[str], now: float) -> Next | None:
-        return self.exchange.rescue(now)
+    def _rescue(self, words: list[str], now: float) -> Next | None:
+        """`rescue [models] [NAME …]`: with other models or not, without the named endpoints."""
+        other_models = words[:1] == ["models"]
+        return self.exchange.rescue(now, unable=tuple(words[other_models:]), other_models=other_models)
 
     def _rejoin(self, _: list[str], now: float) -> Next | None:
         return self.exchange.rejoin(now)
@@ -176,6 +182,10 @@ class Scene:
     def _answers(self, words: list[str], now: float) -> None:
         """A readiness probe of the named endpoint succeeds."""
         self.fleet.on_probe(self.endpoint(words[0]), now, ok=True)
+
+    def _refuses(self, words: list[str], now: float) -> None:
+        """The named endpoint refuses somebody's connection."""
+        self.fleet.on_connect_failure(self.endpoint(words[0]), now)
 
     def _opens(self, words: list[str], now: float) -> None:
         """The breaker of the named endpoint opens, through attempts of other exchanges."""

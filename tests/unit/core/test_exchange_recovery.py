@@ -141,6 +141,47 @@ def test_refused_connections_are_nobody_s_poison(scene: Make) -> None:
         assert type(following).__name__ == "Open"
 
 
+@pytest.mark.parametrize("gone_at", [100.0, 105.0, 110.0])
+def test_n8_an_endpoint_that_cannot_be_reached_any_more_died_of_what_timed_out_there(
+    scene: Make, gone_at: float
+) -> None:
+    play = scene("a", "b", "c")
+    play.play((100.0, "begin", "open a first"), (gone_at, "refuses a", "-"))
+    play.play((110.0, "fails timeout_first_token", "open b other"), (119.0, "refuses b", "-"))
+    last = play.exchange.attempt_failed(ErrorKind.TIMEOUT_FIRST_TOKEN, 120.0)
+    assert (last.outcome, last.code) == (Outcome.UPSTREAM_UNREACHABLE, "poison_suspected")
+
+
+def test_n8_a_death_is_noticed_within_a_second_of_the_end_and_not_later(scene: Make) -> None:
+    for gone_at, following in ((110.9, "give up upstream_unreachable"), (111.1, "open c other")):
+        play = scene("a", "b", "c")
+        play.play((100.0, "begin", "open a first"), (110.0, "fails timeout_first_token", "open b other"))
+        play.play((gone_at, "refuses a", "-"), (112.0, "fails connection_reset", following))
+
+
+def test_n8_an_endpoint_that_was_gone_before_did_not_die_of_it(scene: Make) -> None:
+    play = scene("a", "b", "c")
+    play.play((99.0, "refuses b", "-"), (99.5, "answers b", "-"), (100.0, "begin", "open a first"))
+    play.play((100.1, "fails connection_reset", "open c other"), (110.0, "fails timeout_first_token", "open b other"))
+
+
+def test_n8_a_death_that_is_noticed_while_the_next_attempt_waits_ends_it(scene: Make) -> None:
+    play = scene("a", "b")
+    play.play((100.0, "begin", "open a first"), (100.1, "fails connection_reset", "open b other"))
+    play.play((100.2, "fails upstream_408 408", "wait until 100.325"), (100.3, "refuses b", "-"))
+    last = play.exchange.wait_over(100.325)
+    assert (last.outcome, last.code) == (Outcome.UPSTREAM_UNREACHABLE, "poison_suspected")
+
+
+def test_n8_a_death_that_is_noticed_in_the_queue_ends_it_and_gives_the_slot_back(scene: Make) -> None:
+    play = scene("a full=1", "b full=1", "c full=1", admission=GATE)
+    play.play((100.0, "begin", "open a first"), (100.0, "others 2", "-"))
+    play.open_others[1].completed(None, 100.1, 200)
+    play.play((100.2, "fails connection_reset", "open c other"), (100.3, "fails timeout_first_token", "queue"))
+    play.play((100.4, "refuses c", "-"), (100.5, "turn", "give up upstream_unreachable"))
+    assert (play.gate.queue.size, play.gate.queued()) == (0, 0)
+
+
 # -- rescue -----------------------------------------------------------------------------------------------------------
 
 BROKEN = (
@@ -185,6 +226,30 @@ def test_r1_attempts_and_budget_hold_for_a_rescue(scene: Make) -> None:
     scene("a", "b", attempts=1).play(*BROKEN, (101.0, "rescue", "-"))
     scene("a", "b", total_s=1.1).play(*BROKEN, (101.0, "rescue", "-"))
     scene("a").play(*BROKEN, (101.0, "rescue", "-"))
+
+
+def test_r1_a_fallback_model_may_join_when_no_replica_can(scene: Make) -> None:
+    for endpoints, event, following in (
+        (("a", "b"), "rescue models", "open b resume"),
+        (("a", "b"), "rescue models b", "open z resume"),
+        (("a",), "rescue models", "open z resume"),
+        (("a",), "rescue models z", "-"),
+        (("a",), "rescue", "-"),
+    ):
+        play = scene(*endpoints, "z model=n", fallback=("n",), admission=GATE)
+        play.play(*BROKEN, (101.0, event, following))
+        if following == "open z resume":
+            assert play.exchange.ask.model == "n"
+            play.play((102.0, "completed", "-"))
+            assert [attempt.model for attempt in play.exchange.attempts] == ["m", "n"]
+            assert play.endpoint("z").in_flight == 0
+
+
+def test_r1_a_fallback_model_may_join_when_the_first_one_has_used_up_its_attempts(scene: Make) -> None:
+    play = scene("a", "b", "z model=n", fallback=("n",), attempts_per_model=1)
+    play.play(*BROKEN, (101.0, "rescue models", "open z resume"))
+    play = scene("a", "b", "z model=n", fallback=("n",), models=1)
+    play.play(*BROKEN, (101.0, "rescue models a b", "-"))
 
 
 def test_r3_a_refused_continuation_falls_through_on_the_same_endpoint(scene: Make) -> None:
@@ -252,6 +317,34 @@ def test_n2_the_same_endpoint_is_asked_once_more_before_another_model(scene: Mak
         (100.225, "wait_over", "open a same"),
         (100.3, "fails server_error 500", "open z model"),
     )
+
+
+def test_n6_the_anonymous_principal_moves_its_place_to_the_other_model(scene: Make) -> None:
+    play = scene("a", "z model=n", fallback=("n",), admission=GATE, anonymous=True)
+    assert type(play.exchange.begin(100.0, anonymous=True)).__name__ == "Open"
+    play.play((110.0, "fails timeout_first_token", "open z model"))
+    other = play.exchange.gate
+    assert other is not play.gate
+    assert (play.gate.anonymous, other.anonymous) == (0, 1)
+    play.play((111.0, "completed", "-"))
+    assert (play.gate.anonymous, other.anonymous) == (0, 0)
+
+
+def test_n6_a_limited_tenant_moves_its_place_to_the_other_model(scene: Make) -> None:
+    play = scene("a", "z model=n", fallback=("n",), admission=options.Admission(tenant_max_in_flight=1))
+    assert type(play.exchange.begin(100.0, limited=True)).__name__ == "Open"
+    play.play((110.0, "fails timeout_first_token", "open z model"))
+    other = play.exchange.gate
+    assert (len(play.gate.held), other.held.of("t")) == (0, 1)
+    play.play((111.0, "completed", "-"))
+    assert (len(play.gate.held), len(other.held)) == (0, 0)
+
+
+def test_n6_a_tenant_that_holds_its_share_of_the_other_model_gets_no_more_of_it(scene: Make) -> None:
+    play = scene("a", "z model=n", fallback=("n",), admission=options.Admission(tenant_max_in_flight=1))
+    play.other_gate.held.take("t")
+    assert type(play.exchange.begin(100.0, limited=True)).__name__ == "Open"
+    play.play((110.0, "fails timeout_first_token", "give up upstream_timeout"))
 
 
 def test_n6_a_plain_refusal_goes_nowhere(scene: Make) -> None:

@@ -122,11 +122,11 @@ class Gate:
         self.wait_s = options.queue_wait_s
         self.queue.reconfigure(options.tenant_weights, options.promote_s)
 
-    def may_serve(self, ticket: Ticket) -> bool:
-        """Tell whether a waiting request's principal may hold one more place (Q10)."""
-        if ticket.anonymous:
+    def may_serve(self, who: Applicant | Ticket) -> bool:
+        """Tell whether the principal of an admitted or waiting request may hold one more place (Q10)."""
+        if who.anonymous:
             return self.anonymous < self.anonymous_max
-        return not self.limited or self.held.of(ticket.tenant) < self._options.tenant_max_in_flight
+        return not self.limited or self.held.of(who.tenant) < self._options.tenant_max_in_flight
 
     def verdict(self, applicant: Applicant, room: Room, now: float) -> Verdict:
         """Decide, in the order of Q2."""

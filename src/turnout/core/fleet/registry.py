@@ -312,8 +312,10 @@ class Fleet:
         if pool.pairs is not None and self.pairing is not None:
             self.pairing.reported(endpoint, report, sent.at)
 
-    def on_connect_failure(self, endpoint: EndpointState, now: float) -> None:  # noqa: ARG002 - facts carry their instant
+    def on_connect_failure(self, endpoint: EndpointState, now: float) -> None:
         """No connection came about (O1): out until something reaches it. Providers have their breaker only."""
+        if not endpoint.unreachable:
+            endpoint.lost_at = now
         if not endpoint.provider:
             endpoint.unreachable = True
 

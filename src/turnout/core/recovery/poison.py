@@ -1,6 +1,7 @@
 """The fence around a request that kills engines: after two deaths it is not tried a third time (resilience N8).
 
-A death is an attempt whose connection was reset or cut with the request on it.
+A death is an attempt whose connection was reset or cut with the request on it, or whose endpoint could no longer be
+reached while it ran or within a second of its end, whatever ended it. A request that never arrived killed nobody.
 Digests of such bodies are remembered for ten minutes, 1,024 of them; while none is, nobody computes a digest.
 """
 
@@ -12,6 +13,7 @@ from turnout.core.errors import ErrorKind
 from turnout.core.kit.lru import LruMap
 
 DEATHS_MAX = 2
+COINCIDES_S = 1.0
 _FENCED_S = 600.0
 _DIGESTS_MAX = 1024
 _DEATHS = frozenset((ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT))
