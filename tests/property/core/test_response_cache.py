@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turnout.core.response_cache.guard import features
@@ -129,7 +129,11 @@ def test_any_member_that_is_not_left_out_separates(
     assert (shape(before).digests == shape(after).digests) == (name in LEFT_OUT or same)
 
 
+SYSTEM, USER = {"role": "system", "content": ""}, {"role": "user", "content": ""}
+
+
 @settings(max_examples=100, deadline=None)
 @given(messages, messages)
+@example([SYSTEM, USER], [USER, SYSTEM])
 def test_any_other_conversation_separates(one: list[object], other: list[object]) -> None:
     assert (shape({"messages": one}).digests == shape({"messages": other}).digests) == (one == other)

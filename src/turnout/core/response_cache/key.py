@@ -111,6 +111,7 @@ def shape(body: Mapping[str, Any], headers: Sequence[tuple[str, str]] = ()) -> S
     messages = _messages(body)
     last_at = next((at for at in range(len(messages) - 1, -1, -1) if role_of(messages[at]) == "user"), -1)
     history = [message for at, message in enumerate(messages) if at != last_at]
+    behind = len(messages) - 1 - last_at  # part of `last`: the history does not tell where it was taken out
     last = messages[last_at] if last_at >= 0 else None
     spoken = [message for message in messages if role_of(message) not in SYSTEM_ROLES]
     system = [message for message in messages if role_of(message) in SYSTEM_ROLES]
@@ -122,10 +123,10 @@ def shape(body: Mapping[str, Any], headers: Sequence[tuple[str, str]] = ()) -> S
             sampling=_digest(_some(body, _SAMPLING)),
             history=_digest(history),
             rest=_digest([{name: value for name, value in body.items() if name not in _KNOWN}, list(headers)]),
-            last=_digest([[name for name in _CONVERSATIONS if name in body], last]),
+            last=_digest([[name for name in _CONVERSATIONS if name in body], behind, last]),
         ),
         messages=len(spoken),
-        last_is_user=last_at >= 0 and last_at == len(messages) - 1,
+        last_is_user=last_at >= 0 and not behind,
         has_media=any(_has_media(message) for message in messages),
         has_tools=any(body.get(name) for name in ("tools", "functions")),
         names_state=any(body.get(name) for name in ("previous_response_id", "conversation", "container"))
