@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -16,6 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# CI tries the same examples every time, so that a red run is about the change. `TURNOUT_EXPLORE=1` tries others, and
+# what that finds becomes an `@example`.
+settings.register_profile("turnout", derandomize="TURNOUT_EXPLORE" not in os.environ, database=None)
+settings.load_profile("turnout")
 
 PATIENCE_S = 10.0
 MODEL = "sim"
