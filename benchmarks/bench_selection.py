@@ -63,7 +63,7 @@ def _shape(prompts: list[str], clusters: int, models: int, *, head: bool) -> Non
         spans["selection once embedded"].append(ended - embedded)
         spans["all"].append(ended - started)
         started = _clock()
-        blend.score(blend.weigh("", overrides), blend.nearest(vector), length)
+        blend.score(blend.weigh("", overrides), blend.nearest(vector, length))
         spans["clusters and blend"].append(_clock() - started)
     print(f"K {clusters}, {models} models, {'with' if head else 'without'} linear head")
     for name, values in spans.items():

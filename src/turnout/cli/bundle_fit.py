@@ -19,7 +19,8 @@ from turnout.bundles.fitting.labels import LabelError, read
 from turnout.bundles.reading import digest_of, parse
 from turnout.bundles.writing import Document, promote, write
 from turnout.cli.bundle_output import MAX_PROMPT_BYTES, embedder_in, prices_of, progress
-from turnout.core.selection.blend import Blend, at_centroid
+from turnout.core.selection.blend import Blend
+from turnout.core.selection.clusters import at_centroid
 
 SCORINGS, HEADS = ("zscore", "none", "minmax"), ("auto", "on", "off")
 

@@ -10,8 +10,9 @@ import msgspec
 import typer
 
 from turnout.cli.bundle_output import load, table
-from turnout.core.selection.blend import Blend, at_centroid
+from turnout.core.selection.blend import Blend
 from turnout.core.selection.bundle import Bundle
+from turnout.core.selection.clusters import at_centroid
 from turnout.core.selection.controls import shown
 
 

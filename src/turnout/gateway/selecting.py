@@ -193,7 +193,7 @@ class Selecting:
             if isinstance(vector, EmbedFailure):
                 return Chosen(self._fall_back(candidates, vector))
             length = length_feature(len(texts.question.encode("utf-8", "surrogatepass")))
-            selection, _, _ = select(blend, weighted, vector, length, candidates)
+            selection = select(blend, weighted, vector, length, candidates)
             if seen.at_ms:
                 source = "observed" if self._options.timing_source == "observed" and seen.ttft_s else "bundle"
                 selection = msgspec.structs.replace(selection, observed_at_ms=seen.at_ms, timing_source=source)
@@ -261,8 +261,8 @@ class Selecting:
         blend, weighted = self._weighted(AUTO_PRESET + preset if preset else AUTO, controls)
         if blend is None or weighted is None:
             return document
-        near, length = chosen.selection.near, length_feature(len(chosen.text.encode("utf-8", "surrogatepass")))
-        document["norms"] = norms(blend, weighted, near, length) if near is not None else None
+        near = chosen.selection.near
+        document["norms"] = norms(blend, weighted, near) if near is not None else None
         document["shares"] = centroid_shares(blend, weighted)
         return document
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from turnout.core.selection import controls
 from turnout.core.selection.arrays import Floats32, frozen
-from turnout.core.selection.blend import Blend, Nearest
+from turnout.core.selection.blend import Blend
 from turnout.core.selection.bundle import Axes, Bundle
+from turnout.core.selection.clusters import Nearest
 from turnout.core.selection.eligibility import Eligible
 from turnout.core.selection.knobs import Defaults, InvalidKnobs, Knobs
 from turnout.core.selection.selection import select
@@ -94,8 +95,8 @@ class Case(NamedTuple):
 
     def near(self, blend: Blend) -> Nearest:
         """The clusters as a look-up returns them, with what a linear head makes of the embedding."""
-        found = np.array(self.clusters), tuple(self.clusters), (-1e9,) * len(self.clusters)
-        return Nearest(*found, raised=blend.nearest(self.vector).raised)
+        looked = blend.nearest(self.vector, self.length)
+        return Nearest(np.array(self.clusters), np.full(len(self.clusters), -1e9), looked.raised)
 
 
 @st.composite
@@ -149,7 +150,7 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_the_blend_agrees_with_the_oracle(case: Case) -> None:
     blend = Blend(case.bundle)
-    scores = blend.score(blend.weigh(), case.near(blend), case.length)
+    scores = blend.score(blend.weigh(), case.near(blend))
     assert np.abs(scores.score - case.wanted).max() <= 1e-9
     assert np.abs(scores.quality + scores.cost + scores.speed - scores.score).max() <= 1e-9
     rounded = np.round(scores.score, 9).tolist()
@@ -173,8 +174,8 @@ def test_the_order_of_models_and_the_unit_of_money_change_nothing(case: Case) ->
         defaults=bundle.defaults, top_p=bundle.top_p, head=None if bundle.head is None else frozen(bundle.head[order]),
     )  # fmt: skip
     plain, other = Blend(bundle), Blend(shuffled)
-    before = plain.score(plain.weigh(), case.near(plain), case.length).score
-    after = other.score(other.weigh(), case.near(other), case.length).score
+    before = plain.score(plain.weigh(), case.near(plain)).score
+    after = other.score(other.weigh(), case.near(other)).score
     assert np.abs(before[order] - after).max() <= 1e-9
 
 
@@ -185,9 +186,11 @@ def test_who_is_not_eligible_changes_nobodys_score(case: Case, data: st.DataObje
     names = case.bundle.models
     kept = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1))
     weighted = blend.weigh()
-    everyone, _, before = select(blend, weighted, case.vector, case.length, Eligible(names))
-    some, _, after = select(blend, weighted, case.vector, case.length, Eligible(tuple(kept)))
-    assert before.score.tolist() == after.score.tolist()
+    everyone = select(blend, weighted, case.vector, case.length, Eligible(names))
+    some = select(blend, weighted, case.vector, case.length, Eligible(tuple(kept)))
+    assert everyone.scores is not None
+    assert some.scores is not None
+    assert everyone.scores.score.tolist() == some.scores.score.tolist()
     assert some.models == tuple(name for name in everyone.models if name in kept)
     assert sorted(everyone.models) == sorted(names)
 

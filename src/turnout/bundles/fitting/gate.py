@@ -137,7 +137,7 @@ def _tops(blend: Blend, embedded: Embedded) -> tuple[Ints, Floats]:
     tops = np.empty(len(embedded.vectors), dtype=np.intp)
     best = np.empty(len(embedded.vectors))
     for row, vector in enumerate(embedded.vectors):
-        scores = blend.score(weighted, blend.nearest(vector), float(embedded.lengths[row]))
+        scores = blend.score(weighted, blend.nearest(vector, float(embedded.lengths[row])))
         tops[row] = scores.order[0]
         best[row] = scores.score[scores.order[0]]
     return tops, best

@@ -57,9 +57,9 @@ def pick(bundle: Bundle, labels: Labels, embedded: Embedded, alphas: Sequence[fl
     columns = np.empty((len(alphas), len(labels)), dtype=np.intp)
     outside = np.zeros(len(labels), dtype=bool)
     for row in range(len(labels)):
-        near = blend.nearest(embedded.vectors[row])
+        near = blend.nearest(embedded.vectors[row], float(embedded.lengths[row]))
         for number, one in enumerate(weighted):
-            scores = blend.score(one, near, float(embedded.lengths[row]))
+            scores = blend.score(one, near)
             columns[number, row] = column_of[scores.order[0]]
             outside[row] = scores.out_of_domain
     return Picks(columns, outside)

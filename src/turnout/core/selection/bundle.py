@@ -7,7 +7,7 @@ Nothing here reads a file; `turnout.bundles` does, and refuses what breaks a rul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
@@ -126,28 +126,3 @@ def with_timings(bundle: Bundle, ttft_s: Mapping[str, float]) -> Bundle:
             seen[column] = ttft_s[model]
     axes = msgspec.structs.replace(bundle.axes, ttft_s=frozen(seen))
     return msgspec.structs.replace(bundle, axes=axes)
-
-
-def restricted(bundle: Bundle, models: Sequence[str]) -> Bundle:
-    """Return the bundle as if only these of its models were deployed."""
-    kept = [column for column, model in enumerate(bundle.models) if model in set(models)]
-
-    def columns(table: Floats | None) -> Floats | None:
-        return None if table is None else frozen(table[:, kept])
-
-    def values(column: Floats) -> Floats:
-        return frozen(column[kept])
-
-    axes = bundle.axes
-    if axes is not None:
-        axes = Axes(
-            values(axes.price_in), values(axes.price_out), values(axes.ttft_s), values(axes.tps), values(axes.verbosity)
-        )
-    return msgspec.structs.replace(
-        bundle,
-        models=tuple(bundle.models[column] for column in kept),
-        quality=columns(bundle.quality),
-        rankings=columns(bundle.rankings),
-        axes=axes,
-        head=None if bundle.head is None else frozen(bundle.head[kept]),
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from turnout.core.selection.blend import Blend, Nearest, Weighted
+from turnout.core.selection.blend import Blend, Weighted
+from turnout.core.selection.clusters import Nearest
 from turnout.core.selection.knobs import hash_text
 from turnout.core.selection.selection import Selection
 
@@ -64,7 +65,7 @@ def explain(selection: Selection, ranked_max: int | None = None) -> dict[str, An
     return document
 
 
-def norms(blend: Blend, weighted: Weighted, near: Nearest, length: float) -> dict[str, Any] | None:
+def norms(blend: Blend, weighted: Weighted, near: Nearest) -> dict[str, Any] | None:
     """Return what the terms were summed up from, in [0, 1]: quality per cluster and model, cost and speed per model.
 
     The best quality is 1, the best cost and speed are 0. None for a bundle of format 1, whose axes are baked in.
@@ -72,12 +73,11 @@ def norms(blend: Blend, weighted: Weighted, near: Nearest, length: float) -> dic
     models = blend.bundle.models
     if not blend.bundle.is_v2:
         return None
-    rows, _ = blend.quality_rows(near, length)
     timed = weighted.speed > 0.0
     return {
         "quality": {
             str(cluster): dict(zip(models, row, strict=True))
-            for cluster, row in zip(near.ascending.tolist(), rows.tolist(), strict=True)
+            for cluster, row in zip(near.ascending.tolist(), blend.quality_norms(near).tolist(), strict=True)
         },
         "cost": dict(zip(models, (1.0 - weighted.cheapness).tolist(), strict=True)),
         "speed": dict(zip(models, (1.0 - weighted.quickness).tolist(), strict=True)) if timed else None,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from turnout.core.selection.arrays import Floats, Floats32
-from turnout.core.selection.blend import Blend, Nearest, Scores, Weighted
+from turnout.core.selection.arrays import Floats32
+from turnout.core.selection.blend import Blend, Scores, Weighted
+from turnout.core.selection.clusters import Nearest
 from turnout.core.selection.eligibility import Drop, Eligible
 from turnout.core.selection.knobs import hash_text
 from turnout.core.selection.pin import Verdict
@@ -122,24 +123,22 @@ class Selection(msgspec.Struct, frozen=True):
         return tuple(said)
 
 
-def select(
-    blend: Blend, weighted: Weighted, vector: Floats32, length: float, candidates: Eligible
-) -> tuple[Selection, Nearest, Scores]:
-    """Choose among the eligible models.
+def select(blend: Blend, weighted: Weighted, vector: Floats32, length: float, candidates: Eligible) -> Selection:
+    """Choose among the eligible models, given a text's embedding and length feature.
 
     Raises:
         blend.NotFinite: no model may be picked.
 
     """
     bundle = blend.bundle
-    near = blend.nearest(vector)
-    scores = blend.score(weighted, near, length)
+    near = blend.nearest(vector, length)
+    scores = blend.score(weighted, near)
     names = bundle.models
     models = tuple(map(names.__getitem__, scores.order.tolist()))
     if candidates.models != names:
         allowed = frozenset(candidates.models)
         models = tuple([name for name in models if name in allowed])
-    chosen = Selection(
+    return Selection(
         Reason.SELECTED,
         models,
         scores,
@@ -153,14 +152,13 @@ def select(
         weighted,
         out_of_domain=scores.out_of_domain,
     )
-    return chosen, near, scores
 
 
 def scored(names: tuple[str, ...], weighted: Weighted, scores: Scores, columns: Sequence[int]) -> tuple[Scored, ...]:
     """Return the rows of some models with their terms and flags."""
     nothing = (False,) * len(names)
     untimed, unpriced = weighted.untimed or nothing, weighted.unpriced or nothing
-    score, quality, cost, speed = [part.tolist() for part in _parts(scores)]
+    score, quality, cost, speed = [part.tolist() for part in (scores.score, scores.quality, scores.cost, scores.speed)]
     return tuple(
         [
             Scored(
@@ -195,7 +193,3 @@ def fallback(default: str, candidates: Eligible, failure: EmbedFailure) -> Selec
     return Selection(
         Reason.FALLBACK_DEFAULT, (default,), dropped=candidates.dropped, yielded=candidates.yielded, failure=failure
     )
-
-
-def _parts(scores: Scores) -> tuple[Floats, ...]:
-    return scores.score, scores.quality, scores.cost, scores.speed

@@ -12,8 +12,9 @@ import pytest
 
 from turnout.core.selection import controls, knobs
 from turnout.core.selection.arrays import frozen
-from turnout.core.selection.blend import Blend, Nearest, NotFinite, nearest
-from turnout.core.selection.bundle import Axes, Bundle, Price, restricted, with_prices, with_timings
+from turnout.core.selection.blend import Blend, NotFinite
+from turnout.core.selection.bundle import Axes, Bundle, Price, with_prices, with_timings
+from turnout.core.selection.clusters import Nearest, nearest
 from turnout.core.selection.controls import Overrides
 from turnout.core.selection.eligibility import Eligible
 from turnout.core.selection.knobs import Defaults, Knobs
@@ -49,7 +50,7 @@ def bundle(alpha: float = 0.5, *, axes: dict[str, list[float]] | None = None, **
 
 
 def near(*clusters: int, similarity: float = 1.0) -> Nearest:
-    return Nearest(np.array(clusters), tuple(clusters), (-1e9 * similarity,) * len(clusters))
+    return Nearest(np.array(clusters), np.full(len(clusters), -1e9 * similarity))
 
 
 def turned(**values: float | bool) -> Overrides:
@@ -135,7 +136,7 @@ def test_G2_terms_of_the_winner() -> None:
 def test_G10_a_filter_changes_no_score() -> None:
     blend = Blend(bundle(0.6, centroids=frozen([[1, 0, 0], [0, 0, 1], [0, 1, 0]])))
     vector = np.array([0.8, 0.6, 0.0], dtype=np.float32)
-    chosen, _, _ = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(("c-small", "b-mid")))
+    chosen = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(("c-small", "b-mid")))
     assert chosen.reason is Reason.SELECTED
     assert [(row.model, round(row.score, 9)) for row in chosen.ranked] == [
         ("b-mid", 1.641688312),
@@ -147,7 +148,7 @@ def test_the_choice_names_untimed_and_unpriced_models() -> None:
     axes = {"price_out": [25e6, NAN, 0.8e6, 0.0]}
     blend = Blend(bundle(0.6, axes=axes))
     vector = np.array([1, 0, 0], dtype=np.float32)
-    chosen, _, _ = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(MODELS))
+    chosen = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(MODELS))
     assert {row.model: (row.untimed, row.unpriced) for row in chosen.ranked} == {
         "a-big": (False, False),
         "b-mid": (False, True),
@@ -287,8 +288,8 @@ def test_a_linear_head_is_added_before_the_norms() -> None:
     blend = Blend(bundle(1.0, head=frozen(head)))
     weighted = blend.weigh()
     plain = blend.score(weighted, near(0))
-    looked = blend.nearest(np.array([1, 0, 0], dtype=np.float32))
-    raised = blend.score(weighted, msgspec.structs.replace(near(0), raised=looked.raised), 0.5)
+    looked = blend.nearest(np.array([1, 0, 0], dtype=np.float32), 0.5)
+    raised = blend.score(weighted, msgspec.structs.replace(near(0), raised=looked.raised))
     assert plain.order.tolist()[0] == 0
     assert raised.order.tolist() == [3, 0, 1, 2]
     assert raised.score[3] == 1.0
@@ -298,14 +299,14 @@ def test_a_linear_head_is_added_before_the_norms() -> None:
 def test_a_prompt_unlike_all_centroids_is_scored_by_the_mean_of_all_clusters() -> None:
     head = np.full((4, 4), 5.0)
     blend = Blend(bundle(1.0, abstain_similarity=0.3, head=frozen(head)))
-    raised = blend.nearest(np.array([1, 0, 0], dtype=np.float32)).raised
 
-    def at(*clusters: int, similarity: float) -> Nearest:
+    def at(*clusters: int, similarity: float, length: float = 0.0) -> Nearest:
+        raised = blend.nearest(np.array([1, 0, 0], dtype=np.float32), length).raised
         return msgspec.structs.replace(near(*clusters, similarity=similarity), raised=raised)
 
     inside = blend.score(blend.weigh(), at(0, 1, similarity=0.3))
     outside = blend.score(blend.weigh(), at(0, 1, similarity=0.299999999))
-    elsewhere = blend.score(blend.weigh(), at(1, 2, similarity=0.1), 7.0)
+    elsewhere = blend.score(blend.weigh(), at(1, 2, similarity=0.1, length=7.0))
     assert (inside.out_of_domain, outside.out_of_domain) == (False, True)
     assert outside.score.tolist() == elsewhere.score.tolist()
     means = np.mean(QUALITY, axis=0)
@@ -329,7 +330,13 @@ def test_the_price_book_and_observed_timings_replace_the_bundles_own() -> None:
 
 
 def test_undeployed_models_are_not_in_any_range() -> None:
-    assert table(Blend(restricted(bundle(1.0), ("b-mid", "c-small"))), near(0)) == [("b-mid", 1.0), ("c-small", 0.0)]
+    two = bundle(
+        1.0,
+        models=MODELS[1:3],
+        quality=frozen([row[1:3] for row in QUALITY]),
+        axes={name: column[1:3] for name, column in AXES.items()},
+    )
+    assert table(Blend(two), near(0)) == [("b-mid", 1.0), ("c-small", 0.0)]
 
 
 def test_median_verbosity_is_the_upper_one() -> None:
@@ -362,5 +369,5 @@ def test_pick_ignores_insertion_order() -> None:
     vector = np.array([1, 0, 0], dtype=np.float32)
     blend = Blend(rows)
     for names in (MODELS, tuple(reversed(MODELS))):
-        chosen, _, _ = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(names))
+        chosen = select(blend, blend.weigh("", G2), vector, 0.0, Eligible(names))
         assert chosen.models[0] == "b-mid"
