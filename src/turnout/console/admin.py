@@ -1,7 +1,8 @@
 """The admin application: JSON over what the process knows, the metrics page, and draining endpoints.
 
-It answers only under names the operator configured (DNS rebinding, hardening U10), sends no CORS header, and needs a
-bearer token when one is set. Errors have one shape: `{"error": {"message", "type", "param", "code"}}`.
+It answers only under names the operator configured (DNS rebinding, hardening U10), sends no CORS header, needs a bearer
+token when one is set, and takes no change from a page of another origin. Errors have one shape:
+`{"error": {"message", "type", "param", "code"}}`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,6 +28,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Readable without the token: they hold no address, name or figure."""
+_READING = frozenset({"GET", "HEAD"})
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = (
@@ -143,22 +145,12 @@ def _change_routes(changes: EndpointChanges | None) -> list[Route]:
 
 def _change(act: Callable[[str], bool], state: str) -> Callable[[Request], Awaitable[Response]]:
     async def changed(request: Request) -> Response:
-        if not same_origin(request):
-            return error(403, "origin_not_allowed", "changes are not taken from pages of other origins", param="origin")
         name = request.path_params["id"]
         if not _ID.fullmatch(name) or not act(name):
             return error(404, "endpoint_not_found", "no endpoint of this name; /x/endpoints lists them", param="id")
         return Compact({"endpoint": name, "state": state})
 
     return changed
-
-
-def same_origin(request: Request) -> bool:
-    """Whether a browser says that the request comes from a page of this listener; other clients say nothing."""
-    origin = request.headers.get("origin")
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        return False
-    return origin is None or origin.partition("://")[2] == request.headers.get("host", "")
 
 
 def error(status: int, code: str, message: str, *, param: str | None = None) -> Response:
@@ -180,7 +172,7 @@ async def _http_error(_: Request, exc: Exception) -> Response:
 
 
 class _Guard:
-    """Outermost layer: host names, token, security headers, and 500 for whatever a source raises."""
+    """Outermost layer: host names, token, origins, security headers, and 500 for whatever a source raises."""
 
     def __init__(
         self,
@@ -230,7 +222,17 @@ class _Guard:
                 answer = error(401, "invalid_admin_token", "this path needs the admin token as bearer token")
                 answer.headers["www-authenticate"] = "Bearer"
                 return answer
+        if scope["method"] not in _READING and not _same_origin(Headers(scope=scope)):
+            return error(403, "origin_not_allowed", "changes are not taken from pages of other origins", param="origin")
         return None
+
+
+def _same_origin(headers: Headers) -> bool:
+    """Whether a browser says that the request comes from a page of this listener; other clients say nothing."""
+    if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        return False
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == headers["host"]
 
 
 def host_name(header: str) -> str:

@@ -106,6 +106,7 @@ class Replaying:
         reason, ticket = self._ticket(run, given)
         if ticket is None:
             self.counts["bypass", str(reason)] += 1
+            self.counts["lookup", "bypass"] += 1
             self._told(run, b"bypass")
             return False
         started_s = run.clock()
@@ -195,7 +196,6 @@ class Replaying:
             streams_served=self._options.stream != "off",
             choices=request.n,
             reason="named" if selection is None else str(selection.reason),
-            embedded=True,
         )
         found = shape_of(request.body, run.prepared.forward) if given.mode is not Mode.OFF else None
         reason = bypass(given.mode, asked, found)
@@ -216,8 +216,11 @@ class Replaying:
             **{name: getattr(found.digests, name) for name in found.digests.__struct_fields__},
         )
         place = None
-        if given.mode is Mode.SEMANTIC and semantic_bypass(asked, found) is None:
-            place = self._place(run, found)
+        if given.mode is Mode.SEMANTIC:
+            reason = semantic_bypass(asked, found)
+            place = self._place(run, found) if reason is None else None
+            if place is None:
+                self.counts["bypass", str(reason or Bypass.NO_EMBEDDING)] += 1
         return None, Ticket(key, place, given)
 
     def _place(self, run: Run, found: Shape) -> Place | None:

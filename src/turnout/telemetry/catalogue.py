@@ -282,7 +282,7 @@ _CHOICES: tuple[tuple[str, Kind, str, tuple[str, ...], str], ...] = (
     ("bundle_info", "gauge", "1 for each loaded bundle.", ("version", "digest"), "bundles"),
     ("bundle_reloads_total", "counter", "Looks at the bundle directory.", ("result",), "reloads"),
     ("response_cache_lookups_total", "counter", "exact, semantic or miss.", ("result",), "lookup"),
-    ("response_cache_bypass_total", "counter", "Requests kept out of the response cache.", ("reason",), "bypass"),
+    ("response_cache_bypass_total", "counter", "Requests kept out of the response cache, or out of its semantic look-ups only.", ("reason",), "bypass"),
     ("response_cache_guard_rejections_total", "counter", "Near answers to another question.", ("kind",), "rejections"),
     ("response_cache_stores_total", "counter", "Answers offered: stored, unfit, too_large.", ("result",), "store"),
     ("response_cache_evictions_total", "counter", "Stored answers dropped.", ("reason",), "evictions"),

@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
 
 from turnout.console.admin import admin_app, host_name
@@ -196,3 +199,32 @@ def test_a_broken_source_is_a_bare_500_and_is_reported(path: str) -> None:
     assert (answer.status, answer.json["error"]["code"]) == (500, "internal")
     assert b"canary" not in answer.body
     assert [where for where, _ in heard] == [path]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:9090"},
+    ],
+)
+def test_no_page_takes_a_change_from_another_origin(method: str, headers: dict[str, str]) -> None:
+    changed: list[str] = []
+
+    async def page(request: Request) -> Response:
+        changed.append(request.method)
+        return Response(b"")
+
+    app = admin_app(Source(), pages=[Route("/x/page", page, methods=["GET", "POST", "PUT", "DELETE"])])
+    answer = ask(app, "/x/page", method, **headers)
+    assert (answer.status, answer.json["error"]["code"]) == (403, "origin_not_allowed")
+    assert ask(app, "/x/page", **headers).status == 200
+    assert ask(app, "/x/page", method).status == 200
+    assert (
+        ask(app, "/x/page", method, **{"origin": "http://127.0.0.1:9090", "sec-fetch-site": "same-origin"}).status
+        == 200
+    )
+    assert changed == ["GET", method, method]

@@ -181,13 +181,6 @@ class FairQueue:
         self._displace(ticket, lane)
         self._left()
 
-    def in_order(self, now: float) -> list[Ticket]:
-        """The first ticket of each lane, in the order in which they are to be served."""
-        self._come_back(now)
-        keyed = [(self._key(lane, now), lane) for tenant in self._tenants.values() for lane in tenant.lanes.values()]
-        keyed.sort(key=lambda pair: pair[0])
-        return [lane.head for _, lane in keyed]
-
     def head(self, now: float) -> Ticket | None:
         """The ticket whose turn it is; None when nobody waits but aside."""
         if self._aside:

@@ -107,8 +107,6 @@ class Asked(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     streams_served: bool = False
     choices: int = 1
     reason: str = "named"
-    transient: bool = False
-    embedded: bool = False
 
 
 def bypass(mode: Mode, asked: Asked, shape: Shape | None) -> Bypass | None:
@@ -127,7 +125,7 @@ def bypass(mode: Mode, asked: Asked, shape: Shape | None) -> Bypass | None:
         return Bypass.UNREADABLE
     if shape.names_state:
         return Bypass.SERVER_STATE
-    if asked.reason == "fallback_default" or asked.transient:
+    if asked.reason == "fallback_default":
         return Bypass.TRANSIENT_DECISION
     return None
 
@@ -144,7 +142,7 @@ def semantic_bypass(asked: Asked, shape: Shape) -> Bypass | None:
         return Bypass.LONG_CONVERSATION
     if not shape.last_is_user:
         return Bypass.LAST_NOT_USER
-    return None if asked.embedded and shape.text else Bypass.NO_EMBEDDING
+    return None if shape.text else Bypass.NO_EMBEDDING
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False, kw_only=True):

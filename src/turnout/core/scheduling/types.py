@@ -126,8 +126,3 @@ class Decision(msgspec.Struct, gc=False):
         if self.picked is not None:
             return Verdict.PICKED
         return Verdict.HELD if self.held else Verdict.NO_CANDIDATE
-
-    @property
-    def matched_tokens(self) -> int:
-        """Tokens of the prompt that the picked endpoint holds, as far as we know."""
-        return min(int(self.matched_blocks * self.block_tokens), self.tokens)

@@ -72,16 +72,21 @@ def test_start_tags_are_those_of_start_time_fair_queueing() -> None:
     assert served(queue, 3) == ["c", "b", "a"]
 
 
-def test_classes_come_first_and_rise_with_waiting() -> None:
+@pytest.mark.parametrize(
+    ("now", "order"),
+    [
+        (4.9, ["high", "normal", "low"]),
+        (9.0, ["high", "low", "normal"]),
+        (9.5, ["normal", "high", "low"]),
+        (10.0, ["low", "normal", "high"]),
+    ],
+)
+def test_classes_come_first_and_rise_with_waiting(now: float, order: list[str]) -> None:
     queue = queue_of()
     queue.put(ticket("low", now=0.0, priority=LOW))
     queue.put(ticket("normal", now=4.5))
     queue.put(ticket("high", now=9.0, priority=HIGH))
-    # With equal starts the earlier arrival wins.
-    assert [each.tenant for each in queue.in_order(4.9)] == ["high", "normal", "low"]
-    assert [each.tenant for each in queue.in_order(9.0)] == ["high", "low", "normal"]
-    assert [each.tenant for each in queue.in_order(9.5)] == ["normal", "high", "low"]
-    assert [each.tenant for each in queue.in_order(10.0)] == ["low", "normal", "high"]
+    assert served(queue, 3, now) == order, "with equal starts the earlier arrival wins"
 
 
 def test_anonymous_requests_yield_to_named_ones_of_their_class() -> None:
@@ -89,7 +94,7 @@ def test_anonymous_requests_yield_to_named_ones_of_their_class() -> None:
     queue.put(ticket("", anonymous=True))
     queue.put(ticket("named"))
     queue.put(ticket("poor", priority=LOW))
-    assert [each.tenant for each in queue.in_order(0.0)] == ["named", "", "poor"]
+    assert served(queue, 3) == ["named", "", "poor"]
 
 
 def test_leaving_works_from_anywhere_and_costs_the_tenant_nothing() -> None:

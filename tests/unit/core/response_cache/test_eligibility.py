@@ -19,7 +19,7 @@ from turnout.core.response_cache.eligibility import (
 )
 from turnout.core.response_cache.key import shape
 
-GOOD = Asked(tenant_known=True, path_allowed=True, embedded=True)
+GOOD = Asked(tenant_known=True, path_allowed=True)
 SHAPE = shape({"messages": [{"role": "user", "content": "hi"}]})
 
 
@@ -77,7 +77,6 @@ def test_cache_control() -> None:
         (Mode.EXACT, {}, {"conversation": "c"}, Bypass.SERVER_STATE),
         (Mode.EXACT, {}, {"store": True}, Bypass.SERVER_STATE),
         (Mode.EXACT, {"reason": "fallback_default"}, {}, Bypass.TRANSIENT_DECISION),
-        (Mode.EXACT, {"transient": True}, {}, Bypass.TRANSIENT_DECISION),
         (Mode.EXACT, {"reason": "session_pin"}, {}, None),
         (Mode.EXACT, {}, {}, None),
     ],
@@ -104,7 +103,6 @@ def test_a_body_that_cannot_be_read_is_a_miss_and_no_error() -> None:
             {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
             Bypass.LAST_NOT_USER,
         ),
-        ({"embedded": False}, {}, Bypass.NO_EMBEDDING),
         ({}, {"messages": [{"role": "user", "content": ""}]}, Bypass.NO_EMBEDDING),
         ({}, {}, None),
     ],

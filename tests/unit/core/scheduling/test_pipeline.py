@@ -85,7 +85,7 @@ def test_matched_blocks_and_uncached_tokens_are_those_of_the_picked() -> None:
     world = World("a")
     world.serve(KEYS[:2])
     decision = world.decide(KEYS)
-    assert (decision.blocks, decision.matched_blocks, decision.matched_tokens) == (4, 2, 128)
+    assert (decision.blocks, decision.matched_blocks, decision.predicted) == (4, 2, 128)
     assert decision.uncached == 300 - int(0.9 * 128)
 
 
