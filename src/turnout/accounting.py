@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from turnout.core.scheduling.explain import brief, explain
 from turnout.gateway.reading import Reading
 from turnout.gateway.session_totals import SessionTotals
 from turnout.learning import Learning
 
 if TYPE_CHECKING:
     from turnout.coordinator.door import Door
+    from turnout.core.scheduling.types import Decision
     from turnout.gateway.service import Gateway
     from turnout.ledger.writer import Ledger
 
@@ -21,7 +26,20 @@ def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
         gateway.book = ledger.prices
         gateway.reading = Reading(gateway, ledger.pages)
         gateway.totals = SessionTotals(gateway, ledger.session_sums)
+        # One call in C, so the writer's thread may ask beside the loop that appends.
+        ledger.explain(lambda: list(gateway.decisions), functools.partial(_stored, gateway))
         Learning(gateway, ledger).start()
+
+
+def explained(gateway: Gateway, call_id: str, decision: Decision) -> dict[str, Any]:
+    """Return the document of a decision, with the choice of the model where one was made."""
+    document = explain(decision, call_id)
+    selected = gateway.selecting.explained(call_id) if gateway.selecting is not None else None
+    return document if selected is None else document | {"selection": selected}
+
+
+def _stored(gateway: Gateway, call_id: str, decision: Decision) -> bytes:
+    return msgspec.json.encode(brief(explained(gateway, call_id, decision)))
 
 
 def keep_door_accounts(door: Door, gateway: Gateway, ledger: Ledger | None, model: str) -> None:

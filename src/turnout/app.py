@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
-from turnout.accounting import keep_accounts, keep_door_accounts, ledger_stats
+from turnout.accounting import explained, keep_accounts, keep_door_accounts, ledger_stats
 from turnout.choosing import choice_pages, choice_stats, choose_and_replay, restore_pins
 from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
@@ -27,7 +27,6 @@ from turnout.config.snapshot import snapshot_of
 from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.view import view
 from turnout.core.scheduling.disagg import pairing
-from turnout.core.scheduling.explain import explain
 from turnout.gateway import reload
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.drain import drain
@@ -318,13 +317,11 @@ class Facts:
         return b""
 
     def decision(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the word of the path
-        """Return the explanation of a recent decision."""
-        for known, decision in reversed(self._gateway.decisions):
+        """Return the explanation of a decision: a recent one whole, an older one as the ledger has it."""
+        for known, decision in reversed(list(self._gateway.decisions)):
             if known == id:
-                document = explain(decision, id)
-                selected = self._gateway.selecting.explained(id) if self._gateway.selecting is not None else None
-                return document if selected is None else document | {"selection": selected}
-        return None
+                return explained(self._gateway, id, decision)
+        return self._ledger.pages().reader.decision(id) if self._ledger is not None else None
 
     def endpoints(self) -> list[dict[str, Any]]:
         """Return every endpoint with state and load."""

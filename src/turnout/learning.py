@@ -1,7 +1,8 @@
 """The part of the composition root that lets scheduling know what the ledger has learnt, beside the path of a request.
 
 Once per refresh of the snapshot its figures are turned into the marks and columns that scheduling reads anyway: no
-request looks anything up. Where there is no figure, nothing is marked and every endpoint counts as good.
+request looks anything up. Where there is no figure, nothing is marked and every endpoint counts as good. What this
+process has measured itself is newer and stands: success rates and first-token times only introduce endpoints to it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import xxhash
 from turnout.core.facts import RouteKey
 
 if TYPE_CHECKING:
-    from turnout.core.facts import StatsSnapshot
+    from turnout.core.facts import RouteStats, StatsSnapshot
     from turnout.core.fleet.endpoint import EndpointState
     from turnout.gateway.service import Gateway
     from turnout.ledger.writer import Ledger
 
 _EVERY_S: Final = 1.0
+# Fewer results are no figure, as for selection.
+_SAMPLES_MIN: Final = 20
+# Poor: so far below the success rate of the model's other routes (as O2 has it), or so often their first-token time.
+_WORSE, _SLOWER = 0.2, 2.0
 
 
 class Learning:
@@ -29,6 +34,7 @@ class Learning:
         self._gateway, self._ledger = gateway, ledger
         self._seen: StatsSnapshot | None = None
         self._cooled: dict[EndpointState, float] = {}
+        self._met: set[EndpointState] = set()
 
     def start(self) -> None:
         """Begin to look at the snapshot, and remember where the sessions of the last hour were warm."""
@@ -46,8 +52,10 @@ class Learning:
         for model in fleet.models:
             pool = fleet.pool(model)
             if pool is not None:
-                weak = [m.name for m in pool.members if _route(m, model) in snapshot.tool_incapable]
+                weak = [m.name for m in pool.members if self._gateway.route(m, model) in snapshot.tool_incapable]
                 pool.tool_weak = frozenset(weak)
+        if snapshot.observed_at_ms:
+            self._introduce(snapshot, now)
 
     def _look(self) -> None:
         snapshot = self._ledger.snapshot()
@@ -70,6 +78,16 @@ class Learning:
             # A success has ended the streak before its time was over.
             endpoint.cooldown_until = 0.0
 
+    def _introduce(self, snapshot: StatsSnapshot, now: float) -> None:
+        """Let endpoints that this process has not used yet, and that served others poorly, begin slowly (B7)."""
+        endpoints = self._gateway.fleet.endpoints.values()
+        for endpoint in [one for one in endpoints if one not in self._met and not one.attempts_total]:
+            for model in endpoint.models:
+                own, all_routes = snapshot.routes.get(self._gateway.route(endpoint, model)), snapshot.models.get(model)
+                if own is not None and all_routes is not None and _poor(own, all_routes):
+                    endpoint.breaker.start_slowly(now)
+        self._met = set(endpoints)
+
     def _recall(self) -> None:
         self._loop.run_in_executor(None, self._ledger.hot_routes).add_done_callback(self._recalled)
 
@@ -85,5 +103,13 @@ class Learning:
                 fleet.pin(key, endpoint, now - max(0, now_ms - ended_at_ms) / 1000)
 
 
-def _route(endpoint: EndpointState, model: str) -> RouteKey:
-    return RouteKey(endpoint.provider, model, "" if endpoint.provider else endpoint.name)
+def _poor(own: RouteStats, all_routes: RouteStats) -> bool:
+    """Compare a route with the other routes of its model, by sums: each mean has the weight of its own count."""
+    counted, first = all_routes.counted_n - own.counted_n, all_routes.ttft_n - own.ttft_n
+    if min(own.counted_n, counted) >= _SAMPLES_MIN:
+        others = (all_routes.ok_n - own.ok_n) / counted
+        if own.ok_n / own.counted_n <= others - _WORSE:
+            return True
+    if min(own.ttft_n, first) < _SAMPLES_MIN:
+        return False
+    return own.ttft_sum_ms * first >= _SLOWER * (all_routes.ttft_sum_ms - own.ttft_sum_ms) * own.ttft_n

@@ -376,6 +376,9 @@ class Records:
         """No session has rows."""
         return (0,) * 7, frozenset()
 
+    def explain(self, recent: Any, render: Any) -> None:
+        """Nothing is stored, so nothing is explained."""
+
     def hot_routes(self) -> list[Any]:
         """No session was anywhere before."""
         return []

@@ -40,7 +40,7 @@ _HEADERS = (
 
 
 class AdminSource(Protocol):
-    """What the application asks the process. `metrics` and `calls` run on a worker thread, the others on the loop."""
+    """What the application asks the process. `endpoints` and `ready` run on the loop, the others on a worker thread."""
 
     def metrics(self) -> bytes:
         """The metrics page in Prometheus text format 0.0.4."""
@@ -96,7 +96,7 @@ def admin_app(
 
     async def decision(request: Request) -> Response:
         wanted = request.path_params["id"]
-        found = source.decision(wanted) if _ID.fullmatch(wanted) else None
+        found = await run_in_threadpool(source.decision, wanted) if _ID.fullmatch(wanted) else None
         if found is None:
             return error(404, "decision_not_found", "no decision of this id is kept; the newest ones are", param="id")
         return Compact(found)

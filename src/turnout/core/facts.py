@@ -165,6 +165,15 @@ class RouteStats(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+class Percentiles(msgspec.Struct, frozen=True, gc=False):
+    """Durations of the successes of one route, by nearest rank; None without any."""
+
+    e2e_p50_ms: int | None = None
+    e2e_p95_ms: int | None = None
+    ttft_p50_ms: int | None = None
+    ttft_p95_ms: int | None = None
+
+
 class Streak(msgspec.Struct, frozen=True, gc=False):
     """Failures in a row at the end of an identity's history (ledger §6)."""
 
@@ -189,3 +198,6 @@ class StatsSnapshot(msgspec.Struct, frozen=True):
     route_streaks: dict[RouteKey, Streak] = {}
     endpoint_streaks: dict[tuple[str, str], Streak] = {}
     """By (provider, replica)."""
+    percentiles: dict[RouteKey, Percentiles] = {}
+    percentiles_at_ms: int = 0
+    """Percentiles are of their own, earlier instant: they cost the rows, where sums cost what is new."""

@@ -1,6 +1,7 @@
 """What the gateway needs to know about a dialect, as one value each, and which path speaks which.
 
-A request carries its dialect's name; whoever handles it asks the value and never compares names.
+A request carries its dialect's name, and whoever handles it asks the value. Only what the router itself adds, errors
+and the event of session totals, is chosen by the name.
 """
 
 from __future__ import annotations

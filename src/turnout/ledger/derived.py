@@ -5,14 +5,16 @@ A window includes its lower bound and has no upper one. Divisions happen here, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
-from turnout.core.facts import RouteKey, RouteStats, Streak
+from turnout.core.facts import Percentiles, RouteKey, RouteStats, Streak
 from turnout.ledger import health, window
+
+Group = TypeVar("Group")
 
 ROUTE_WINDOW_MS: Final = 900_000
 ROUTE_WINDOW_MAX_MS: Final = 3_600_000
@@ -131,15 +133,6 @@ class CostAccuracy(msgspec.Struct, frozen=True):
     usd_per_mtok: float
 
 
-class Percentiles(msgspec.Struct, frozen=True):
-    """Durations of the successes of one route, by nearest rank; None without any."""
-
-    e2e_p50_ms: int | None = None
-    e2e_p95_ms: int | None = None
-    ttft_p50_ms: int | None = None
-    ttft_p95_ms: int | None = None
-
-
 class Calibration(msgspec.Struct, frozen=True):
     """Estimated against actual prompt tokens of one model."""
 
@@ -165,12 +158,14 @@ def stats_of(totals: window.Totals, keys: Mapping[int, RouteKey]) -> dict[RouteK
     return {keys[route_id]: RouteStats(*sums[:_STATS_N]) for route_id, sums in totals.items()}
 
 
-def merged(stats: Iterable[RouteStats]) -> RouteStats:
+def merged(routes: Mapping[RouteKey, RouteStats], by: Callable[[RouteKey], Group]) -> dict[Group, RouteStats]:
     """Merge routes of a model, provider or pool: add the sums, then divide."""
-    total = RouteStats()
-    for one in stats:
-        total = total.plus(one)
-    return total
+    found: dict[Group, RouteStats] = {}
+    for key, stats in routes.items():
+        group = by(key)
+        before = found.get(group)
+        found[group] = stats if before is None else before.plus(stats)
+    return found
 
 
 def tool_incapable_routes(
@@ -294,7 +289,7 @@ def failure_streaks(
 
 
 def percentiles(conn: sa.Connection, now_ms: int, window_ms: int = ROUTE_WINDOW_MS) -> dict[RouteKey, Percentiles]:
-    """Give p50 and p95 per route over the rows themselves: seconds for a million rows, so never for the hot path."""
+    """Give p50 and p95 per route over the rows themselves: seconds for a million rows, so rarely, in the background."""
     keys = routes(conn)
     found: dict[RouteKey, dict[str, int]] = {}
     for name, ttft in (("e2e", 0), ("ttft", 1)):

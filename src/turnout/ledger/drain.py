@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turnout.ledger.entry import Entry
+    from turnout.ledger.explanations import Explanations
     from turnout.ledger.spool import Spool
     from turnout.ledger.upgrade import OnEvent
 
@@ -61,6 +62,7 @@ class Drain:
         """
         self.sink: Sink | None = None
         self.inflight: list[Entry] = []
+        self.explanations: Explanations | None = None
         self.written = Written()
         self.replayed = 0
         self.write_errors: dict[str, int] = {}
@@ -97,6 +99,8 @@ class Drain:
     def round(self) -> float:
         """Do one round of work; return the seconds until the next one is due."""
         round_started = self._monotonic()
+        if self.explanations is not None:
+            self.explanations.look()
         # What another thread spooled since the last round came in as well.
         spooled = self._spooled
         waiting = len(self._queue)
@@ -188,11 +192,14 @@ class Drain:
     def _write(self, facts: list[CallFact]) -> bool:
         assert self.sink is not None, "callers ask first"
         started = self._monotonic()
+        explanations = self.explanations
         try:
-            written = self.sink.write(facts)
+            written = self.sink.write(facts if explanations is None else explanations.joined(facts))
         except SinkDownError as error:
             self._failed(error)
             return False
+        if explanations is not None:
+            explanations.stored(facts)
         self.last_commit_s = self._monotonic() - started
         self.written = self.written.plus(written)
         if written.invalid:

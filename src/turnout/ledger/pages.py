@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import sqlalchemy as sa
 
-from turnout.core.facts import RouteStats, StatsSnapshot, Streak
+from turnout.core.facts import Percentiles, RouteStats, StatsSnapshot, Streak
 from turnout.core.pricing import usd
 from turnout.ledger import derived, prices, rollup
 from turnout.ledger.reader import Page, Reader, Record, decoded, encoded
@@ -166,15 +166,13 @@ class Pages:
         with self.reader.connect() as conn:
             book = prices.load(conn, prices.in_force(conn, now_ms), self._options.default_cached_price_factor)
         offers: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        merged: dict[tuple[str, str], RouteStats] = {}
+        merged = derived.merged(snapshot.routes, lambda key: (key.provider, key.model))
         for key in sorted(snapshot.routes.keys() | snapshot.route_streaks.keys(), key=msgspec.structs.astuple):
-            stats = snapshot.routes.get(key, RouteStats())
-            offer = (key.provider, key.model)
-            merged[offer] = merged.get(offer, RouteStats()).plus(stats)
-            offers.setdefault(offer, []).append(
+            offers.setdefault((key.provider, key.model), []).append(
                 {
                     "replica": key.replica,
-                    **_stats(stats),
+                    **_stats(snapshot.routes.get(key, RouteStats())),
+                    **msgspec.structs.asdict(snapshot.percentiles.get(key, Percentiles())),
                     "streak": _streak(snapshot.route_streaks.get(key)),
                     "endpoint_streak": _streak(snapshot.endpoint_streaks.get((key.provider, key.replica))),
                     "tool_capable": key not in snapshot.tool_incapable,
@@ -196,6 +194,7 @@ class Pages:
         return {
             "rows": rows,
             "observed_at_ms": snapshot.observed_at_ms,
+            "percentiles_at_ms": snapshot.percentiles_at_ms,
             "window_ms": snapshot.window_ms,
             "now_ms": now_ms,
         }

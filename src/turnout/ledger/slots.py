@@ -86,9 +86,6 @@ class Slots:
     def free(self, call_ids: Iterable[str]) -> None:
         """Give back the slots of requests whose rows are safe."""
         taken, records, unused = self._taken, self._map, self._unused
-        # A writer that hung when the ledger was closed comes back to a file that is gone.
-        if records.closed:
-            return
         for call_id in call_ids:
             at = taken.pop(call_id, None)
             if at is not None:
@@ -115,7 +112,8 @@ class Slots:
         if not self._taken:
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        self._map.close()
+        # The map goes with the last thread that looks at it: a late fact, or a writer that hung, may still come.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
 

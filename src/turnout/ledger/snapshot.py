@@ -1,6 +1,8 @@
 """The statistics and prices that the hot path reads: refreshed by a thread, published by one assignment, never queried.
 
 A refresh that fails leaves the last snapshot where it is; readers see its age and take neutral values after 30 s.
+Sums cost what is new since the last refresh. Percentiles cannot be added over buckets: they are asked of the rows, more
+rarely, and carry their own instant.
 """
 
 from __future__ import annotations
@@ -11,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turnout.core.facts import RouteStats, StatsSnapshot
+from turnout.core.facts import StatsSnapshot
 from turnout.core.pricing import PriceBook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.core import options
-    from turnout.core.facts import RouteKey
     from turnout.ledger.window import Window
 
 STALE_MS: Final = 30_000
 _STREAKS_EVERY_MS: Final = 10_000
-# A refresh takes at most a twentieth of the time.
+_RANKS_EVERY_S: Final = 10.0
+# Each derivation takes at most a twentieth of the time.
 _PAUSE_FACTOR: Final = 20
 _EMPTY: Final = StatsSnapshot()
 
@@ -52,6 +54,8 @@ class Refresher:
         self._engine: Any = None
         self._windows: tuple[Window, Window] | None = None
         self._streaks_at_ms = 0
+        self._ranks_at_s = 0.0
+        self._ranks_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-snapshot", daemon=True)
 
@@ -104,12 +108,27 @@ class Refresher:
             derive_ms=round((self._monotonic() - started) * 1000),
             window_ms=section.route_window_ms,
             routes=routes,
-            models=_by_model(routes),
+            models=derived.merged(routes, lambda key: key.model),
             tool_incapable=tool_incapable,
             route_streaks=by_route,
             endpoint_streaks=by_endpoint,
+            percentiles=before.percentiles,
+            percentiles_at_ms=before.percentiles_at_ms,
         )
         return self.latest
+
+    def rank(self) -> None:
+        """Ask the rows for percentiles and publish them beside the sums of the last refresh.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database does not answer.
+        """
+        from turnout.ledger import derived
+
+        now_ms = self._clock_ms()
+        with self._engine.connect() as conn, conn.begin():
+            found = derived.percentiles(conn, now_ms, self._options.route_window_ms)
+        self.latest = msgspec.structs.replace(self.latest, percentiles=found, percentiles_at_ms=now_ms)
 
     def stats(self) -> dict[str, int | float]:
         """Give the gauges of the metrics page."""
@@ -117,22 +136,36 @@ class Refresher:
         return {
             "snapshot_age_s": age_ms / 1000 if self.latest.observed_at_ms else 0.0,
             "derive_s": self.latest.derive_ms / 1000,
+            "percentiles_s": self._ranks_s,
             "read_errors_snapshot": self.read_errors.get("snapshot", 0),
+            "read_errors_percentiles": self.read_errors.get("percentiles", 0),
         }
 
     def _run(self) -> None:
+        if self._stop.wait(self._delay_s):
+            return
+        # Before it stands back: whoever waits for a module that a thread at idle priority loads waits as long as that.
+        from turnout.ledger import connection, derived, prices, window  # noqa: F401
+
         self._yields()
-        pause_s = self._delay_s
+        pause_s = 0.0
         while not self._stop.wait(pause_s):
-            started = self._monotonic()
-            try:
-                self.refresh()
-            except Exception:  # noqa: BLE001 - statistics fail open, whatever the driver raises
-                self.read_errors["snapshot"] = self.read_errors.get("snapshot", 0) + 1
-                self._drop()
-            spent_s = self._monotonic() - started
+            spent_s = self._timed("snapshot", self.refresh)
             pause_s = max(self._options.snapshot_interval_s, _PAUSE_FACTOR * spent_s)
+            if self._engine is not None and self._monotonic() >= self._ranks_at_s:
+                self._ranks_s = self._timed("percentiles", self.rank)
+                self._ranks_at_s = self._monotonic() + max(_RANKS_EVERY_S, _PAUSE_FACTOR * self._ranks_s)
         self._drop()
+
+    def _timed(self, query: str, derive: Callable[[], object]) -> float:
+        """Derive something and return the seconds it took, whether or not it came about."""
+        started = self._monotonic()
+        try:
+            derive()
+        except Exception:  # noqa: BLE001 - statistics fail open, whatever the driver raises
+            self.read_errors[query] = self.read_errors.get(query, 0) + 1
+            self._drop()
+        return self._monotonic() - started
 
     def _drop(self) -> None:
         """Start over with new connections and new sums."""
@@ -140,12 +173,3 @@ class Refresher:
         self._streaks_at_ms = 0
         if engine is not None:
             engine.dispose()
-
-
-def _by_model(routes: dict[RouteKey, RouteStats]) -> dict[str, RouteStats]:
-    models: dict[str, list[int]] = {}
-    for key, stats in routes.items():
-        values = msgspec.structs.astuple(stats)
-        total = models.get(key.model)
-        models[key.model] = list(values) if total is None else [a + b for a, b in zip(total, values, strict=True)]
-    return {model: RouteStats(*sums) for model, sums in models.items()}

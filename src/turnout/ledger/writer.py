@@ -12,11 +12,12 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout.ledger import opening, upgrade
 from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S, Drain
 from turnout.ledger.entry import Entry, encode
+from turnout.ledger.explanations import Explanations
 from turnout.ledger.sink import LedgerRefusedError
 from turnout.ledger.slots import Slots, recover
 from turnout.ledger.snapshot import Refresher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from turnout.core import options
     from turnout.core.facts import CallFact, OpenedCall, RouteKey, StatsSnapshot
     from turnout.core.pricing import PriceBook
+    from turnout.ledger.explanations import Recent
     from turnout.ledger.pages import Pages
     from turnout.ledger.sink import Sink
     from turnout.ledger.upgrade import OnEvent
@@ -176,6 +178,13 @@ class Ledger:
         else:
             self._dropped_full += 1
 
+    def explain(self, recent: Callable[[], Recent], render: Callable[[str, Any], bytes]) -> None:
+        """Store explanations of some of the `recent` decisions with their calls; before `start`."""
+        if self._options.decisions_per_s:
+            self._drain.explanations = Explanations(
+                recent, render, per_s=self._options.decisions_per_s, monotonic=self._monotonic
+            )
+
     def snapshot(self) -> StatsSnapshot:
         """Give the derived statistics: the same object until the next refresh, empty when older than 30 s."""
         return self._refresher.fresh(self._clock_ms())
@@ -256,6 +265,7 @@ class Ledger:
             "dropped_calls_invalid": self._dropped_invalid + written.invalid + spool.calls_unencodable,
             "dropped_attempts_spool_full": spool.calls_stripped,
             "dropped_decisions_too_large": written.decisions_too_large,
+            "dropped_decisions_unexplained": drain.explanations.failed if drain.explanations is not None else 0,
             "spool_bytes": spool.size_bytes,
             "spool_memory_bytes": spool.memory_used_bytes,
             "spool_replayed": drain.replayed,
@@ -339,12 +349,14 @@ class Ledger:
 
     def _from_slots(self, room: int) -> None:
         """Take calls that once found no room from their slots."""
-        for _ in range(max(0, min(room, len(self._overflow)))):
-            call = self._slots.ended(self._overflow.popleft()) if self._slots is not None else None
-            if call is None:
-                self._dropped_full += 1
-            else:
-                self._queue.append(Entry(call.call_id, encode(call), None))
+        slots = self._slots
+        with contextlib.suppress(IndexError):  # a writer that hung may come back while `close` does this for it
+            for _ in range(room):
+                call = slots.ended(self._overflow.popleft()) if slots is not None else None
+                if call is None:
+                    self._dropped_full += 1
+                else:
+                    self._queue.append(Entry(call.call_id, encode(call), None))
 
     def _prune(self, wait_s: float) -> float:
         """Delete one chunk when it is time; return the pause until the next round."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from turnout.core.facts import AttemptFact, CallFact, RouteKey, RouteStats
+from turnout.core.facts import AttemptFact, CallFact, Percentiles, RouteKey, RouteStats
 from turnout.ledger import connection, derived, health, schema, sqlite, upgrade, window
 
 BASE_MS = time.time_ns() // 1_000_000 // 10_000 * 10_000
@@ -198,7 +198,7 @@ class Reference:
             )
         return rows
 
-    def percentiles(self, now_ms: int) -> dict[RouteKey, derived.Percentiles]:
+    def percentiles(self, now_ms: int) -> dict[RouteKey, Percentiles]:
         found: dict[RouteKey, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for leg in self.attempts:
             if leg.route is not None and leg.ok and leg.ended_at_ms >= now_ms - WINDOW_MS:
@@ -212,7 +212,7 @@ class Reference:
                 durations.sort()
                 ranks[f"{name}_p50_ms"] = durations[math.ceil(len(durations) / 2) - 1]
                 ranks[f"{name}_p95_ms"] = durations[math.ceil(len(durations) * 19 / 20) - 1]
-            made[route] = derived.Percentiles(**ranks)
+            made[route] = Percentiles(**ranks)
         return made
 
     def streaks(self, now_ms: int) -> Any:

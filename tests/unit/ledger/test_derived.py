@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from turnout.core import options
-from turnout.core.facts import RouteKey, RouteStats, StatsSnapshot
+from turnout.core.facts import Percentiles, RouteKey, RouteStats, StatsSnapshot
 from turnout.core.pricing import Price, Tokens
 from turnout.ledger import connection, derived, health, prices
 from turnout.ledger.derived import CostRow, cost_accuracy
@@ -67,7 +67,8 @@ def test_means_round_half_up() -> None:
 
 
 def test_means_use_their_own_counts() -> None:
-    merged = derived.merged([RouteStats(5, 5, 4, 4, 600), RouteStats(10, 10, 1, 1, 1_000)])
+    routes = {A: RouteStats(5, 5, 4, 4, 600), B: RouteStats(10, 10, 1, 1, 1_000)}
+    [merged] = derived.merged(routes, lambda _: "pool").values()
     assert (merged.success_rate, merged.e2e_mean_ms) == (5 / 15, 320)
 
 
@@ -244,6 +245,19 @@ def test_a_snapshot_holds_everything_and_its_age(refresher: Refresher, tries: Ma
     assert (found.routes[A].n, found.models["m"].n, found.models["n"].n) == (1, 2, 20)
     assert found.tool_incapable == frozenset({B})
     assert found.route_streaks[RouteKey("", "m", "b")].failures == 1
+
+
+def test_percentiles_stand_beside_the_sums_with_their_own_instant(
+    refresher: Refresher, tries: Make, clock: Any
+) -> None:
+    tries(*({"e2e_ms": ms, "ttft_ms": ms // 10} for ms in range(100, 2_100, 100)), {"e2e_ms": 9_999, **FAILED})
+    refresher.refresh()
+    refresher.rank()
+    ranked_at_ms = clock()
+    clock.now_ms += 1_000
+    found = refresher.refresh()
+    assert found.percentiles == {A: Percentiles(1_000, 1_900, 100, 190)}
+    assert (found.percentiles_at_ms, found.observed_at_ms) == (ranked_at_ms, clock())
 
 
 def test_derived_statistics_carry_their_age(refresher: Refresher, tries: Make, clock: Any) -> None:

@@ -6,6 +6,7 @@ through the live policies, not through a copy of their formulas.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
 from turnout.core.scheduling.types import Costs, Decision, Verdict
 
 _VERSION = 1
+_STORED_CANDIDATES = 10
 # Of these the highest total wins; of the others the lowest.
 _UNITS = {
     "affinity_load": "score",
@@ -71,6 +73,14 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
 
 
 def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
+def brief(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document as it is stored: the picked candidate and the nine best, dropped ones as counts by reason."""
+    kept = sorted(document["candidates"], key=lambda candidate: candidate["rank"])[:_STORED_CANDIDATES]
+    reasons = Counter(drop["reason"] for drop in document["dropped"])
+    total = len(document["candidates"])
+    return document | {"candidates": kept, "candidates_total": total, "dropped": dict(sorted(reasons.items()))}
+
+
     """Run the policy over the printed inputs; returns the picked name and the totals."""
     candidates = document["candidates"]
     result = document["prefix_result"]

@@ -6,7 +6,7 @@ import pytest
 from turnout.core import options
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.explain import explain, recompute
+from turnout.core.scheduling.explain import brief, explain, recompute
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.policies import POLICIES
 
@@ -66,6 +66,21 @@ def test_recompute_gives_the_pick_and_the_totals_bit_for_bit(policy: str) -> Non
         assert decision.picked is not None
         if keys:
             fleet.index.record(keys, decision.picked.bit, float(number))
+
+
+def test_what_is_stored_is_the_pick_the_nine_best_and_counts_by_reason() -> None:
+    names = [f"e{number:02}" for number in range(20)]
+    fleet, pool = fleet_of("least_busy", *names)
+    for number, name in enumerate(names[:15]):
+        fleet.endpoints[name].in_flight = 15 - number
+    for name in names[15:]:
+        fleet.endpoints[name].draining = True
+    document = explain(schedule(Ask("m", [], 200, 150), pool, fleet, 2.5, random.Random(1)), "r")
+    stored = brief(document)
+    assert [candidate["endpoint"] for candidate in stored["candidates"]] == names[14:4:-1]
+    assert (stored["candidates_total"], stored["dropped"], stored["picked"]) == (15, {"draining": 5}, "e14")
+    assert len(json.dumps(stored)) < 16_384
+    assert len(document["candidates"]) == 15
 
 
 def test_explaining_changes_no_state_and_may_come_late() -> None:
