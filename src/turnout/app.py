@@ -300,7 +300,7 @@ class App:
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
         pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
-        disagg_pages = disagg_routes(lambda: disagg_document(self.gateway.fleet, self._clock()))
+        disagg_pages = disagg_routes(lambda: disagg_document(self.gateway, self._clock()))
         pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages,
                  *registration_routes(self.changes, self._config.server.registration_digest))  # fmt: skip
         return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)

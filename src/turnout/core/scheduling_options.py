@@ -70,10 +70,7 @@ class Scheduling(Section, frozen=True, kw_only=True):
     hold_samples: Annotated[
         int,
         Meta(ge=0, le=1_000_000),
-        doc(
-            "turnout: nobody is held before every candidate's prefill was measured this often: a guess is no queue "
-            "(pools with roles hold on guesses, too)."
-        ),
+        doc("turnout: nobody is held before every candidate's prefill was measured this often: a guess is no queue."),
     ] = 1
     gate_regret: Annotated[
         Ratio, doc("turnout: from this share of recomputed evictions cold requests wait; 1 switches the gate off.")

@@ -255,7 +255,7 @@ class LegPair:
         legs, pairing, run = self._legs, self._pairing, self._run
         pairing.count("legs", legs.decode.name, "decode", "ok")
         state = pairing.book.pair(legs.prefill.name, legs.decode.name)
-        state.count += 1
+        state.worked()
         output_s = self.response.first_output_s
         if output_s is not None and legs.prefilled_s is not None and self._serial:
             pairing.observe("first_byte_after_prefill_seconds", output_s - legs.prefilled_s, run.model)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnout.core.fleet.level import level
 from turnout.core.fleet.registry import Fleet
-from turnout.core.options import Admission
 from turnout.core.scheduling.pairing import Pairing
 
-_LEVELS = Admission()
+if TYPE_CHECKING:
+    from turnout.gateway.service import Gateway
 
 
-def disagg_document(fleet: Fleet, now: float) -> dict[str, Any]:
+def disagg_document(gateway: Gateway, now: float) -> dict[str, Any]:
     """Return the document of `GET /x/disagg`; JSON types only."""
-    pairing = fleet.pairing
+    pairing, admission = gateway.fleet.pairing, gateway.recovery.doors.options
     if not isinstance(pairing, Pairing):
         return {}
     counts = dict(pairing.counts)
@@ -41,7 +41,7 @@ def disagg_document(fleet: Fleet, now: float) -> dict[str, Any]:
                 "decode_legs": _legs(counts, name, "decode"),
                 "in_flight": member.in_flight,
                 "waiting": member.waiting,
-                "level": level(member, now, _LEVELS).name.lower(),
+                "level": level(member, now, admission).name.lower(),
             }
             for name, member in members
         ],

@@ -50,17 +50,27 @@ class PairState:
         silent.clear()
         return True
 
-    def took(self, seconds: float, predicted_s: float) -> None:
-        """A hand-over took this long; a pair that works again is trusted again."""
-        self.times.append(seconds)
-        self.excess_s += _WEIGHT * (seconds - predicted_s - self.excess_s)
-        self.quarantine_s = 0.0
+    def worked(self) -> None:
+        """An attempt of this pair is complete."""
+        self.count += 1
         self.hangs = 0
 
+    def took(self, seconds: float, predicted_s: float) -> None:
+        """A hand-over took this long."""
+        self.times.append(seconds)
+        self.excess_s += _WEIGHT * (seconds - predicted_s - self.excess_s)
+
     def failed(self, now: float, first_s: float) -> None:
-        """A hand-over failed: the pair rests, twice as long each time in a row, at most ten times the first."""
+        """A hand-over failed: the pair rests, twice as long each time in a row, at most ten times the first.
+
+        In a row are failures with less than the last rest between its end and them: that a pair completes attempts
+        says little, engines may compute in silence what was not transferred.
+        """
         self.failures += 1
-        self.quarantine_s = min(max(first_s, 2.0 * self.quarantine_s), _QUARANTINE_GROWTH_MAX * first_s)
+        if now < self.quarantined_until:
+            return  # what was under way when the rest began makes it no longer
+        in_a_row = now < self.quarantined_until + self.quarantine_s
+        self.quarantine_s = min(2.0 * self.quarantine_s, _QUARANTINE_GROWTH_MAX * first_s) if in_a_row else first_s
         self.quarantined_until = now + self.quarantine_s
 
     def percentile(self, share: float) -> float | None:

@@ -27,7 +27,6 @@ from turnout.core.scheduling.types import Decision
 
 _BEST = 32
 _WISHES = ("pair_attempts", "one_token")  # reasons that yield when nobody may serve alone
-_HOLD_LOOK_S = 0.05
 _ALIKE_S = 1e-6
 _UNCACHED, _QUEUE, _RUNNING, _BUSY, _STEP, _EVICT, _GUARD = 0, 3, 4, 6, 7, 8, 9
 
@@ -54,7 +53,7 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
         return _nobody(decision, split, prefills, decodes, ask)
     rows = decision.rows
     place = {member.name: position for position, member in enumerate(members)}
-    work = _work(decision)
+    work = turnout.prefill_s(decision)
     facts = split.facts
     first = {p.name: rows[place[p.name]][_QUEUE] + work[place[p.name]] + rows[place[p.name]][_EVICT] for p in prefills}
     second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
@@ -70,8 +69,13 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     solo_s = solo[0] if solo is not None else float("inf")
     uncached = min(lacks.values(), default=float(ask.tokens))
     notes = PairFacts(options.decider, uncached, ask.tokens, pair_s, solo_s)
-    if ask.may_hold and not ask.tried and _held(decision, fleet, [rows[place[p.name]][_QUEUE] for p in prefills], solo):
-        return decision
+    splits = best_pair is not None and not reason and wants_split(pairing, uncached, ask.tokens, pair_s, solo_s)
+    if ask.may_hold and not ask.tried and prefills:
+        # Bind late while everybody who might prefill has enough queued: the choice stays open until it matters.
+        certain = solo is None or (splits and options.decider != "seconds")
+        prefilling = [place[member.name] for member in (prefills if certain else members)]
+        if turnout.hold_for_queue(decision, prefilling, ask, fleet):
+            return decision
     saturated = best_pair is None and not reason and full(split.prefill.members, dropped)
     if saturated and uncached > options.solo_relief_tokens:
         solo = None  # it waits for a prefill endpoint: beside the answers it would cost too much
@@ -79,10 +83,7 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
         if quarantined:
             decision.dropped = (*decision.dropped, ("", "pair_quarantined"))
         return _nobody(decision, split, prefills, decodes, ask)
-    whole = solo is not None and (
-        best_pair is None or bool(reason) or not wants_split(pairing, uncached, ask.tokens, pair_s, solo_s)
-    )
-    if whole and solo is not None:
+    if solo is not None and not splits:
         without = "prefill_saturated" if saturated else "no_pair"
         notes.reason = reason or (without if best_pair is None else options.decider)
         return _settled(decision, ask, place[solo[1].name], None, notes)
@@ -244,12 +245,6 @@ def _columns(
     return decision
 
 
-def _work(decision: Decision) -> list[float]:
-    """Seconds of prefill per candidate, for what it does not hold."""
-    tokens = decision.tokens
-    return [row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
-
-
 def _decode_s(row: Sequence[float]) -> float:
     """What one more answer costs where others run: alone it spreads answers over decode endpoints."""
     return row[_BUSY] * row[_STEP]
@@ -294,21 +289,6 @@ def _best_solo(
         if best is None or (total, row[_BUSY]) < best[:2]:
             best = (total, row[_BUSY], member)
     return None if best is None else (best[0], best[2])
-
-
-def _held(decision: Decision, fleet: Fleet, queues: list[float], solo: tuple[float, EndpointState] | None) -> bool:
-    """Bind late while every prefill endpoint has enough queued: the choice stays open until it matters."""
-    limit = fleet.scheduling.hold_prefill_s
-    if not limit or not queues:
-        return False
-    if solo is not None:
-        queues = [row[_QUEUE] for row in decision.rows]
-    shortest = min(queues)
-    if shortest <= limit:
-        return False
-    decision.held = "queue"
-    decision.retry_at = decision.now + max(shortest - limit, _HOLD_LOOK_S)
-    return True
 
 
 def _settled(decision: PairDecision, ask: Ask, position: int, prefill: int | None, notes: PairFacts) -> PairDecision:

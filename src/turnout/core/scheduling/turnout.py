@@ -116,10 +116,15 @@ def pick(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG0
     return lowest(decision, decision.totals, rotation)
 
 
+def prefill_s(decision: Decision) -> list[float]:
+    """Return `W` per candidate: the seconds to prefill what it does not hold."""
+    tokens = decision.tokens
+    return [row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
+
+
 def predicted_ttft(decision: Decision) -> list[float]:
     """Return `queue_s + W` per candidate: the rival that looks at one request only."""
-    tokens = decision.tokens
-    return [row[_QUEUE] + row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows]
+    return [row[_QUEUE] + work for row, work in zip(decision.rows, prefill_s(decision), strict=True)]
 
 
 def pick_predicted_ttft(decision: Decision, rotation: Rotation, rng: Rng) -> int:  # noqa: ARG001
@@ -133,24 +138,35 @@ def hold(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     Binding late costs nothing while every engine has work queued, and leaves the choice open until it matters.
     """
     scheduling = fleet.scheduling
-    now = decision.now
-    limit = scheduling.hold_prefill_s
     # Most requests find an endpoint with nothing queued, and often it is the first one that is looked at.
-    if limit and decision.rows[0][_QUEUE] > limit:
-        queued = min([row[_QUEUE] for row in decision.rows])
-        # A queue that only the prior tells of is not known: waiting for it would hide the engines' real speed for ever.
-        known = min([member.prefill.samples for member in decision.members]) >= scheduling.hold_samples
-        if known and queued > limit and now + _HOLD_LOOK_S < ask.deadline_s:
-            decision.held = "queue"
-            decision.retry_at = now + max(queued - limit, _HOLD_LOOK_S)
-            return True
+    limit = scheduling.hold_prefill_s
+    if (
+        limit
+        and decision.rows[0][_QUEUE] > limit
+        and hold_for_queue(decision, [*range(len(decision.rows))], ask, fleet)
+    ):
+        return True
     return scheduling.gate_regret < 1.0 and _gated(decision, ask, fleet)
+
+
+def hold_for_queue(decision: Decision, among: list[int], ask: Ask, fleet: Fleet) -> bool:
+    """Tell whether a request waits because each of these candidates has enough queued; fills in `held`, `retry_at`."""
+    scheduling = fleet.scheduling
+    limit, now = scheduling.hold_prefill_s, decision.now
+    queued = min([decision.rows[position][_QUEUE] for position in among], default=0.0)
+    if not limit or queued <= limit or now + _HOLD_LOOK_S >= ask.deadline_s:
+        return False
+    # A queue that only the prior tells of is not known: waiting for it would hide the engines' real speed for ever.
+    if min([decision.members[position].prefill.samples for position in among]) < scheduling.hold_samples:
+        return False
+    decision.held = "queue"
+    decision.retry_at = now + max(queued - limit, _HOLD_LOOK_S)
+    return True
 
 
 def least_prefill_s(decision: Decision) -> float:
     """Return the seconds of prefill at the candidate where it is shortest: the order of held requests."""
-    tokens = decision.tokens
-    return min([row[1] * row[0] + row[2] * row[0] * (tokens - 0.5 * row[0]) for row in decision.rows], default=0.0)
+    return min(prefill_s(decision), default=0.0)
 
 
 def _gated(decision: Decision, ask: Ask, fleet: Fleet) -> bool:

@@ -199,12 +199,25 @@ def test_a_failed_pair_rests_and_doubles_up_to_ten_times() -> None:
     for decode in ("d0", "d1"):
         pairing.book.pair("p1", decode).failed(1.0, 60.0)
     assert decide(fleet).prefill is not None  # soft: with every pair at rest, they are used
-    state = PairState()
-    rests = []
+    state, now, rests = PairState(), 0.0, []
     for _ in range(6):
-        state.failed(0.0, 60.0)
-        rests.append(state.quarantined_until)
+        state.failed(now, 60.0)
+        rests.append(state.quarantined_until - now)
+        now = state.quarantined_until
     assert rests == [60, 120, 240, 480, 600, 600]
+
+
+def test_a_pair_rests_once_for_all_that_failed_together_and_afresh_after_a_time_without_failure() -> None:
+    state = PairState()
+    state.failed(0.0, 60.0)
+    for now in (1.0, 59.0):  # attempts that were under way
+        state.failed(now, 60.0)
+    assert (state.quarantined_until, state.failures) == (60.0, 3)
+    state.worked()
+    state.failed(119.0, 60.0)
+    assert state.quarantined_until == 239.0, "in a row, whatever was completed in between: some engines fail in silence"
+    state.failed(359.0, 60.0)
+    assert state.quarantined_until == 419.0, "for as long as it rested it did not fail"
 
 
 def test_rooms_never_repeat() -> None:
