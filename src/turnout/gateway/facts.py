@@ -108,6 +108,9 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
 
 def spent(run: OpenRun) -> tuple[int | None, int | None, int | None, int | None]:
     """Return tokens (in, out, cached) and cost of a run whose answer is complete and about to be handed over."""
+    if run.extra is not None and run.extra.replayed is not None:
+        replayed = run.extra.replayed
+        return replayed["tokens_in"], replayed["tokens_out"], replayed["tokens_cached"], replayed["cost_nusd"]
     exchange, response = run.exchange, run.response
     if exchange is None or response is None:
         return None, None, None, None

@@ -142,7 +142,9 @@ class Replaying:
             ticket.timer.cancel()
         if ticket.follows:
             self._flights.leave(ticket.key, run)
-        if run.request.stream and ticket.consent.stores and outcome is Outcome.COMPLETED:
+        # What was relayed with the totals of a session is that session's.
+        stream = run.request.stream and not run.prepared.totals
+        if stream and ticket.consent.stores and outcome is Outcome.COMPLETED:
             keep_stream(run, ticket)
         if ticket.body is not None:
             self._store(run, ticket, outcome)
@@ -317,6 +319,8 @@ class Replaying:
             "tokens_out": answer.tokens_out,
             "tokens_cached": answer.tokens_cached,
         }
+        if run.prepared.totals and run.gateway.totals is not None:
+            body = run.gateway.totals.replayed(run, body)
         told = b"x-turnout-cache: %b\r\nx-turnout-cache-age-s: %d\r\n" % (match.kind.encode(), int(match.age_s))
         if match.kind == "semantic":
             told += b"x-turnout-cache-similarity: %.3f\r\n" % match.similarity

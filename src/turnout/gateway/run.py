@@ -374,6 +374,8 @@ class Run(OpenRun):
             self.end_of_body()
             return
         if self.prepared.totals and self.gateway.totals is not None:
+            if self.prepared.totals and self.gateway.totals is not None:
+                event = self.gateway.totals.replayed(self, event)
             body = self.gateway.totals.extended(self, body)
         self.client.write(replies.whole_answer(self, response, body))
 

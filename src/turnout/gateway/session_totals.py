@@ -7,6 +7,7 @@ answer waits for the ledger: without its word in time `complete` is false and on
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
 SESSIONS_MAX = 4_096
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
 _SINCE_MAX = 1_024
 _ASKING_MAX = 8
 _NAMES = ("calls", "failed", "tokens_in", "tokens_out", "tokens_cached", "cost_nusd", "priced")
@@ -106,6 +108,15 @@ class SessionTotals:
         }
         return msgspec.json.encode({"session": shown})
 
+    def replayed(self, run: OpenRun, body: bytes) -> bytes:
+        """Add the member to an answer that goes out at once: an object in JSON, or all the events of a stream."""
+        if not run.request.stream:
+            return self.extended(run, body)
+        # The last event is the one that ends the stream; line ends are those of whichever engine it came from.
+        events = body.rstrip(b"\r\n")
+        last = max((found.end() for found in _EVENT_END.finditer(events)), default=0)
+        return body[:last] + self.event(run) + body[last:]
+
     def extended(self, run: OpenRun, body: bytes) -> bytes:
         """Add the member to a whole answer, an object in JSON."""
         text = body.rstrip()
@@ -136,4 +147,4 @@ class SessionTotals:
 def _sums_of(fact: CallFact) -> Sums:
     cost = fact.cost_nusd
     tokens = (fact.tokens_in or 0, fact.tokens_out or 0, fact.tokens_cached or 0)
-    return (1, int(fact.outcome != "completed"), *tokens, cost or 0, int(cost is not None))
+    return (1, int(fact.cls != "ok"), *tokens, cost or 0, int(cost is not None))

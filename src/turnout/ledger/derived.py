@@ -24,6 +24,8 @@ DAY_MS: Final = 86_400_000
 _SESSIONS_MAX: Final = 100_000
 _STATS_N: Final = 7  # the sums of a RouteStats; two about tools follow
 
+FAILED: Final = "CASE WHEN outcome IN ('completed', 'cached') THEN 0 ELSE 1 END"
+"""1 for a call that its client got no answer to."""
 _ROUTES = sa.text("SELECT route_id, provider, model, replica FROM routes")
 _HOT = sa.text(
     "SELECT r.provider, r.model, r.replica FROM calls c JOIN routes r ON r.route_id = c.route_id"
@@ -31,7 +33,7 @@ _HOT = sa.text(
     " ORDER BY c.ended_at_ms DESC, c.seq DESC LIMIT 1"
 )
 _TOTALS = sa.text(
-    "SELECT COUNT(*) AS calls, COALESCE(SUM(CASE WHEN outcome = 'completed' THEN 0 ELSE 1 END), 0) AS failed,"
+    f"SELECT COUNT(*) AS calls, COALESCE(SUM({FAILED}), 0) AS failed,"  # noqa: S608 - a constant of our own
     " COALESCE(SUM(tokens_in), 0) AS tokens_in, COALESCE(SUM(tokens_out), 0) AS tokens_out,"
     " COALESCE(SUM(tokens_cached), 0) AS tokens_cached, COALESCE(SUM(cost_nusd), 0) AS cost_nusd,"
     " COUNT(cost_nusd) AS priced_n, MIN(started_at_ms) AS first_at_ms, MAX(ended_at_ms) AS last_at_ms"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ACCURACY_S: Final = (3_600, 7_776_000)
 _USAGE_MODELS_MAX: Final = 1_000
 _SESSIONS = sa.text(
-    "SELECT tenant, session_id, COUNT(*) AS calls, SUM(CASE WHEN outcome = 'completed' THEN 0 ELSE 1 END) AS failed,"
+    f"SELECT tenant, session_id, COUNT(*) AS calls, SUM({derived.FAILED}) AS failed,"  # noqa: S608 - a constant of our own
     " COALESCE(SUM(tokens_in), 0) AS tokens_in, COALESCE(SUM(tokens_out), 0) AS tokens_out,"
     " COALESCE(SUM(cost_nusd), 0) AS cost_nusd, COUNT(cost_nusd) AS priced, MIN(started_at_ms) AS first_at_ms,"
     " MAX(ended_at_ms) AS last_at_ms, MAX(seq) AS seq FROM calls WHERE ended_at_ms >= :since AND session_id IS NOT NULL"
@@ -41,14 +41,14 @@ _WHOSE = " WHERE tenant = :tenant AND (CAST(:key AS TEXT) IS NULL OR key_id = :k
 _CALLS = "".join(
     (
         "SELECT selected_model AS model, ended_at_ms AS at_ms, 1 AS calls,",
-        " CASE WHEN outcome = 'completed' THEN 0 ELSE 1 END AS failed, tokens_in, tokens_out, tokens_cached,",
+        f" {derived.FAILED} AS failed, tokens_in, tokens_out, tokens_cached,",
         *(" cost_nusd, CASE WHEN cost_nusd IS NULL THEN 0 ELSE 1 END AS priced FROM calls", _WHOSE),
     )
 )
 # Whole hours that are summed up, and the calls before and after them (ledger §8).
 _OF_WINDOW = "".join(
     (
-        " FROM (SELECT model, hour_ms AS at_ms, calls, CASE WHEN outcome = 'completed' THEN 0 ELSE calls END AS failed",
+        f" FROM (SELECT model, hour_ms AS at_ms, calls, calls * {derived.FAILED} AS failed",
         ", tokens_in, tokens_out, tokens_cached, cost_nusd, priced_n AS priced FROM usage_hourly",
         *(_WHOSE, " AND hour_ms >= :first AND hour_ms < :last UNION ALL "),
         *(_CALLS, " AND ended_at_ms >= :since AND ended_at_ms < :first UNION ALL "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,47 @@ def test_the_same_stream_is_replayed_with_usage_only_if_asked(
     assert ask(started).header(b"x-turnout-cache") == b"miss"
     fact = started.records.fact(2)
     assert (fact.outcome, fact.tokens_in, fact.tokens_out, fact.attempts) == ("cached", 3, 2, ())
+
+
+OPT_IN = (EXACT, b"x-turnout-session-totals: on", b"x-turnout-session: s1")
+
+
+def test_replayed_answers_tell_the_totals_of_their_session(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any, loop: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "convert")
+    engine.says(streams(wire))
+    assert ask(started, **ASKED).header(b"x-turnout-cache") == b"miss"
+    for calls in (1, 2):
+        told = ask(started, "say hi", *OPT_IN, stream=True)
+        assert (told.header(b"x-turnout-cache"), told.body.count(b"x_turnout")) == (b"exact", 1)
+        *_, last, done = told.body.strip().split(b"\n\n")
+        assert done == b"data: [DONE]"
+        loop.settle()
+        found = json.loads(last[6:])["x_turnout"]["session"]
+        assert (found["calls"], found["failed"], found["tokens_in"], found["tokens_out"]) == (
+            calls,
+            0,
+            3 * calls,
+            2 * calls,
+        )
+    whole = ask(started, "say hi", *OPT_IN)
+    assert (whole.header(b"x-turnout-cache"), whole.json["x_turnout"]["session"]["calls"]) == (b"exact", 3)
+    assert whole.json["x_turnout"]["session"]["cost_usd"] == "0.000000000"
+    assert b"x_turnout" not in ask(started).body
+
+
+def test_what_a_session_was_told_of_itself_is_not_stored(
+    router: Callable[..., Router], script_engine: Callable[..., Engine], wire: Any
+) -> None:
+    engine = script_engine()
+    started = start(router, engine, "same")
+    engine.says(streams(wire))
+    engine.says(streams(wire))
+    assert b"x_turnout" in ask(started, "say hi", *OPT_IN, stream=True).body
+    second = ask(started, stream=True)
+    assert (second.header(b"x-turnout-cache"), second.body.count(b"x_turnout")) == (b"miss", 0)
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -81,7 +81,7 @@ def histories(draw: Any) -> list[list[CallFact]]:
             path="/",
             stream=False,
             requested_model="m",
-            outcome=draw(st.sampled_from(["completed", "completed", "client_cancelled", "upstream_exhausted"])),
+            outcome=draw(st.sampled_from(["completed", "completed", "cached", "client_gone", "upstream_timeout"])),
             cls="ok",
             http_status=200,
             attempts=legs,
@@ -156,7 +156,7 @@ class Reference:
         found = self._session(tenant, session)
         return derived.SessionTotals(
             len(found),
-            sum(c.outcome != "completed" for c in found),
+            sum(c.outcome not in {"completed", "cached"} for c in found),
             sum(c.tokens_in or 0 for c in found),
             sum(c.tokens_out or 0 for c in found),
             sum(c.tokens_cached or 0 for c in found),
