@@ -49,7 +49,11 @@ def engine(
     events: Annotated[KvEncoding, typer.Option(help="Encoding of KV events.")] = "array",
     event_hashes: Annotated[KvHashes, typer.Option(help="Type of the block hashes in KV events.")] = "bytes",
     event_delay: Annotated[float, typer.Option(help="Seconds by which KV events are late.")] = 0.0,
-    dialect: Annotated[Dialect, typer.Option(help="sglang: it also tells its role, at /server_info.")] = "vllm",
+    kv_load: Annotated[str, typer.Option(help="Publish load reports at this ZeroMQ address, as SGLang does.")] = "",
+    dp_size: Annotated[int, typer.Option(help="Data-parallel ranks; each publishes at the next port.")] = 1,
+    dialect: Annotated[
+        Dialect, typer.Option(help="sglang: it also tells role and events, at /server_info, and loads, at /v1/loads.")
+    ] = "vllm",
     role: Annotated[Role, typer.Option(help="Leg of a bootstrap hand-over that it takes.")] = "both",
     kv_host: Annotated[str, typer.Option(help="Host that a prefill engine names as its own.")] = "",
     kv_lease_s: Annotated[float, typer.Option(help="How long blocks are kept that nobody has fetched.")] = 30.0,
@@ -96,6 +100,8 @@ def engine(
             kv_encoding=events,
             kv_hashes=event_hashes,
             kv_delay_s=event_delay,
+            kv_load=kv_load,
+            dp_size=dp_size,
             dialect=dialect,
             role=role,
             kv_host=kv_host,

@@ -65,7 +65,7 @@ class Endpoint(Section, frozen=True, kw_only=True):
     kv_tp_size: Annotated[Count | None, doc("Tensor-parallel size, as kv_block_tokens.")] = None
     kv_multimodal: Annotated[bool, doc("Requests with images may be split here, too.")] = False
     kv_route_ranks: Annotated[
-        bool, doc("bootstrap: each leg is sent to one of the kv_ranks data-parallel ranks (routed_dp_rank).")
+        bool, doc("Each request, and each leg of bootstrap, is sent to one of the kv_ranks data-parallel ranks.")
     ] = False
     bootstrap_port: Annotated[
         int, Meta(ge=1, le=65_535), doc("Where a prefill endpoint's bootstrap server listens (sglang, mooncake).")

@@ -50,6 +50,11 @@ def upstream_body(request: Request, engine_model: str, *, ask_usage: bool) -> by
     return _without_member(spliced, "turnout") if dropped else spliced
 
 
+def with_rank(body: bytes, rank: int) -> bytes:
+    """Return the body for one data-parallel rank of an SGLang engine; clients cannot name one (J9)."""
+    return _insert_last(body, b'"routed_dp_rank":%d' % rank)
+
+
 def _insert_last(body: bytes, member: bytes) -> bytes:
     end = body.rindex(b"}")
     separator = b"" if body[:end].rstrip().endswith(b"{") else b","

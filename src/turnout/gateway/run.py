@@ -21,6 +21,7 @@ from turnout.gateway import answers, fallback, legs, replies, rescue
 from turnout.gateway.admission import applicant
 from turnout.gateway.extra import choose, looked_up, next_model
 from turnout.gateway.open_run import OpenRun
+from turnout.gateway.rank_address import addressed
 from turnout.gateway.response import AttemptResponse
 from turnout.gateway.wording import CODES, POISON, too_large, unspoken
 from turnout.http.response_head import ResponseHead
@@ -237,9 +238,12 @@ class Run(OpenRun):
         if attempt.legs is not None:
             legs.send(self, attempt.legs, response, body)
             return
+        forward = self.prepared.forward
+        if attempt.endpoint.ranks is not None:
+            body, forward = addressed(attempt, body, forward)
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             upstream.head(request.path),
-            self.prepared.forward,
+            forward,
             self.request_id,
             len(body),
         )
@@ -370,12 +374,12 @@ class Run(OpenRun):
             self.gateway.response_cache.keep(self, response, body)
         if self.head_sent:
             event = self.dialect.as_events(body)
+            if self.prepared.totals and self.gateway.totals is not None:
+                event = self.gateway.totals.replayed(self, event)
             self.client.write(answers.chunk(event) if self.chunked else event)
             self.end_of_body()
             return
         if self.prepared.totals and self.gateway.totals is not None:
-            if self.prepared.totals and self.gateway.totals is not None:
-                event = self.gateway.totals.replayed(self, event)
             body = self.gateway.totals.extended(self, body)
         self.client.write(replies.whole_answer(self, response, body))
 

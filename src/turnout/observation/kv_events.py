@@ -13,6 +13,7 @@ from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.informant import Informant
 from turnout.core.fleet.precision import Mode
+from turnout.core.fleet.ranks import Ranks
 from turnout.core.fleet.registry import Fleet
 from turnout.core.prefix.keys import root_key
 from turnout.engines.sglang import kv_source
@@ -147,6 +148,8 @@ class KvEvents:
             )
 
         rank = key[1]
+        if endpoint.kv_route_ranks and endpoint.kv_ranks > 1 and endpoint.role == "both" and state.ranks is None:
+            state.ranks = Ranks(endpoint.kv_ranks)
         self.informants[key] = Informant(
             self._fleet,
             state,

@@ -22,13 +22,13 @@ from turnout.sim.timing import Batch, timing_of
 class EngineModel:
     """One engine. Not thread-safe; ids count from 0 in order of arrival."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, rank: int = 0) -> None:
         self.options = options
         self.counters = Counters()
         self.latencies = Latencies()
         self.journal: KvJournal | None = None
         if options.kv_events:
-            self.journal = KvJournal(options.block_tokens, options.kv_encoding, options.kv_hashes)
+            self.journal = KvJournal(options.block_tokens, options.kv_encoding, options.kv_hashes, rank)
         self.store = BlockStore(options.blocks, None if self.journal is None else self.journal.removed)
         self.slowness = 1.0
         """Multiplies the duration of each step that begins; the fault `slow` sets it."""
@@ -63,6 +63,11 @@ class EngineModel:
         sequence = self._pinned.pop(number, None)
         if sequence is not None:
             self._release(sequence)
+
+    @property
+    def waiting_uncached_tokens(self) -> int:
+        """Tokens of waiting sequences that the store does not have."""
+        return sum(self.lacks(sequence.work) for sequence in self._waiting)
 
     def lacks(self, work: Work) -> int:
         """Tokens of a prompt that the store does not have."""

@@ -24,6 +24,7 @@ from turnout.sim.handover_shapes import (
     fetched,
     legs_decoder,
 )
+from turnout.sim.options import LOAD_TOPIC
 from turnout.sim.requests import Generate, RefusalError, decode
 
 if TYPE_CHECKING:
@@ -44,15 +45,29 @@ _MADE_BY_ROUTERS = ("xfer-",)
 """Names of offers that a decode side may ask for before they are made; bootstrap rooms are numbers."""
 
 
-def server_info(options: EngineOptions, port: int) -> dict[str, Any]:
-    """Return the part of SGLang's page that tells the role of an engine."""
-    return {
+def server_info(options: EngineOptions, port: int, kv_events: str) -> dict[str, Any]:
+    """Return the part of SGLang's page that tells the role of an engine, and where it publishes."""
+    told = {"kv_events": _descriptor(options, kv_events)} if kv_events.startswith("tcp://") else {}
+    return told | {
         "disaggregation_mode": "null" if options.role == "both" else options.role,
         "disaggregation_bootstrap_port": port,
         "tp_size": 1,
         "page_size": options.block_tokens,
         "kv_cache_dtype": "auto",
     }
+
+
+def _descriptor(options: EngineOptions, kv_events: str) -> dict[str, Any]:
+    at = urlsplit(kv_events)
+    loads = urlsplit(options.kv_load).port if options.kv_load else None
+    return {
+        "publisher": "zmq",
+        "endpoint_host": at.hostname,
+        "endpoint_port_base": at.port,
+        "topic": options.kv_topic,
+        "block_size": options.block_tokens,
+        "dp_size": options.dp_size,
+    } | ({"load_endpoint_port_base": loads, "load_topic": LOAD_TOPIC} if loads else {})
 
 
 def _no_fault() -> Fault | None:

@@ -16,10 +16,11 @@ _HASH_BYTES = 32
 class KvJournal:
     """Collects changes between two publications; `take` empties it."""
 
-    def __init__(self, block_tokens: int, encoding: KvEncoding, hashes: KvHashes) -> None:
+    def __init__(self, block_tokens: int, encoding: KvEncoding, hashes: KvHashes, rank: int = 0) -> None:
         self._block_tokens = block_tokens
         self._encoding = encoding
         self._hashes = hashes
+        self._rank = rank
         self._events: list[dict[str, object]] = []
 
     def stored(self, keys: list[int], parent: int | None, tokens: list[int], salt: str) -> None:
@@ -57,9 +58,9 @@ class KvJournal:
         self._events = []
         if self._encoding == "array":
             events = [list(event.values()) for event in events]  # type: ignore[attr-defined]  # dictionaries, see above
-        batch: object = [now, events, 0]
+        batch: object = [now, events, self._rank]
         if self._encoding == "map-batch":
-            batch = {"ts": now, "events": events, "data_parallel_rank": 0}
+            batch = {"ts": now, "events": events, "data_parallel_rank": self._rank}
         return msgspec.msgpack.encode(batch)
 
     def _hash(self, key: int) -> int | bytes:

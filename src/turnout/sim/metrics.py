@@ -43,16 +43,17 @@ class Histogram:
 class Metrics:
     """Renders the model's counters; histograms are fed once per step."""
 
-    def __init__(self, model: EngineModel, started_at: float) -> None:
-        self._model = model
-        self._started_at = started_at
+    def __init__(self, model: EngineModel, started_at: float, rank: int = 0) -> None:
+        self.model = model
+        self.started_at = started_at
+        self._rank = rank
         self._ttft = Histogram(TTFT_BUCKETS)
         self._itl = Histogram(ITL_BUCKETS)
         self._queue = Histogram(QUEUE_BUCKETS)
 
     def collect(self) -> None:
         """Move the latencies recorded by the model into the histograms."""
-        latencies = self._model.latencies
+        latencies = self.model.latencies
         for histogram, values in (
             (self._ttft, latencies.ttft_s),
             (self._itl, latencies.itl_s),
@@ -62,20 +63,14 @@ class Metrics:
         latencies.clear()
 
     def text(self, *, zero: bool = False, missing: bool = False) -> bytes:
-        """The exposition. `zero`: every vLLM value is 0. `missing`: no vLLM name is there."""
-        out = [
-            "# TYPE process_start_time_seconds gauge",
-            f"process_start_time_seconds {self._started_at!r}",
-        ]
-        if not missing:
-            names = self._model.options.metric_names
-            out += [_renamed(line, names) for line in self._lines(0 if zero else 1)]
-        return "\n".join((*out, "")).encode()
+        """The page of an engine of one rank."""
+        return page([self], zero=zero, missing=missing)
 
-    def _lines(self, scale: int) -> list[str]:
-        model = self._model
+    def families(self, scale: int) -> list[list[str]]:
+        """The lines of each name, its type first; `scale` 0: every value is 0, and there are no histograms."""
+        model = self.model
         options, counters, store = model.options, model.counters, model.store
-        labels = f'engine="0",model_name="{_escaped(options.model)}"'
+        labels = f'engine="{self._rank}",model_name="{_escaped(options.model)}"'
         gauges = (
             ("num_requests_running", float(model.running)),
             ("num_requests_waiting", float(model.waiting)),
@@ -90,29 +85,44 @@ class Metrics:
         )
         facts = (
             f'block_size="{options.block_tokens}",num_gpu_blocks="{store.capacity}",'
-            'enable_prefix_caching="True",engine="0"'
+            'enable_prefix_caching="True",engine="{self._rank}"'
         )
-        out: list[str] = []
-        for name, value in gauges:
-            out += [f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {value * scale}"]
+        ended = (("stop", counters.stopped), ("length", counters.length), ("abort", counters.aborted))
+        out = [[f"# TYPE vllm:{name} gauge", f"vllm:{name}{{{labels}}} {value * scale}"] for name, value in gauges]
         out += [
-            "# TYPE vllm:engine_sleep_state gauge",
-            f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} 1.0',
-            "# TYPE vllm:cache_config_info gauge",
-            f"vllm:cache_config_info{{{facts}}} 1.0",
+            [
+                "# TYPE vllm:engine_sleep_state gauge",
+                f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} 1.0',
+            ],
+            ["# TYPE vllm:cache_config_info gauge", f"vllm:cache_config_info{{{facts}}} 1.0"],
         ]
-        for name, count in totals:
-            out += [f"# TYPE vllm:{name} counter", f"vllm:{name}{{{labels}}} {float(count * scale)}"]
-        out.append("# TYPE vllm:request_success_total counter")
-        for reason, count in (("stop", counters.stopped), ("length", counters.length), ("abort", counters.aborted)):
-            out.append(
-                f'vllm:request_success_total{{{labels},finished_reason="{reason}"}} {float(count * scale)}',
-            )
+        out += [
+            [f"# TYPE vllm:{name} counter", f"vllm:{name}{{{labels}}} {float(count * scale)}"] for name, count in totals
+        ]
+        success = "vllm:request_success_total"
+        out.append(
+            [f"# TYPE {success} counter"]
+            + [f'{success}{{{labels},finished_reason="{reason}"}} {float(count * scale)}' for reason, count in ended]
+        )
         if scale:
-            out += self._ttft.lines("vllm:time_to_first_token_seconds", labels)
-            out += self._itl.lines("vllm:inter_token_latency_seconds", labels)
-            out += self._queue.lines("vllm:request_queue_time_seconds", labels)
+            out += [
+                self._ttft.lines("vllm:time_to_first_token_seconds", labels),
+                self._itl.lines("vllm:inter_token_latency_seconds", labels),
+                self._queue.lines("vllm:request_queue_time_seconds", labels),
+            ]
         return out
+
+
+def page(ranks: list[Metrics], *, zero: bool = False, missing: bool = False) -> bytes:
+    """The exposition of all ranks. `zero`: every vLLM value is 0. `missing`: no vLLM name is there."""
+    first = ranks[0]
+    out = ["# TYPE process_start_time_seconds gauge", f"process_start_time_seconds {first.started_at!r}"]
+    if not missing:
+        names = first.model.options.metric_names
+        for same in zip(*[metrics.families(0 if zero else 1) for metrics in ranks], strict=True):
+            samples = [line for lines in same for line in lines[1:]]
+            out += [_renamed(line, names) for line in (same[0][0], *samples)]
+    return "\n".join((*out, "")).encode()
 
 
 def _renamed(line: str, names: str) -> str:

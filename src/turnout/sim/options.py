@@ -13,6 +13,7 @@ from turnout.sim.faults import Fault
 from turnout.sim.kv_journal import KvEncoding, KvHashes
 
 DEFAULT_BLOCKS = 32_768
+LOAD_TOPIC = "load"
 
 Profile = Literal["default", "8b", "70b", "moe"]
 MetricNames = Literal["old", "new", "renamed"]
@@ -62,11 +63,15 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_replay: str = ""
     """ZeroMQ address that answers replays; empty: none."""
     kv_topic: str = ""
+    kv_load: str = ""
+    """ZeroMQ address to publish load reports at, as SGLang does; empty: none."""
     kv_encoding: KvEncoding = "array"
     kv_hashes: KvHashes = "bytes"
     kv_delay_s: float = 0.0
+    dp_size: int = 1
+    """Data-parallel ranks, each with these blocks and its own KV events: the next port each."""
     dialect: Dialect = "vllm"
-    """sglang: it also tells its role, at `/server_info`."""
+    """sglang: it also tells its role and where its events are, at `/server_info`, and its load, at `/v1/loads`."""
     role: Role = "both"
     """Which leg of a bootstrap hand-over it takes; those of NIXL say so themselves."""
     kv_host: str = ""
@@ -92,6 +97,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.max_num_batched_tokens}, since every running sequence takes one token per step"
             )
             raise ValueError(message)
+        if self.dp_size > 1 and self.role != "both":
+            message = f"dp_size = {self.dp_size}: expected 1 for the role {self.role}, which hands over on one rank"
+            raise ValueError(message)
+        if self.dp_size > 1 and any(
+            address.endswith(":*") for address in (self.kv_events, self.kv_replay, self.kv_load)
+        ):
+            message = f"kv_events = {self.kv_events!r}: expected a port, since rank r takes the r-th after it"
+            raise ValueError(message)
         if not self.model:
             message = "model = '': expected a name"
             raise ValueError(message)
@@ -110,6 +123,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("port", 0, 65_535),
+    ("dp_size", 1, 64),
     ("seed", 0, 2**64 - 1),
     ("prefill_tokens_per_s", 1e-3, 1e12),
     ("max_num_batched_tokens", 1, 2**20),

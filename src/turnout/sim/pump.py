@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turnout.sim.answers import Answer
     from turnout.sim.faults import FaultPlan
     from turnout.sim.kv_publisher import KvPublisher
+    from turnout.sim.load_publisher import LoadPublisher
     from turnout.sim.options import EngineOptions
     from turnout.sim.sequence import Work
 
@@ -27,13 +28,15 @@ LAG_MAX_S = 0.1
 
 
 class Pump:
-    """One incarnation of an engine: model, metrics, and the answers by generation. Lives until `stop`."""
+    """One rank of one incarnation of an engine: model, metrics, and the answers by generation. Lives until `stop`."""
 
-    def __init__(self, options: EngineOptions, faults: FaultPlan, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, options: EngineOptions, faults: FaultPlan, clock: Callable[[], float] = time.monotonic, rank: int = 0
+    ) -> None:
         self.started_at = time.time()
         self._clock = clock
-        self.model = EngineModel(options)
-        self.metrics = Metrics(self.model, self.started_at)
+        self.model = EngineModel(options, rank)
+        self.metrics = Metrics(self.model, self.started_at, rank)
         self.last_abort_at: float | None = None
         """Monotonic seconds."""
         self.publisher: KvPublisher | None = None
@@ -43,6 +46,11 @@ class Pump:
             self.publisher = KvPublisher(
                 options.kv_events, options.kv_replay, options.kv_topic, options.kv_delay_s, faults
             )
+        self._loads: LoadPublisher | None = None
+        if options.kv_load:
+            from turnout.sim.load_publisher import LoadPublisher  # as above
+
+            self._loads = LoadPublisher(options.kv_load, rank)
         self._faults = faults
         self._answers: dict[int, Answer] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -69,6 +77,9 @@ class Pump:
         if self.publisher is not None:
             self.publisher.close()
             self.publisher = None
+        if self._loads is not None:
+            self._loads.close()
+            self._loads = None
 
     def _begin(self, start: float) -> None:
         self._timer = None
@@ -95,5 +106,7 @@ class Pump:
             payload = self.model.journal.take(time.time())
             if payload is not None:
                 self.publisher.publish(payload)
+        if self._loads is not None:
+            self._loads.publish(self.model)
         now = self._clock()
         self._begin(end if now - end < LAG_MAX_S else now)

@@ -40,6 +40,8 @@ class Generate(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     include_usage: bool = False
     continuous_usage: bool = False
     logprobs: bool = False
+    rank: int | None = None
+    """Data-parallel rank that is to serve it; None: whichever has room."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -67,6 +69,7 @@ class Sampling(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
     logprobs: bool | int | None = None
+    routed_dp_rank: int | None = None
 
 
 class _Chat(Sampling, kw_only=True):
@@ -186,6 +189,7 @@ class Reader:
             continuous_usage=bool(options.continuous_usage_stats),
             # A completion's `logprobs: 0` asks for the chosen token alone, a chat's `false` for nothing.
             logprobs=asked.logprobs is not None and asked.logprobs is not False,
+            rank=asked.routed_dp_rank,
         )
 
     def _limit(self, prompt_tokens: int, limit: int | None) -> int:

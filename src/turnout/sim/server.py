@@ -21,7 +21,8 @@ from turnout.sim.faults_before import Draw, strike_before_answer
 from turnout.sim.handover import MEMBERS, Handovers, server_info
 from turnout.sim.handover_shapes import KV_PATH
 from turnout.sim.http import Connection, HttpRequest
-from turnout.sim.pump import Pump
+from turnout.sim.ranks import HEADER as HEADER_RANK
+from turnout.sim.ranks import Ranks
 from turnout.sim.requests import Generate, RefusalError
 from turnout.sim.text import readable
 
@@ -58,7 +59,8 @@ class SimEngineServer:
         self._recent: deque[dict[str, str]] = deque(maxlen=REMEMBERED_REQUESTS)
         self._stale: bytes | None = None
         self._alive = False
-        self._pump: Pump = Pump(msgspec.structs.replace(options, kv_events=""), self.faults, clock)
+        silent = msgspec.structs.replace(options, kv_events="", kv_load="")
+        self._ranks = Ranks(silent, self.faults, clock)
         self._handovers = self._new_handovers()
         self._routes: dict[tuple[str, str], Callable[[Connection, HttpRequest], None]] = {
             ("POST", "/v1/chat/completions"): self._chat,
@@ -74,6 +76,7 @@ class SimEngineServer:
             ("POST", "/detokenize"): self._detokenize,
             ("POST", "/abort_request"): self._abort,
             ("GET", "/server_info"): self._server_info,
+            ("GET", "/v1/loads"): self._loads,
             ("GET", "/query"): self._query,
             ("POST", KV_PATH): self._fetch,
             ("GET", "/sim/state"): self._state,
@@ -84,7 +87,7 @@ class SimEngineServer:
 
     async def start(self) -> tuple[str, int]:
         """Listen, and return host and port; after `stop`, a new incarnation. Raises OSError if the port is taken."""
-        self._pump = Pump(self.options, self.faults, self._clock)
+        self._ranks = Ranks(self.options, self.faults, self._clock)
         self._handovers = self._new_handovers()
         self._alive = True
         await self._listen()
@@ -102,7 +105,7 @@ class SimEngineServer:
     @property
     def kv_addresses(self) -> tuple[str, str]:
         """Where KV events are published and replayed; empty when they are not."""
-        publisher = self._pump.publisher
+        publisher = self._ranks.first.publisher
         return ("", "") if publisher is None else (publisher.address, publisher.replay_address)
 
     def inject(self, fault: Fault) -> None:
@@ -127,19 +130,21 @@ class SimEngineServer:
 
     def state(self) -> dict[str, Any]:
         """What tests ask: load, blocks, totals and the last requests."""
-        model = self._pump.model
+        models = self._ranks.models
+        aborts = [pump.last_abort_at for pump in self._ranks.pumps if pump.last_abort_at is not None]
         return {
-            "running": model.running,
-            "waiting": model.waiting,
-            "requests_total": model.counters.requests,
-            "aborted_total": model.counters.aborted,
-            "last_abort_at": self._pump.last_abort_at,
-            "used_blocks": model.store.used,
-            "cached_blocks": model.store.cached,
+            "running": sum(model.running for model in models),
+            "waiting": sum(model.waiting for model in models),
+            "requests_total": sum(model.counters.requests for model in models),
+            "requests_by_rank": [model.counters.requests for model in models],
+            "aborted_total": sum(model.counters.aborted for model in models),
+            "last_abort_at": max(aborts, default=None),
+            "used_blocks": sum(model.store.used for model in models),
+            "cached_blocks": sum(model.store.cached for model in models),
             "kv_events": self.kv_addresses[0],
             "kv_replay": self.kv_addresses[1],
             "connections": len(self._connections),
-            "pinned": model.pinned,
+            "pinned": sum(model.pinned for model in models),
             "offers": self._handovers.open,
             "handovers": dict(self._handovers.counts),
             "requests": list(self._recent),
@@ -159,7 +164,7 @@ class SimEngineServer:
         self._port = self._listener.sockets[0].getsockname()[1]
 
     def _new_handovers(self) -> Handovers:
-        return Handovers(self.options, self._pump, self.faults, lambda: self._port)
+        return Handovers(self.options, self._ranks.first, self.faults, lambda: self._port)
 
     def _close_listener(self) -> None:
         if self._listener is not None:
@@ -188,7 +193,7 @@ class SimEngineServer:
     def _vanish(self) -> None:
         self._alive = False
         self._close_listener()
-        self._pump.stop()
+        self._ranks.stop()
         self._handovers.stop()
         for connection in tuple(self._connections):
             connection.gone = None
@@ -198,7 +203,7 @@ class SimEngineServer:
         if not self._alive:
             return
         self._vanish()
-        self._pump = Pump(self.options, self.faults, self._clock)
+        self._ranks = Ranks(self.options, self.faults, self._clock)
         self._handovers = self._new_handovers()
         self._stale = None
         self._alive = True
@@ -261,7 +266,7 @@ class SimEngineServer:
 
     def _identifier(self, request: HttpRequest, prefix: str) -> str:
         given = request.headers.get("x-request-id")
-        number = self._pump.model.counters.requests
+        number = sum(model.counters.requests for model in self._ranks.models)
         return (
             f"{prefix}-{given or xxhash.xxh3_64_hexdigest(f'{self.options.name}:{number}'.encode(), self.options.seed)}"
         )
@@ -301,7 +306,7 @@ class SimEngineServer:
         fault = self._mid_answer(request)
         make = StreamAnswer if asked.stream else WholeAnswer
         answer = make(connection, asked, shape, fault, cached_tokens=self.options.cached_tokens)
-        pump = self._pump
+        pump = self._ranks.pick(asked.rank, request.headers.get(HEADER_RANK))
         connection.gone = functools.partial(pump.abort, pump.run(asked.work, answer))
 
     def _mid_answer(self, request: HttpRequest) -> Fault | None:
@@ -320,7 +325,7 @@ class SimEngineServer:
         connection.reply(200, anthropic_wire.count_body(self._reader.count(request.body)))
 
     def _models(self, connection: Connection, _: HttpRequest) -> None:
-        body = wire.models_body(self.options.model, int(self._pump.started_at), self.options.context_tokens)
+        body = wire.models_body(self.options.model, int(self._ranks.first.started_at), self.options.context_tokens)
         connection.reply(200, body)
 
     def _health(self, connection: Connection, _: HttpRequest) -> None:
@@ -331,11 +336,11 @@ class SimEngineServer:
 
     def _metrics_page(self, connection: Connection, _: HttpRequest) -> None:
         if self.faults.draw("metrics_stale") is not None:
-            self._stale = text = self._stale or self._pump.metrics.text()
+            self._stale = text = self._stale or self._ranks.metrics()
         else:
             self._stale = None
             missing = self.faults.draw("metrics_missing") is not None
-            text = self._pump.metrics.text(zero=self.faults.draw("metrics_zero") is not None, missing=missing)
+            text = self._ranks.metrics(zero=self.faults.draw("metrics_zero") is not None, missing=missing)
         if self.options.role != "both":
             text += self._handovers.metrics()
         connection.reply(200, text, content_type="text/plain; version=0.0.4; charset=utf-8")
@@ -344,7 +349,13 @@ class SimEngineServer:
         if self.options.dialect != "sglang":
             connection.reply(404, wire.to_json({"detail": "Not Found"}))
             return
-        connection.reply(200, wire.to_json(server_info(self.options, self._port)))
+        connection.reply(200, wire.to_json(server_info(self.options, self._port, self.kv_addresses[0])))
+
+    def _loads(self, connection: Connection, _: HttpRequest) -> None:
+        if self.options.dialect != "sglang":
+            connection.reply(404, wire.to_json({"detail": "Not Found"}))
+            return
+        connection.reply(200, wire.to_json(self._ranks.loads()))
 
     def _query(self, connection: Connection, _: HttpRequest) -> None:
         connection.reply(200, wire.to_json({"0": {"engine_id": self.options.name}}))

@@ -101,7 +101,7 @@ class Scene:
 
     def agrees(self) -> bool:
         """Whether the index holds exactly the engine's own table of complete blocks."""
-        store = self.server._pump.model.store
+        store = self.server._ranks.first.model.store
         stream = self.fleet.endpoints["e"].streams[0]
         known = stream.hashes.keys() | stream.older.keys()
         return len(known) == store.used + store.cached and all(store.holds(key) for key in known)

@@ -9,7 +9,10 @@ import openai
 import pytest
 import uvloop
 
+from turnout.engines.load_reports import read_loads, read_metrics
+from turnout.engines.sglang import kv_source
 from turnout.sim.options import EngineOptions
+from turnout.sim.ranks import of_rank
 from turnout.sim.server import SimEngineServer
 
 LIMIT_S = 10
@@ -274,3 +277,48 @@ def test_metrics_use_the_chosen_names(names: str, present: list[str]) -> None:
             assert 'block_size="16",num_gpu_blocks="32768"' in page
 
     with_engine(scenario, metric_names=names)
+
+
+def test_data_parallel_ranks_have_caches_and_series_of_their_own() -> None:
+    async def scenario(port: int) -> None:
+        for _ in range(2):
+            assert (await ask(port, "POST", "/v1/chat/completions", chat(routed_dp_rank=1)))[0] == 200
+        asked = await ask(port, "POST", "/v1/chat/completions", chat())
+        assert asked[1]["usage"]["prompt_tokens_details"] is None  # rank 0 was free and has never seen it
+        _, state = await ask(port, "GET", "/sim/state")
+        assert (state["requests_by_rank"], state["requests_total"]) == ([1, 2], 3)
+        _, metrics = await ask(port, "GET", "/metrics")
+        tokens = [line for line in metrics.split("\n") if line.startswith("vllm:generation_tokens_total")]
+        assert [line.split()[1] for line in tokens] == ["8.0", "16.0"]
+        assert metrics.count("# TYPE vllm:generation_tokens_total") == 1
+        report = read_metrics(metrics.encode(), frozenset(("sim",)))
+        assert report is not None
+        assert (report.generated_tokens, report.kv_capacity_tokens) == (24, 2 * 64 * 16)
+        _, loads = await ask(port, "GET", "/v1/loads")
+        assert [load["dp_rank"] for load in loads["loads"]] == [0, 1]
+        told = read_loads(json.dumps(loads).encode())
+        assert told is not None
+        assert (told.running, told.waiting, told.waiting_uncached_tokens) == (0, 0, 0)
+        assert (told.kv_usage_ratio, told.kv_capacity_tokens) == (0.0, 2 * 64 * 16)
+
+    with_engine(scenario, dp_size=2, num_blocks=64, dialect="sglang")
+
+
+def test_ranks_publish_at_the_next_ports_and_need_a_port_that_is_known() -> None:
+    assert [of_rank("tcp://*:5557", rank) for rank in (0, 2)] == ["tcp://*:5557", "tcp://*:5559"]
+    assert of_rank("ipc:///tmp/kv", 1) == "ipc:///tmp/kv_dp1"
+    with pytest.raises(ValueError, match="expected a port"):
+        EngineOptions(dp_size=2, kv_events="tcp://127.0.0.1:*")
+    with pytest.raises(ValueError, match="dp_size = 2: expected 1 for the role decode"):
+        EngineOptions(dp_size=2, role="decode")
+
+
+def test_server_info_tells_where_events_are_published() -> None:
+    async def scenario(port: int) -> None:
+        _, info = await ask(port, "GET", "/server_info")
+        source = kv_source(json.dumps(info).encode(), "10.0.0.1")
+        assert source is not None
+        assert source.endpoint.startswith("tcp://127.0.0.1:")
+        assert (source.topic, source.ranks, source.block_tokens) == ("kv", 1, 16)
+
+    with_engine(scenario, dialect="sglang", kv_events="tcp://127.0.0.1:*", kv_topic="kv")

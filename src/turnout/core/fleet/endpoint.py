@@ -13,6 +13,7 @@ from turnout.core.fleet.breaker import Breaker
 from turnout.core.fleet.marks import Marks
 from turnout.core.fleet.precision import Mode, Precision
 from turnout.core.fleet.prefill import Prefill, Sent
+from turnout.core.fleet.ranks import Ranks
 from turnout.core.fleet.report import Report
 from turnout.core.prefix.exact import ExactStream
 from turnout.core.prefix.residency import Residency
@@ -68,6 +69,7 @@ class EndpointState(Marks):
         "prefill",
         "probe_failures",
         "provider",
+        "ranks",
         "role",
         "running",
         "served_as",
@@ -112,8 +114,7 @@ class EndpointState(Marks):
         if endpoint.role != "both":
             self.split = True
         self.breaker = Breaker(breaker)
-        self.in_flight = 0
-        self.pending_prefill_tokens = 0
+        self.in_flight = self.pending_prefill_tokens = 0
         self.active_tokens = self.attempts_total = 0
         self.running: int | None = None
         self.waiting: int | None = None
@@ -137,6 +138,8 @@ class EndpointState(Marks):
         """Prompt tokens sent here, and those of them that were believed to be cached."""
         self.streams: list[ExactStream] = []
         """What its ranks say of their caches, by rank; empty without KV events."""
+        self.ranks: Ranks | None = None
+        """Set where it has several and takes requests for one of them."""
         self.block_tokens = 0
         """Size of its KV blocks as its events have it."""
         self.prefill = Prefill(prefill_tokens_per_s)

@@ -284,8 +284,12 @@ class Fleet:
         self.judge(endpoint)
 
     def judge(self, endpoint: EndpointState) -> None:
-        """Believe an endpoint as far as the rank that may be believed least."""
-        endpoint.mode = Mode(min([stream.mode for stream in endpoint.streams], default=0))
+        """Believe an endpoint as far as the rank that may be believed least.
+
+        Where only some ranks tell, what they say counts, and our own history for the others.
+        """
+        modes = [stream.mode for stream in endpoint.streams] or [0]
+        endpoint.mode = Mode(min(modes) or min(max(modes), Mode.DEGRADED))
 
     def blocks_stored(
         self, endpoint: EndpointState, stream: ExactStream, pairs: list[tuple[int, int]], now: float, tier: int = 0

@@ -37,6 +37,7 @@ class Seat:
         "_queue_s",
         "_streams",
         "_work_s",
+        "dp_rank",
         "endpoint",
         "first_byte_s",
         "is_open",
@@ -63,6 +64,8 @@ class Seat:
         streams: bool = True,
         chain: list[int] | None = None,
         mode: Mode = Mode.APPROXIMATE,
+        dp_rank: int = -1,
+        affinity: int = 0,
     ) -> None:
         self._fleet = fleet
         self._pool = pool
@@ -87,6 +90,9 @@ class Seat:
         else:
             prefill.opened_blind(work_s, now)
         endpoint.opened(tokens, uncached)
+        self.dp_rank = dp_rank
+        if dp_rank >= 0 and endpoint.ranks is not None:
+            endpoint.ranks.opened(dp_rank, affinity)
         pool.scheduled(tokens, uncached)
         endpoint.tokens_total += tokens
         endpoint.tokens_cached_total += tokens - uncached
@@ -160,6 +166,8 @@ class Seat:
         if self._fleet.index.refcounted and self.keys and endpoint.bit:
             self._fleet.index.release(self.keys, endpoint.bit)
         endpoint.ended(self.tokens + self._emitted)
+        if self.dp_rank >= 0 and endpoint.ranks is not None:
+            endpoint.ranks.ended(self.dp_rank)
         if self._active_blocks is not None:
             self._active_blocks.remove(self.keys, self._private + self._emitted / self._block_tokens)
         if not failed and reports:

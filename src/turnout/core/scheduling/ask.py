@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+_HASH_BLOCKS: Final = 4
 _NO_CHAINS: Final[dict[int, list[int]]] = {}
 _NONE: Final[frozenset[str]] = frozenset()
 
@@ -92,3 +93,9 @@ class Ask:
         self.pairs = pairs
         self.whole = whole
         self.decode = decode
+
+    @property
+    def affinity(self) -> int:
+        """What says which requests belong together: the session, else the fourth block or the last before it; or 0."""
+        keys = self.keys
+        return self.session or (keys[min(len(keys), _HASH_BLOCKS) - 1] if keys else 0)

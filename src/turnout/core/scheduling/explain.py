@@ -65,6 +65,7 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
         "tie": decision.tie,
         "fallback": decision.fallback,
         "picked": None if decision.picked is None else decision.picked.name,
+        "dp_rank": None if decision.dp_rank < 0 else decision.dp_rank,
         "matched_blocks": decision.matched_blocks,
         "uncached_tokens": decision.uncached,
         "prefix_result": decision.prefix_result,
@@ -72,7 +73,6 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
     return document | _legs(decision) if type(decision) is PairDecision else document
 
 
-def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
 def brief(document: dict[str, Any]) -> dict[str, Any]:
     """Return a document as it is stored: the picked candidate and the nine best, dropped ones as counts by reason."""
     kept = sorted(document["candidates"], key=lambda candidate: candidate["rank"])[:_STORED_CANDIDATES]
@@ -81,6 +81,7 @@ def brief(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"candidates": kept, "candidates_total": total, "dropped": dict(sorted(reasons.items()))}
 
 
+def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
     """Run the policy over the printed inputs; returns the picked name and the totals."""
     candidates = document["candidates"]
     result = document["prefix_result"]

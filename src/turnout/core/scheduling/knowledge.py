@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.scheduling.ask import Ask
@@ -52,6 +53,16 @@ def told(decision: Decision, ask: Ask, fleet: Fleet) -> None:
     decision.depths, decision.credits, decision.modes = depths, credits, modes
     decision.blocks = blocks_max
     decision.prefix_result = "match" if any(depths) else "miss" if decision.blocks else "no_hash"
+
+
+def held_by_rank(endpoint: EndpointState, ask: Ask, fleet: Fleet) -> list[float]:
+    """Blocks of a prompt that each rank of one endpoint says it holds."""
+    streams = endpoint.streams
+    alive = 0
+    for stream in streams:
+        alive |= stream.bit
+    held = fleet.exact.match(ask.chains.get(endpoint.block_tokens, []), alive)
+    return [held.get(stream.bit, 0.0) for stream in streams]
 
 
 def expected(decision: Decision, ask: Ask) -> list[float]:

@@ -13,7 +13,7 @@ from turnout.core.kit.rng import Rng
 from turnout.core.prefix.index import STALE, PrefixIndex
 from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.filters import Drop, keep
-from turnout.core.scheduling.knowledge import expected, told
+from turnout.core.scheduling.knowledge import expected, held_by_rank, told
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.policies import GATHERERS, NEED_RECENCY, POLICIES
 from turnout.core.scheduling.ties import clear_winner
@@ -129,6 +129,8 @@ def _pick(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, rng: Rng) -> N
     elif decision.prefix_result == "match":
         decision.prefix_result = "declined"
     decision.uncached = max(1, uncached)
+    if picked.ranks is not None:
+        decision.dp_rank = picked.ranks.pick(held_by_rank(picked, ask, fleet), ask.affinity)
 
 
 def _recency(ask: Ask, fleet: Fleet, members: list[EndpointState], now: float) -> Sequence[int]:

@@ -28,7 +28,6 @@ Gatherer = Callable[[Decision, Ask, Pool, Fleet], None]
 _CLOSE: Final = 2e-6  # further apart than this two totals cannot round to the same
 _BOUND: Final = 1.25  # consistent_hash: a candidate takes at most this multiple of the mean load
 _LONG_TOKENS: Final = 2048
-_HASH_BLOCKS: Final = 4
 
 
 def affinity_load(decision: Decision, rotation: Rotation, rng: Rng) -> int:
@@ -191,9 +190,8 @@ def prompt_length_aware(decision: Decision, rotation: Rotation, rng: Rng) -> int
 
 
 def hash_rows(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet) -> None:  # noqa: ARG001
-    """Rank of each candidate under the key of the session, else of the fourth block or the last before it."""
-    keys = ask.keys
-    key = ask.session or (keys[min(len(keys), _HASH_BLOCKS) - 1] if keys else 0)
+    """Rank of each candidate under the key that keeps a conversation together."""
+    key = ask.affinity
     if key:
         decision.rows = [(xxh3_64_intdigest(name.encode(), key),) for name in decision.names]
 

@@ -30,6 +30,8 @@ def take_seat(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, now: float
         streams=ask.streams,
         chain=ask.chains.get(picked.block_tokens) if picked.streams else None,
         mode=decision.mode,
+        dp_rank=decision.dp_rank,
+        affinity=ask.affinity if decision.dp_rank >= 0 else 0,
     )
 
 

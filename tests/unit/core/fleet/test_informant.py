@@ -211,11 +211,12 @@ def test_payload_that_does_not_decode_is_a_missing_number() -> None:
     assert heard.informant.counts["bad_payload"] == 1
 
 
-def test_endpoint_is_believed_as_far_as_its_worst_rank() -> None:
+def test_endpoint_of_which_one_rank_is_silent_is_believed_in_part() -> None:
     heard = Heard()
     second = heard.listen(1)
-    heard.say(stored())
     assert heard.mode is Mode.APPROXIMATE
+    heard.say(stored())
+    assert heard.mode is Mode.DEGRADED
     second.received(0, 0, Batch((stored(0, 1),)), 0.0)
     assert heard.mode is Mode.EXACT
     assert len(heard.endpoint.streams) == 2
