@@ -92,6 +92,10 @@ class Timeout(Section, frozen=True, kw_only=True):
     )
     response_max_s: Annotated[Seconds, _doc("D3: at most; by max_tokens in between.")] = 300.0
     response_unknown_s: Annotated[Seconds, _doc("D3: without max_tokens.")] = 90.0
+    body_min_bytes_per_s: Annotated[
+        float, Meta(ge=0, le=1e9), _doc("F28: a whole answer that has begun and comes slower is given up; 0: never.")
+    ] = 64.0
+    body_min_after_s: Annotated[Seconds, _doc("F28: the pace is judged from so long after its first byte on.")] = 30.0
     stall_s: Annotated[Seconds, _doc("D4: between complete events after the first output event.")] = 20.0
     content_stall_s: Annotated[Seconds, _doc("D4: between output events.")] = 120.0
     total_s: Annotated[Seconds, _doc("D5: complete head until outcome, over all attempts.")] = 600.0

@@ -76,8 +76,9 @@ class Catalogue:
         return sorted(self._entries)
 
 
-# Not those of an attempt's answer: a connection has a timer of its own, and nobody is asked to answer within the most.
-_LATER = ("connect_s", "response_max_s")
+# Not those of an attempt's answer: a connection has a timer of its own, nobody is asked to answer within the most, and
+# the pace of an answer is no time.
+_LATER = ("connect_s", "response_max_s", "body_min_bytes_per_s")
 
 
 def _own_timeouts(model: Model, shared: Timeout) -> Timeout | None:

@@ -1,6 +1,8 @@
-"""How much of a stream is held back so that a failure stays invisible (resilience §4): one value per mode."""
+"""How a response is taken, and how much of it is held back so that a failure stays invisible (resilience §4)."""
 
 from __future__ import annotations
+
+import enum
 
 from turnout.core.options import Stream, StreamSafety
 
@@ -8,8 +10,18 @@ _NEVER = float("inf")
 _GATE_EVENTS, _GATE_BYTES = 64, 262_144  # G1: what may be held before the first output event
 
 
+class Mode(enum.IntEnum):
+    """How the response is taken."""
+
+    NONE = 0
+    STREAM = 1
+    HOLD = 2
+    REFUSED = 3
+    THROUGH = 4
+
+
 class Hold:
-    """One mode. `validates`: events that are no JSON are dropped instead of relayed."""
+    """One mode of stream safety. `validates`: events that are no JSON are dropped instead of relayed."""
 
     __slots__ = ("_bytes_max", "_events_max", "_outputs", "seconds", "validates")
 

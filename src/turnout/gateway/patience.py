@@ -1,4 +1,7 @@
-"""How long an attempt may stay without its first output (D2, D2a, D3, D7): less while somebody else can be asked."""
+"""How long an attempt may stay without its first output (D2, D2a, D3, D7): less while somebody else can be asked.
+
+A whole answer has none before its end, so once it has begun it must also come at a pace (F28).
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,14 @@ def unanswered(run: Run, attempt: Attempt, unsent: EngineConnection | None, aske
         return kind, due
     send_due = stuck_s + run.timeouts.send_s
     return (ErrorKind.TIMEOUT_SEND, send_due) if send_due < due else (kind, due)
+
+
+def whole_by(run: Run, began_s: float, received: int) -> float:
+    """Return when a whole answer that has come so far is too slow to wait for (F28)."""
+    timeouts: Timeout = run.timeouts
+    if not timeouts.body_min_bytes_per_s:
+        return _NEVER
+    return began_s + max(timeouts.body_min_after_s, received / timeouts.body_min_bytes_per_s)
 
 
 def _first_answer_limit_s(run: Run, attempt: Attempt) -> float:

@@ -7,7 +7,6 @@ hold nothing but output are passed on with the engine's own chunk framing, unrea
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
 from turnout.core.errors import ErrorKind
@@ -17,8 +16,8 @@ from turnout.dialects.event_tap import Event, EventTap
 from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.resume import Joiner
 from turnout.gateway import answers
-from turnout.gateway.holding import FAST
-from turnout.gateway.patience import unanswered
+from turnout.gateway.holding import FAST, Mode
+from turnout.gateway.patience import unanswered, whole_by
 from turnout.gateway.upstream import Reach
 from turnout.http.client import AFTER_LOSS, EngineConnection
 from turnout.http.response_head import ResponseHead
@@ -28,16 +27,6 @@ if TYPE_CHECKING:
     from turnout.gateway.run import Run
 
 _REFUSAL_HOLD_BYTES, _OK_MAX, _NEVER = 65_536, 299, float("inf")
-
-
-class Mode(enum.IntEnum):
-    """How the response is taken."""
-
-    NONE = 0
-    STREAM = 1
-    HOLD = 2
-    REFUSED = 3
-    THROUGH = 4
 
 
 class AttemptResponse:
@@ -135,7 +124,10 @@ class AttemptResponse:
             self._inspect(payload)
         elif self.mode is Mode.HOLD:
             if not self._held:
+                if payload.isspace():
+                    return  # a sign of life: the answer has not begun
                 self._run.first_byte(self)
+                self._last_output_s = self.attempt.first_byte_s or 0.0
             self._held.append(payload)
             self._held_bytes += len(payload)
             if self._held_bytes > self._run.gateway.relay_options.body_hold_bytes:
@@ -190,6 +182,8 @@ class AttemptResponse:
         if self.first_output_s is None and self.mode is not Mode.THROUGH:
             unsent = self.connection if self.head is None else None
             kind, due = unanswered(run, self.attempt, unsent, self._asked_s)
+            if self._held and self.mode is Mode.HOLD:
+                due = min(due, whole_by(run, self._last_output_s, self._held_bytes))
             return (kind if now >= due else None), due
         if not self.committed:
             self._flush([], now)  # `guarded` holds for so long and no longer
