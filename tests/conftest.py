@@ -25,6 +25,8 @@ settings.register_profile("turnout", derandomize="TURNOUT_EXPLORE" not in os.env
 settings.load_profile("turnout")
 
 PATIENCE_S = 10.0
+HANGS_S = 120.0
+"""A process that lives and has not done by now what it must do hangs; before that it may just be slow."""
 MODEL = "sim"
 
 
@@ -73,13 +75,23 @@ class Process:
         if self.child.poll() is None:
             self.child.terminate()
         try:
-            return self.child.wait(PATIENCE_S)
+            return self.child.wait(HANGS_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
             return self.child.wait()
 
     def words(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def is_up(self) -> bool:
+        """Whether it serves."""
+        raise NotImplementedError
+
+    def wait_until_up(self) -> None:
+        """Wait until it serves, however long that takes here; only one that ended or hangs fails."""
+        eventually(lambda: self.child.poll() is not None or self.is_up(), HANGS_S)
+        assert self.child.poll() is None, f"it ended with {self.child.poll()}: {self.words()}"
+        assert self.is_up(), f"it hangs: {self.words()}"
 
 
 class SimEngine(Process):
@@ -142,9 +154,10 @@ class Serve(Process):
             with socket.create_connection(("127.0.0.1", self.port), PATIENCE_S):
                 pass
             self.admin("/ready")
+            endpoints = self.admin("/x/endpoints")["endpoints"]
         except OSError:
             return False
-        return all(not endpoint["unreachable"] for endpoint in self.admin("/x/endpoints")["endpoints"])
+        return all(not endpoint["unreachable"] for endpoint in endpoints)
 
     def endpoint(self, name: str) -> Any:
         return next(e for e in self.admin("/x/endpoints")["endpoints"] if e["endpoint"] == name)
@@ -194,13 +207,13 @@ class Processes:
         started = [SimEngine(folder, f"e{number}", *arguments) for number in range(1, count + 1)]
         self._running += started
         for engine in started:
-            assert eventually(engine.is_up), engine.words()
+            engine.wait_until_up()
         return started
 
     def serve(self, engines: list[SimEngine], *, key: str = "", **tables: dict[str, Any]) -> Serve:
         router = Serve(self._own_folder(), engines, key, tables)
         self._running.append(router)
-        assert eventually(router.is_up), router.words()
+        router.wait_until_up()
         return router
 
     def stop(self) -> None:

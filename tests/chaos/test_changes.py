@@ -33,7 +33,7 @@ def test_a_rolling_restart_of_all_engines_loses_no_request(processes: Any, chaos
             engine.signal(signal.SIGTERM)
             await asyncio.to_thread(engine.child.wait, 10)
             engine.start()
-            assert await asyncio.to_thread(processes.eventually, engine.is_up)
+            await asyncio.to_thread(engine.wait_until_up)
             await asyncio.to_thread(change, processes, router, engine.name, "resume")
             served = lambda name=engine.name: endpoints(router)[name]["attempts"] > 0  # noqa: E731
             assert await asyncio.to_thread(processes.eventually, served)

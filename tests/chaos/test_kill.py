@@ -31,7 +31,7 @@ def test_a_killed_engine_is_left_at_once_and_comes_back(processes: Any, chaos: A
         await asyncio.sleep(2.0)
         marks["restarted"] = now_ms()
         victim.start()
-        await asyncio.to_thread(processes.eventually, victim.is_up)
+        await asyncio.to_thread(victim.wait_until_up)
         marks["up"] = now_ms()
         await asyncio.to_thread(processes.eventually, lambda: answered_by(victim.name, load.seen[-20:]), 5.0)
 

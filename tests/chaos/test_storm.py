@@ -118,7 +118,7 @@ async def storm(port: int, engines: list[Any], rng: random.Random, pid: int) -> 
             await asyncio.to_thread(engine.child.wait)
             await asyncio.sleep(hurt_s if deed == "kill" else 0.0)
             engine.start()
-            await asyncio.to_thread(engine.eventually_up)
+            await asyncio.to_thread(engine.wait_until_up)
         elif deed == "freeze":
             engine.signal(signal.SIGSTOP)
             await asyncio.sleep(hurt_s)
@@ -141,8 +141,6 @@ def rss_kib(pid: int) -> int:
 def test_no_client_is_refused_lied_to_or_left_hanging(processes: Any) -> None:
     rng = random.Random(SEED)
     engines = processes.engines(4, "--speed", "3")
-    for engine in engines:
-        engine.eventually_up = lambda e=engine: processes.eventually(e.is_up)
     router = processes.serve(engines, timeout=TIMEOUTS, probe={"interval_s": 0.5})
     port = router.port
 

@@ -21,7 +21,7 @@ def test_a_decision_outlives_the_process(processes: Any) -> None:
     before = router.admin(f"/x/decisions/{decision}")
     assert router.stop() == 0
     router.start()
-    assert processes.eventually(router.is_up, PATIENCE_S), router.words()
+    router.wait_until_up()
     after = router.admin(f"/x/decisions/{decision}")
     assert after["picked"] == before["picked"] == raw.headers["x-turnout-endpoint"]
     assert (after["candidates_total"], len(after["candidates"]), after["dropped"]) == (2, 2, {})
