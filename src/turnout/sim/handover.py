@@ -151,16 +151,16 @@ class Handovers:
         if params is None:
             return False
         if params.do_remote_decode and params.transfer_id is not None:
-            self._offer_push(connection, asked, shape, params.transfer_id)
+            self._offer_push(connection, asked, shape, params.transfer_id, fault)
         elif params.do_remote_decode:
-            self._offer(connection, asked, shape)
+            self._offer(connection, asked, shape, fault)
         elif params.do_remote_prefill:
             self._fetch_first(connection, asked, shape, _address(params), fault)
         return params.do_remote_decode or params.do_remote_prefill
 
     # -- the prefill side ---------------------------------------------------------------------------------------------
 
-    def _offer(self, connection: Connection, asked: Generate, shape: Shape) -> None:
+    def _offer(self, connection: Connection, asked: Generate, shape: Shape, fault: Draw) -> None:
         """NIXL: answer with what the decode side needs, and keep the blocks."""
         self._serial += 1
         name = f"{self._options.name}-{self._serial}"
@@ -168,19 +168,19 @@ class Handovers:
         empty = short or self._faults.draw("no_kv_params") is not None
         params = None if empty else self._params(name, asked.prompt_tokens)
         offering = OfferingShape(shape, params)
-        answer = WholeAnswer(connection, asked, offering, None, cached_tokens=self._options.cached_tokens)
+        answer = WholeAnswer(connection, asked, offering, fault(), cached_tokens=self._options.cached_tokens)
         work = msgspec.structs.replace(asked.work, max_tokens=1, min_tokens=0, pinned=not empty)
         if empty:
             self._run(connection, work, answer)
             return
         self._begin(connection, work, answer, name, self._new_offer(name))
 
-    def _offer_push(self, connection: Connection, asked: Generate, shape: Shape, name: str) -> None:
+    def _offer_push(self, connection: Connection, asked: Generate, shape: Shape, name: str, fault: Draw) -> None:
         """Mooncake: answer as soon as the prompt is computed; the blocks wait for whoever knows the transfer."""
         known = self._offers.get(name)
         if known is not None and known.number >= 0:
             raise RefusalError(400, f"transfer_id {name} is in use")
-        answer = WholeAnswer(connection, asked, shape, None, cached_tokens=self._options.cached_tokens)
+        answer = WholeAnswer(connection, asked, shape, fault(), cached_tokens=self._options.cached_tokens)
         work = msgspec.structs.replace(asked.work, max_tokens=1, min_tokens=0, pinned=True)
         self._begin(connection, work, answer, name, known or self._new_offer(name))
 

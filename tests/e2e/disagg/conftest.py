@@ -246,8 +246,8 @@ def settle(holds: Callable[[], bool], loop: Any, seconds: float = 3.0) -> bool:
 
 
 @pytest.fixture
-def eventually(loop: Any) -> Callable[[Callable[[], bool]], bool]:
-    return lambda holds: settle(holds, loop)
+def eventually(loop: Any) -> Callable[..., bool]:
+    return lambda holds, seconds=3.0: settle(holds, loop, seconds)
 
 
 @pytest.fixture

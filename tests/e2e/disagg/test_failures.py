@@ -44,14 +44,24 @@ class Scene:
         self._eventually = eventually
         self._start = start_router
         self.times = 20 if place == "virtual" else 1
+        self.patience_s = 0.4 if place == "virtual" else 2.0  # a machine may put the loop aside for a while
         self.router: Any = None
         self.expected = ""
 
-    def start(self, disagg: dict[str, Any] | None = None, tables: dict[str, Any] | None = None, **more: Any) -> None:
-        """Start the router; `tables` are members of every endpoint."""
+    def start(
+        self,
+        disagg: dict[str, Any] | None = None,
+        tables: dict[str, Any] | None = None,
+        *,
+        hasty: bool = False,
+        **more: Any,
+    ) -> None:
+        """Start the router; `tables` are members of every endpoint. A `hasty` one does not wait long for a leg."""
         endpoints = [table | {"solo": False} | (tables or {}) for table in self.fleet.tables]
         rules = {"prefill_policy": "round_robin", "decode_policy": "round_robin"}  # so that faults are met in turn
+        waits = ("prefill_timeout_s", "first_byte_after_prefill_s") if hasty else ()
         options = {"decider": "always", "quarantine_s": 0.2, **rules, **(disagg or {})}
+        options |= dict.fromkeys(waits, self.patience_s)
         self.router = self._start(endpoint=endpoints, disagg=options, **more)
         alone = self._start(endpoint=[self.fleet.tables[-1] | {"role": "both"}])
         self.expected = text_of(alone.ask(self.body()).body)
@@ -191,8 +201,7 @@ def test_row_2_a_prefill_that_refuses_is_replaced(scene_of: Any, flow: str, stat
 
 @pytest.mark.parametrize("kind", ["reset", "garbage", "status", "accept_hang"])
 def test_row_3_a_prefill_that_dies_is_replaced(scene_of: Any, kind: str) -> None:
-    short = {"prefill_timeout_s": 0.5, "first_byte_after_prefill_s": 0.5}
-    scene = scene_of(short, {"kv_lease_s": 30.0}, breaker={"consecutive": 1})
+    scene = scene_of({}, {"kv_lease_s": 30.0}, hasty=kind == "accept_hang", breaker={"consecutive": 1})
     if kind == "status":
         scene.hurt("p", kind="status", status=500)
     else:
@@ -221,12 +230,26 @@ def test_row_3_a_prefill_that_cannot_be_reached_is_replaced(scene_of: Any) -> No
     assert scene.count("rerouted") >= 1
 
 
-@only("nixl")  # a prefill answer of the other flows carries nothing for the router
-def test_row_4_no_kv_params_is_no_failure(scene_of: Any) -> None:
+def test_row_4_no_kv_params_is_no_failure(scene_of: Any, flow: str) -> None:
+    """The prefill answer of a concurrent flow never has any: the decode leg knows where the blocks are already."""
     scene = scene_of()
-    scene.hurt("p", kind="no_kv_params")
-    assert scene.rows() == {"4": scene.times}
-    assert scene.count("handover_empty") == scene.times
+    if flow == "nixl":
+        scene.hurt("p", kind="no_kv_params")
+    else:
+        for _ in range(scene.times):
+            scene.ask_well()
+    empty = scene.times if flow == "nixl" else 0
+    assert scene.rows() == ({"4": empty} if empty else {})
+    assert scene.count("handover_empty") == empty
+    assert scene.count("rerouted") == 0
+
+
+def test_row_4_a_prompt_shorter_than_a_block_is_answered(scene_of: Any, wire: Any, flow: str) -> None:
+    scene = scene_of(tables={"solo": True})
+    short = wire.chat(messages=[{"role": "user", "content": "hi"}], max_tokens=8)
+    texts = {text_of(scene.router.ask(short).body) for _ in range(4)}
+    assert len(texts) == 1
+    assert scene.count("handover_empty") == (4 if flow == "nixl" else 0)
     assert scene.count("rerouted") == 0
 
 
@@ -445,10 +468,7 @@ def test_row_11_an_expired_lease_makes_the_prefill_again(scene_of: Any, flow: st
 
 
 def test_row_12_a_pair_that_hangs_is_replaced_and_rests(scene_of: Any, flow: str) -> None:
-    scene = scene_of(
-        {"first_byte_after_prefill_s": 0.4, "prefill_timeout_s": 0.4, "quarantine_s": 60.0},
-        breaker={"consecutive": 1},
-    )
+    scene = scene_of({"quarantine_s": 60.0}, hasty=True, breaker={"consecutive": 1})
     scene.fleet.inject("p0", kind="transfer_slow", factor=1e6, count=1)
     for _ in range(4):
         scene.ask_well(stream=True)
@@ -458,8 +478,9 @@ def test_row_12_a_pair_that_hangs_is_replaced_and_rests(scene_of: Any, flow: str
     assert scene.count("aborts", flow, "decode") == 1
 
 
+@pytest.mark.parametrize("place", ["virtual"], indirect=True)
 def test_row_12_again_and_again(scene_of: Any) -> None:
-    scene = scene_of({"first_byte_after_prefill_s": 0.3, "prefill_timeout_s": 0.3})
+    scene = scene_of(hasty=True)
     scene.hurt("p", lambda: scene.ask_well(stream=True), kind="transfer_slow", factor=1e6)
     assert scene.rows() == {"12": scene.times}
 
@@ -505,16 +526,31 @@ def test_row_13_a_client_that_leaves_ends_both_legs(scene_of: Any, flow: str, wh
         assert scene.count("aborts", flow, "decode") >= scene.times
 
 
-@only("bootstrap")  # elsewhere the prefill's answer is complete before the decode leg can end
-def test_row_14_an_open_prefill_answer_is_drained_then_given_up(scene_of: Any) -> None:
-    scene = scene_of({"drain_s": 0.5})
+@only(*CONCURRENT)
+def test_row_14_an_open_prefill_answer_is_drained_then_given_up(scene_of: Any, flow: str) -> None:
+    scene = scene_of()
     scene.hurt("p", lambda: scene.ask_well(stream=True), kind="stall", seconds=0.2)
+    assert scene.router.eventually(scene.at_rest)
     assert scene.count("aborts") == 0
-    assert scene.rows()["14"] == 0, "it came while it was waited for"
+    assert scene.rows() == {}, "it came while it was waited for"
+    scene = scene_of({"drain_s": 0.5})
     scene.hurt("p", lambda: scene.ask_well(stream=True), kind="stall", seconds=1000.0)
     assert scene.router.eventually(lambda: scene.rows()["14"] == scene.times)
-    assert scene.count("aborts", "bootstrap", "prefill") == scene.times
+    assert scene.count("aborts", flow, "prefill") == scene.times
     assert scene.rows() == {"14": scene.times}
+
+
+@only(*SERIAL)
+def test_row_14_cannot_be_where_the_decode_leg_begins_after_the_prefills_answer(scene_of: Any) -> None:
+    """An answer that comes in two pieces is waited for; one that never ends is a prefill that hangs (row 3)."""
+    scene = scene_of()
+    scene.hurt("p", kind="stall", seconds=0.2)
+    assert scene.rows() == {}
+    assert scene.count("aborts") == 0
+    scene = scene_of({"drain_s": 0.5}, hasty=True)
+    scene.hurt("p", kind="stall", seconds=1000.0)
+    assert scene.rows() == {"3": scene.times}
+    assert scene.count("aborts", "nixl", "decode") == 0
 
 
 def test_row_15_without_any_pair_the_last_answer_is_told(scene_of: Any) -> None:
@@ -540,7 +576,7 @@ def test_row_15_one_that_may_serve_alone_does(scene_of: Any) -> None:
     assert scene.count("decisions") == scene.count("rerouted") + 1 or scene.count("rerouted") >= 1
 
 
-def test_other_leg_is_aborted(scene_of: Any, flow: str) -> None:
+def test_other_leg_is_aborted(scene_of: Any, flow: str, place: str) -> None:
     """A prefill that fails ends the decode leg, a decode that dies the prefill leg, within 100 ms."""
     scene = scene_of(tables={"kv_domain": "x"})
     scene.hurt("p", kind="status", status=500, match="/v1/chat/completions")
@@ -549,5 +585,5 @@ def test_other_leg_is_aborted(scene_of: Any, flow: str) -> None:
     scene.hurt("d", kind="reset", match="/v1/chat/completions", count=2)
     took = scene.router.call(lambda: dict(scene.pairing.durations.get("abort_seconds", {})))
     assert sum(each.count for each in took.values()) >= scene.times
-    for each in took.values():
+    for each in took.values() if place == "virtual" else ():  # elsewhere a busy machine would be measured, too
         assert sum(each.counts[: each.bounds.index(0.1) + 1]) == each.count
