@@ -7,6 +7,7 @@ TRACES is the folder of the three trace files. Each part prints its lines as the
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ import msgspec
 from turnout.sim.replay.capacity import search_capacity
 from turnout.sim.replay.options import Fault, ReplayOptions
 from turnout.sim.replay.record import Record
+from turnout.sim.replay.summary import verdicts
 from turnout.sim.replay.trace import Trace
 from turnout.sim.replay.work import Bench, Done, Run, Source, cores, perform, perform_all
 from turnout.sim.replay.world import World
@@ -28,7 +30,16 @@ AZURE_FILE = "azure_2023_conv.csv.gz"
 CHAT = ReplayOptions(profile="70b", cache_multiple=4.0)
 AGENTS = ReplayOptions(profile="moe", endpoints=4)
 AZURE = ReplayOptions(profile="70b")
-RIVALS = ["least_busy", "sglang_cache_aware", "llm_d_default", "dynamo_cost", "aibrix_prefix", "least_predicted_ttft"]
+RIVALS = [
+    "llm_d_default",
+    "sglang_cache_aware",
+    "dynamo_cost",
+    "aibrix_prefix",
+    "least_predicted_ttft",
+    "consistent_hash",
+    "least_busy",
+]
+SLOW = tuple(Fault(kind="slow", engine=place, factor=2.0) for place in (2, 5))
 SEEDS = [0, 1, 2]
 
 
@@ -73,32 +84,34 @@ def chat(lab: Lab) -> None:
     hits = sum(done.figures["hit_rate"] / done.figures["hit_rate_pooled_lru"] for done in figures) / len(figures)
     slow = sum(done.figures["slowdown"]["p99"] for done in figures) / len(figures)
     print(f"\nturnout at 80 % of its capacity: hit rate {hits:.3f} of pooled LRU, slowdown p99 {slow:.2f}", flush=True)
+    print("\n| the cold gate on chat | in SLO with, without | hit rate with, without |\n|---|---|---|")
+    for load in (1.0, 1.2):
+        base = msgspec.structs.replace(CHAT, load=load)
+        gated, open_ = lab.runs(CHAT_FILE, [base, msgspec.structs.replace(base, gate_regret=1.0)], ["turnout"])
+        hit = [sum(done.figures["hit_rate"] for done in row[0]) / len(row[0]) for row in (gated, open_)]
+        print(f"| {load}x | {_share(gated[0]):.4f}, {_share(open_[0]):.4f} | {hit[0]:.4f}, {hit[1]:.4f} |", flush=True)
 
 
 def agents(lab: Lab) -> None:
     """Share in the objective, TTFT p95, hit rate and E2E per rate of new sessions."""
     rates = [0.045, 0.05, 0.06, 0.07]
-    policies = ["turnout", "llm_d_default", "sglang_cache_aware", "least_predicted_ttft"]
-    options = [msgspec.structs.replace(AGENTS, sessions_per_s=rate) for rate in rates]
-    results = lab.runs(AGENTS_FILE, options, policies)
-    # The cold gate is worth what its absence costs.
-    open_gate = lab.runs(AGENTS_FILE, [msgspec.structs.replace(each, gate_regret=1.0) for each in options], ["turnout"])
-    titles = [*policies, "turnout, gate open"]
-    print("\n| agents, 4 x moe, cache = HBM | " + " | ".join(titles) + " |\n|---|" + "---|" * len(titles))
-    for rate, gated, ungated in zip(rates, results, open_gate, strict=True):
-        row = [*gated, *ungated]
-        for title, path in (
-            ("in SLO, mean", ("slo_share",)),
-            ("TTFT p95", ("ttft_s", "p95")),
-            ("hit rate", ("hit_rate",)),
-            ("E2E mean", ("e2e_s", "mean")),
-        ):
+    print(
+        "\n| sessions/s | policy | in SLO | TTFT p95, s | hit rate | E2E mean, s |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for rate in rates:
+        options = msgspec.structs.replace(AGENTS, sessions_per_s=rate)
+        # The cold gate is worth what its absence costs.
+        ungated = msgspec.structs.replace(options, gate_regret=1.0)
+        rows = dict(zip(["turnout", *RIVALS], lab.runs(AGENTS_FILE, [options], ["turnout", *RIVALS])[0], strict=True))
+        rows["turnout, gate open"] = lab.runs(AGENTS_FILE, [ungated], ["turnout"])[0][0]
+        for title, seeds in rows.items():
             cells = []
-            for seeds in row:
+            for path in (("slo_share",), ("ttft_s", "p95"), ("hit_rate",), ("e2e_s", "mean")):
                 values = [_at(done.figures, path) for done in seeds]
                 each = " / ".join(f"{value:.4g}" for value in values)
-                cells.append(f"{sum(values) / len(values):.4f} ({each})")
-            print(f"| {rate}/s {title} | " + " | ".join(cells) + " |", flush=True)
+                cells.append(f"{sum(values) / len(values):.4g} ({each})")
+            print(f"| {rate} | `{title}` | " + " | ".join(cells) + " |", flush=True)
 
 
 def azure(lab: Lab) -> None:
@@ -139,17 +152,43 @@ def knowledge(lab: Lab) -> None:
 
 def faults(lab: Lab) -> None:
     """One of eight killed and back after 300 s, two of eight at half speed."""
-    base = msgspec.structs.replace(CHAT, load=1.2)
-    dead = msgspec.structs.replace(base, faults=(Fault(kind="dead", engine=3, from_s=500.0, until_s=800.0),))
-    slow = msgspec.structs.replace(base, faults=tuple(Fault(kind="slow", engine=place, factor=2.0) for place in (2, 5)))
-    policies = ["turnout", "least_busy", "llm_d_default", "least_predicted_ttft"]
-    results = lab.runs(CHAT_FILE, [base, dead, slow], policies)
-    print("\n| chat 1.2x | " + " | ".join(policies) + " |\n|---|" + "---|" * len(policies))
-    for label, row in zip(("all well", "one of 8 dead 500-800 s", "two of 8 at half speed"), results, strict=True):
-        print(f"| {label} | " + " | ".join(f"{_share(seeds):.4f}" for seeds in row) + " |", flush=True)
+    dead = (Fault(kind="dead", engine=3, from_s=500.0, until_s=800.0),)
+    changes: dict[str, dict[str, Any]] = {
+        "all well": {},
+        "one of 8 dead 500-800 s": {"faults": dead},
+        "two of 8 at half speed": {"faults": SLOW},
+        "seven engines, all well": {"endpoints": 7},
+    }
     trace = lab.source(CHAT_FILE).load()
-    worst = max(_herd(World(trace, dead, "turnout", seed).run(), dead, 3, 800.0) for seed in lab.seeds)
-    print(f"\nmost new requests of the returned engine in any 30 s, as a multiple of its fair share: {worst:.2f}")
+    for load in (0.8, 0.9, 1.0, 1.2):
+        base = msgspec.structs.replace(CHAT, load=load)
+        options = [msgspec.structs.replace(base, **change) for change in changes.values()]
+        shares = [_share(row[0]) for row in lab.runs(CHAT_FILE, options, ["turnout"])]
+        print(f"\n| chat {load}x | in SLO | lost, points |\n|---|---|---|")
+        for label, share in zip(changes, shares, strict=True):
+            print(f"| {label} | {share:.4f} | {100 * (shares[0] - share):+.2f} |", flush=True)
+        told = sum(_told_speeds(trace, options[2], seed) for seed in lab.seeds) / len(lab.seeds)
+        print(f"| two of 8 at half speed, told beforehand | {told:.4f} | {100 * (shares[0] - told):+.2f} |", flush=True)
+    rivals = ["turnout", "least_busy", "llm_d_default", "least_predicted_ttft"]
+    results = lab.runs(CHAT_FILE, [CHAT, msgspec.structs.replace(CHAT, faults=SLOW)], rivals)
+    print("\n| chat 1.0x | " + " | ".join(rivals) + " |\n|---|" + "---|" * len(rivals))
+    for label, row in zip(("all well", "two of 8 at half speed"), results, strict=True):
+        print(f"| {label} | " + " | ".join(f"{_share(seeds):.4f}" for seeds in row) + " |", flush=True)
+    for load in (1.0, 1.2):
+        at = msgspec.structs.replace(CHAT, load=load, faults=dead)
+        worst = max(_herd(World(trace, at, "turnout", seed).run(), at, 3, 800.0) for seed in lab.seeds)
+        print(f"\nmost new requests of the returned engine in any 30 s at {load}x, over its fair share: {worst:.2f}")
+
+
+def _told_speeds(trace: Trace, options: ReplayOptions, seed: int) -> float:
+    """Share in the objective of a router that knows from the start which engines are slow."""
+    world = World(trace, options, "turnout", seed)
+    slow = {fault.engine: fault.factor for fault in options.faults}
+    for place, endpoint in enumerate(world.routers[0].fleet.endpoints.values()):
+        endpoint.prefill.samples = 32  # as many as a speed is averaged over
+        endpoint.prefill.slowness = math.log(slow.get(place, 1.0))
+    met = verdicts(world.run(), options, trace.block_tokens)
+    return sum(met) / len(met)
 
 
 def speed(lab: Lab) -> None:
@@ -204,7 +243,7 @@ def _at(figures: dict[str, Any], path: tuple[str, ...]) -> float:
 
 
 def _share(seeds: list[Done]) -> float:
-    return sum(done.figures["slo_share"] for done in seeds) / len(seeds)
+    return float(sum(done.figures["slo_share"] for done in seeds) / len(seeds))
 
 
 def _quiet(label: str, share: float) -> None:

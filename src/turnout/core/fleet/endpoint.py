@@ -120,9 +120,8 @@ class EndpointState(Marks):
         self.waiting: int | None = None
         self.kv_usage_ratio: float | None = None
         self.observed_at: float | None = None
-        self.in_flight_at_report = 0
-        self.own_at_report = 0
-        """As many of the reported requests may be ours."""
+        self.in_flight_at_report = self.own_at_report = 0
+        """As many of our own as the scrape was sent; as many of the reported requests may be ours."""
         self.last_byte_at: float | None = None
         self.lost_at = -math.inf
         """When it could no longer be reached, the last time that this happened."""

@@ -1,9 +1,10 @@
 """The default policy: one cost in seconds per candidate, lowest wins (scheduling §5.2).
 
-`total = queue_s + W + β·W/f + γ·n·W + π·p·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is
-not cached, `f` how many times as long as the pool's usual endpoint this one takes (the shadow price is what the same
-prefill costs the pool; that an endpoint is slow is in `W` already), `p` the share of its recent time that the endpoint
-was given as prefill: answers running there have been slowed already, and a queue that is empty again does not tell.
+`total = κ·queue_s + W + (β + π·p)·W/f + γ·n·W + δ·busy·step_s + evict_s + guard_s`, `W` the seconds to prefill what is
+not cached, `f` how many times as long as the pool's usual endpoint this one takes (what a prefill costs the others is
+priced as the same prefill costs the pool; that an endpoint is slow is in `W` already), `p` the share of its recent time
+that the endpoint was given as prefill: answers running there have been slowed already, and a queue that is empty again
+does not tell.
 
 One setting for chats, agents and traffic without reuse. `rows` gathers what the formula reads; `totals` is the formula,
 live and in explanations alike; `hold` says when binding late is better than any candidate.
@@ -77,14 +78,15 @@ def totals(decision: Decision) -> list[float]:
     """Return the formula over `rows`: seconds per candidate."""
     tokens = decision.tokens
     costs = decision.costs
+    kappa = costs.queue
     beta = costs.shadow_price
     gamma = costs.interference
     pi = costs.pace
     delta = costs.decode
     return [
-        queue
+        kappa * queue
         + (a * uncached + b * uncached * (tokens - 0.5 * uncached))
-        * (1.0 + beta / factor + gamma * running + pi * pace)
+        * (1.0 + (beta + pi * pace) / factor + gamma * running)
         + delta * busy * step
         + evict
         + guard
@@ -100,11 +102,11 @@ def terms(decision: Decision, position: int) -> dict[str, float]:
         return {"queue_s": queue, "prefill_s": work}
     costs = decision.costs
     return {
-        "queue_s": queue,
+        "queue_s": costs.queue * queue,
         "prefill_s": work,
         "shadow_s": costs.shadow_price / factor * work,
         "interference_s": costs.interference * running * work,
-        "pace_s": costs.pace * pace * work,
+        "pace_s": costs.pace * pace / factor * work,
         "decode_s": costs.decode * busy * step,
         "evict_s": evict,
         "guard_s": guard,

@@ -47,6 +47,8 @@ class Costs(msgspec.Struct, frozen=True, gc=False):
     They stand in each explanation, so that it can be computed again. `step_prior` and the like live with what learns.
     """
 
+    queue: float = 1.25
+    """Per second of queued prefill: what is joined to a queue delays whoever comes after it, too (ADR 75)."""
     shadow_price: float = 2.0
     """A prefill done twice also delays everybody behind it and evicts their blocks."""
     interference: float = 0.02
