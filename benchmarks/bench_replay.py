@@ -2,7 +2,8 @@
 
     python benchmarks/bench_replay.py TRACES chat agents azure knowledge faults speed [--quick]
 
-TRACES is the folder of the three trace files. Each part prints its lines as they are known, as markdown.
+TRACES is the folder of the three trace files. Each part prints its lines as they are known, as markdown; `agents:0.06` is
+that part at one rate of new sessions.
 """
 
 from __future__ import annotations
@@ -92,9 +93,8 @@ def chat(lab: Lab) -> None:
         print(f"| {load}x | {_share(gated[0]):.4f}, {_share(open_[0]):.4f} | {hit[0]:.4f}, {hit[1]:.4f} |", flush=True)
 
 
-def agents(lab: Lab) -> None:
+def agents(lab: Lab, rates: tuple[float, ...] = (0.045, 0.05, 0.06, 0.07)) -> None:
     """Share in the objective, TTFT p95, hit rate and E2E per rate of new sessions."""
-    rates = [0.045, 0.05, 0.06, 0.07]
     print(
         "\n| sessions/s | policy | in SLO | TTFT p95, s | hit rate | E2E mean, s |\n|---|---|---|---|---|---|",
         flush=True,
@@ -260,7 +260,11 @@ def main(arguments: list[str]) -> None:
     lab = Lab(Path(folder), quick=quick)
     for part in parts:
         began = time.monotonic()
-        PARTS[part](lab)
+        name, _, rate = part.partition(":")
+        if rate:
+            agents(lab, (float(rate),))
+        else:
+            PARTS[name](lab)
         print(f"\n({part}: {time.monotonic() - began:.0f} s)", flush=True)
 
 
