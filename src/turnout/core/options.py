@@ -243,9 +243,6 @@ class Ledger(Section, frozen=True, kw_only=True):
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824
-    yield_core: Annotated[
-        bool, _doc("The writer runs only when nothing else wants its core; off where other processes fill every core.")
-    ] = True
     slots: Annotated[
         int, Meta(ge=0, le=1_048_576), _doc("Open requests whose rows survive a kill; 0 switches the file off.")
     ] = 16_384

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 from typing import TYPE_CHECKING, Final
 
 from turnout.ledger import upgrade
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # A server that does not answer in this time is taken for down; serving starts without it.
 _START_CHECK_S: Final = 2
+_NICENESS: Final = 5
 
 
 def check(url: str) -> None:
@@ -78,18 +81,12 @@ def hot_routes(url: str, now_ms: int) -> list[tuple[str, str, RouteKey, int]]:
         return []
 
 
-def yield_to_requests() -> None:
-    """Let the calling thread run only while nothing else wants its core, where the system offers that.
+def stand_back() -> None:
+    """Leave most of a contended core to the thread that serves requests, where the system offers that.
 
-    Without it the scheduler leaves the writer on the core for a whole slice (4 ms) although a request has arrived.
+    Not SCHED_IDLE: put aside by a third process while it holds the interpreter's lock, such a thread keeps everybody
+    waiting for seconds (docs/adr/0011).
     """
-    if hasattr(os, "SCHED_IDLE"):
+    if sys.platform == "linux":  # elsewhere niceness belongs to the process
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-def yield_no_more(thread: int) -> None:
-    """Let a thread run as any other again, where this process may say so."""
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -90,7 +90,7 @@ class Ledger:
         self._recovered = 0
         # Ids of calls that found the queue full: their slots still have them.
         self._overflow: deque[str] = deque()
-        self._refresher = Refresher(options, clock_ms=clock_ms, yields=self._yield)
+        self._refresher = Refresher(options, clock_ms=clock_ms, yields=opening.stand_back)
         self._closed = False
         self._closing = threading.Event()
         self._deadline = 0.0
@@ -216,7 +216,6 @@ class Ledger:
         """
         settled = self._spool.empty
         if self._writer.is_alive():
-            self._hurry()
             with self._round_done:
                 # A round under way may have looked at the queue before the last call was put there.
                 enough = self._rounds + 1 + self._in_round
@@ -230,7 +229,6 @@ class Ledger:
         # The writer leaves its loop at the next round after `_closed`, and must find until when it may store.
         self._deadline = self._monotonic() + timeout_s
         self._closed = True
-        self._hurry()
         self._refresher.close(0.0)
         self._closing.set()
         self._wake.set()
@@ -285,7 +283,7 @@ class Ledger:
         }
 
     def _run(self) -> None:
-        self._yield()
+        opening.stand_back()
         wait_s = self._options.flush_interval_ms / 1000
         adopted = self._spool.adopt()
         if adopted:
@@ -320,15 +318,6 @@ class Ledger:
             self._spill.wait()
             self._spill.clear()
             self._drain.spool_queue()
-
-    def _hurry(self) -> None:
-        """Somebody waits for the writer: it need not stand back any longer."""
-        if self._writer.native_id is not None:
-            opening.yield_no_more(self._writer.native_id)
-
-    def _yield(self) -> None:
-        if self._options.yield_core:
-            opening.yield_to_requests()
 
     def _recover(self) -> None:
         """Make the requests that a killed process left open into rows, by way of the spool: its file is safe."""
