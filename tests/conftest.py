@@ -24,7 +24,7 @@ from hypothesis import settings
 settings.register_profile("turnout", derandomize="TURNOUT_EXPLORE" not in os.environ, database=None)
 settings.load_profile("turnout")
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 HANGS_S = 120.0
 """A process that lives and has not done by now what it must do hangs; before that it may just be slow."""
 MODEL = "sim"

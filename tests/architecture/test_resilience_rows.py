@@ -61,6 +61,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "T88": ("test_full_is_503_greedy_is_429", (f"{GATE}/test_gate.py",)),
 }
 
+PACE = f"{FAULTS}/test_pace.py"
 CONNECTING, FLEETS, BAD = f"{FAULTS}/test_connecting.py", f"{FAULTS}/test_fleet.py", f"{HTTP}/test_failures.py"
 NONE = "test_F13_to_F21_an_answer_that_is_none_is_502_and_its_connection_is_closed"
 SPOILED = "test_F16_F17_a_connection_that_is_not_clean_is_not_kept_and_its_answer_is_delivered"
@@ -137,8 +138,10 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("unit/core/test_pricing.py", "test_spend_is_never_negative"),
     ),
     "F28": (
+        (PACE, "test_F28_a_stream_lives_while_an_output_event_comes_every_two_minutes"),
+        (PACE, "test_F28_a_whole_answer_that_trickles_is_left_for_another"),
+        (PACE, "test_F28_a_slow_answer_at_a_pace_is_waited_for"),
         (STREAMS, "test_an_engine_may_write_a_long_answer_byte_by_byte"),
-        (BAD, "test_D4_pings_count_and_comments_do_not"),
     ),
     "F29": ((LIMITS, "test_L9_an_engine_is_read_no_faster_than_its_client_takes"),),
     "F30": ((STREAMS, "test_L9_a_client_that_takes_nothing_is_gone_and_the_engine_is_paused"),),

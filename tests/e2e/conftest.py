@@ -31,7 +31,7 @@ from turnout.core.pricing import PriceBook
 T = TypeVar("T")
 KEY = "tt-test-key-of-tenant-one"
 MODEL = "model-a"
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0  # only what never comes waits so long
 
 
 class Loop:

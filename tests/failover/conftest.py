@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-SCALE = 1.0 if os.environ.get("TURNOUT_FAILOVER_FULL") else 0.1
+SCALE = 1.0 if os.environ.get("TURNOUT_FAILOVER_FULL") else 0.2
 TOKENS = 60
 CONTENT = "Tell me a story that has exactly sixty words, and then stop."
 S15_REQUESTS, S15_EVERY_S, S15_DOWN_S, S15_BACK_S = 20, 4.0, 60.0, 30.0

@@ -44,7 +44,7 @@ class House:
         self.app = app
         self.listener = app._coordinator
         self.engines: list[EnginePeer] = []
-        self.http = httpx.AsyncClient(base_url=f"http://{app.address}", timeout=10)
+        self.http = httpx.AsyncClient(base_url=f"http://{app.address}", timeout=30)
         self.sdk = openai.AsyncOpenAI(base_url=f"http://{app.address}/v1", api_key="none", max_retries=0)
 
     async def add(self, *names: bytes, step_s: float = 0.0) -> None:

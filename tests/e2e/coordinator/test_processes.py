@@ -101,19 +101,19 @@ def test_engines_register_and_serve_and_leave(tmp_path: Path, processes: list[su
             assert tokens == answers[0]["generated_tokens"]
 
     asyncio.run(asyncio.wait_for(ask(), 30))
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=30) as page:
         text = page.read().decode()
     assert "turnout_coordinator_active_engines 2.0" in text
     assert "turnout_coordinator_completed_total 11.0" in text
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/x/coordinator", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/x/coordinator", timeout=30) as page:
         shown = json.load(page)
     assert (shown["address"], shown["ready"], shown["state"]) == (address, True, "running")
     assert [(engine["name"], engine["open"]) for engine in shown["engines"]] == [("mp-coord-0", 0), ("mp-coord-1", 0)]
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/x/coordinator/schedule", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/x/coordinator/schedule", timeout=30) as page:
         document = json.load(page)
     assert (document["data_parallel_size"], document["num_requests"], len(document["records"])) == (2, 11, 11)
     engines[0].send_signal(signal.SIGTERM)
-    assert engines[0].wait(10) == 0
+    assert engines[0].wait(60) == 0
     router.send_signal(signal.SIGTERM)
-    assert router.wait(10) == 0
+    assert router.wait(60) == 0
     assert len(schedule.read_text(encoding="utf-8").splitlines()) == 12

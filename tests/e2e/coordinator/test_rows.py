@@ -40,7 +40,7 @@ def test_each_request_has_one_row_whatever_its_door(tmp_path: Path) -> None:
         await client.connect()
         for _ in range(3):
             await client.submit([1, 2, 3], {"num_tokens_to_generate": 4})
-        async with httpx.AsyncClient(base_url=f"http://{app.address}", timeout=10) as http:
+        async with httpx.AsyncClient(base_url=f"http://{app.address}", timeout=30) as http:
             body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
         client.close()

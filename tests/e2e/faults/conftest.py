@@ -41,7 +41,7 @@ def place(request: Any) -> str:
 @pytest.fixture
 def scale(place: str) -> float:
     """What time-outs are multiplied with."""
-    return 0.05 if place == "sockets" else 1.0
+    return 0.1 if place == "sockets" else 1.0
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""F28: a slow engine may take its time over a stream, but a whole answer that trickles in is given up."""
+"""How slow an engine may be: a stream that shows signs of life is waited for, a whole answer that trickles is not."""
 
 from __future__ import annotations
 
@@ -92,3 +92,52 @@ def test_F28_a_slow_answer_at_a_pace_is_waited_for(
     answered = up.ask(wire.chat())
     assert (answered.status, answered.body.strip()) == (200, body)
     assert up.call(up.app.gateway.clock) - began >= 50 * scale
+
+
+SIGNS_OF_LIFE = {"comments": (b": ping\n\n", False), "halves": (b"data: {", False), "pings": (b"event: ping\n\n", True)}
+
+
+@pytest.mark.parametrize("place", ["virtual"])  # with the default times
+@pytest.mark.parametrize(("sign", "alive"), SIGNS_OF_LIFE.values(), ids=SIGNS_OF_LIFE)
+def test_D4_pings_count_and_comments_do_not(
+    sign: bytes,
+    alive: bool,  # noqa: FBT001 - a column
+    loop: Any,
+    router: Routers,
+    script_engine: Any,
+    wire: Any,
+) -> None:
+    gates = [wire.Gate() for _ in range(5)]
+    signs = [step for gate in gates for step in (gate, wire.chunk(sign))]
+    up = router(script_engine([wire.STREAM_HEAD, wire.chunk(wire.event("a")), *signs, wire.Gate()]))
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    client.read(wire.event("a"))
+    began = loop.clock()
+    for gate in gates:
+        gate.open()
+        loop.run(asyncio.sleep(14.0))
+        if up.records.facts:
+            break
+    assert bool(up.records.facts) is not alive
+    assert up.eventually(lambda: bool(up.records.facts), 600.0)
+    assert up.records.fact().attempts[0].error_kind == "timeout_stall"
+    assert (loop.clock() - began > 56.0 + 20.0) is alive
+
+
+@pytest.mark.parametrize("place", ["virtual"])
+@pytest.mark.parametrize("seconds", [110.0, 130.0])
+def test_F28_a_stream_lives_while_an_output_event_comes_every_two_minutes(
+    seconds: float, router: Routers, raw_engine: Any, wire: Any
+) -> None:
+    """Pings keep it from being silent; what it is waited for is output."""
+    pings = [wire.chunk(b"event: ping\n\n")] * int(seconds / 10 - 1)
+    outputs = [[wire.chunk(wire.event(word)), *pings] for word in "abc"]
+    end = [wire.chunk(wire.event(finish="stop")) + wire.chunk(wire.DONE) + b"0\r\n\r\n"]
+    up = router(raw_engine(Drip(wire.STREAM_HEAD, [piece for one in outputs for piece in one] + end, 10.0)))
+    client = up.client()
+    client.send(up.request(wire.chat(stream=True)))
+    assert up.eventually(lambda: bool(up.records.facts), 600.0)
+    assert [(a.ok, a.error_kind) for a in up.records.fact().attempts] == [
+        (True, "") if seconds < 120 else (False, "timeout_stall")
+    ]

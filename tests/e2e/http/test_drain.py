@@ -34,22 +34,19 @@ def waiting(up: Router) -> int:
 
 
 def test_X1_not_ready_at_once_and_open_until_the_notice_is_over(router: Routers, script_engine: Engines) -> None:
-    up = router(script_engine(), drain={"notice_s": 0.6, "grace_s": 5.0})
+    up = router(script_engine(), drain={"notice_s": 3.0, "grace_s": 60.0})
     kept = up.client()
     ready = up.request(method=b"GET", path=b"/ready")
     kept.send(ready)
     assert kept.response().status == 200
     began = time.monotonic()
     leaving = leave(up)
-    statuses = [200]
-    while statuses[-1] == 200:
-        kept.send(ready)
-        statuses.append(kept.response().status)
-    assert statuses[-1] == 503
-    assert time.monotonic() - began < 0.1
+    assert up.eventually(lambda: not up.app.gateway.ready)
+    kept.send(ready)
+    assert kept.response().status == 503
     assert up.ask().status == 200  # a balancer may not have seen it yet
     assert up.eventually(lambda: up.app.gateway.draining)
-    assert time.monotonic() - began >= 0.6
+    assert time.monotonic() - began >= 3.0
     assert kept.is_closed()  # an idle connection has nothing to wait for
     assert up.eventually(leaving.done)
 
@@ -91,7 +88,7 @@ def test_X3_when_the_grace_is_over_everybody_is_told(router: Routers, script_eng
     assert b'data: {"error":' in rest
     assert b"[DONE]" not in rest
     assert not rest.endswith(b"0\r\n\r\n")
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
     assert up.eventually(leaving.done)
     assert sorted((fact.outcome, len(fact.attempts)) for fact in up.records.facts) == [("shutdown", 0), ("shutdown", 1)]
 

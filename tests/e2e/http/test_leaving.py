@@ -78,7 +78,7 @@ def idle(up: Router) -> bool:
 def left(up: Router, engine: Engine | None) -> None:
     """Assert what must be true of a client that left after its request was accepted."""
     if engine is not None:
-        assert engine.request().closed.wait(1)
+        assert engine.request().closed.wait(30)
     fact = up.records.fact()
     assert (fact.outcome, fact.cls, fact.http_status) == ("client_gone", "cancelled", 499)
     assert [a.error_kind for a in fact.attempts][-1:] != ["connect_error"]
@@ -138,7 +138,7 @@ def test_client_gone_matrix_at_the_engine(
     up = router(engine := script_engine(script))
     client = up.client()
     client.send(up.request(body_for(path, stream=stream), path=path))
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
     if stream and phase == "inside the answer":
         client.read(text_event("a"))
     client.close()
@@ -186,7 +186,7 @@ def test_leaving_client_frees_capacity(surface: str, router: Routers, script_eng
     )
     first = up.client()
     first.send(up.request(body_for(path, stream=stream), path=path))
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
     assert up.ask().status == 503
     first.close()
     assert up.eventually(lambda: idle(up))

@@ -134,7 +134,7 @@ def test_L5_a_trickled_head_is_408_although_bytes_arrive(router: Routers) -> Non
                 break
         except TimeoutError:
             continue
-    client.socket.settimeout(5)
+    client.socket.settimeout(30)
     refused(client, 408, "request_timeout")
 
 
@@ -161,7 +161,7 @@ def test_L6_reading_pauses_behind_the_request_in_progress(router: Routers, scrip
     up = router(engine := script_engine([gate, wire.answer()]), server={"pipeline_max_bytes": 1000})
     client = up.client()
     client.send(up.request())
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
     client.socket.settimeout(0.3)
     sent = 0
     try:
@@ -173,7 +173,7 @@ def test_L6_reading_pauses_behind_the_request_in_progress(router: Routers, scrip
     (connection,) = up.app.listener.connections
     assert up.call(lambda: len(connection._buffer)) <= 1000 + 262_144
     gate.open()
-    client.socket.settimeout(5)
+    client.socket.settimeout(30)
     assert client.response().status == 200
     assert engine.requests
 
@@ -201,7 +201,7 @@ def test_L8_bodies_of_all_exchanges_are_bounded(router: Routers, script_engine: 
     up = router(script_engine([gate, wire.answer()]), server={"bodies_max_bytes": 500})
     first = up.client()
     first.send(up.request(wire.chat(metadata="x" * 200)))
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
     second = up.client()
     second.send(up.head(b"Content-Length: 400"))
     answered = second.response()
@@ -278,7 +278,7 @@ def test_L5_a_trickled_body_is_ended_by_the_total_deadline(
                 break
         except TimeoutError:
             continue
-    client.socket.settimeout(5)
+    client.socket.settimeout(30)
     refused(client, 408, "request_timeout")
     assert not engine.requests
 

@@ -177,7 +177,7 @@ def saturated(router: Routers, script_engine: Engines, wire: Any) -> Response:
     )
     first = up.client()
     first.send(up.request())
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
     answered = up.ask()
     gate.open()
     assert first.response().status == 200

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]
 FAST = {
-    "timeout": {"first_token_failover_s": 0.3, "first_token_s": 0.5, "stall_s": 0.4},
+    "timeout": {"first_token_failover_s": 0.8, "first_token_s": 1.2, "stall_s": 1.0},
     "retry": {"attempts_per_model": 2},
 }
 
@@ -38,11 +38,11 @@ def test_W1_the_head_goes_out_with_the_first_output_event(router: Routers, scrip
     up = router(engine)
     client = up.client()
     client.send(up.request(wire.chat(stream=True)))
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
     client.socket.settimeout(0.1)
     with pytest.raises(TimeoutError):
         client.socket.recv(1)
-    client.socket.settimeout(5)
+    client.socket.settimeout(30)
     gate.open()
     answered = client.response()
     assert answered.header(b"x-turnout-endpoint") == b"e1"
@@ -110,11 +110,11 @@ def test_W2_keepalives_come_between_events_and_never_inside_one(
     client.read(wire.event("a"))
     assert client.read(b": keep-alive\n\n").endswith(b"e\r\n: keep-alive\n\n")
     between.open()
-    assert inside.reached.wait(5)
+    assert inside.reached.wait(30)
     client.socket.settimeout(0.4)
     with pytest.raises(TimeoutError):  # silence: nothing may come into the middle of an event
         client.buffer = b"".join([client.socket.recv(65_536) for _ in range(4)])
-    client.socket.settimeout(5)
+    client.socket.settimeout(30)
     inside.open()
     rest = client.read(b"0\r\n\r\n")
     assert half in rest
@@ -459,11 +459,11 @@ def test_W7_a_client_that_left_closes_the_engines_connection(
     up = router(engine := script_engine(script))
     client = up.client()
     client.send(up.request(wire.chat(stream=phase != "inside a whole answer")))
-    assert script[-1].reached.wait(5)
+    assert script[-1].reached.wait(30)
     if phase == "mid-stream":
         client.read(wire.event("a"))
     leave(client, way)
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
     fact = up.records.fact()
     assert (fact.outcome, fact.http_status, fact.cls) == ("client_gone", 499, "cancelled")
     endpoint = up.app.gateway.fleet.endpoints["e1"]
@@ -509,7 +509,7 @@ def test_row_survives_closing_client(router: Routers, script_engine: Engines, wi
     client.close()
     fact = up.records.fact()
     assert (fact.outcome, fact.tokens_in, fact.tokens_out, fact.usage_source) == ("completed", 3, 2, "engine")
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
     assert up.app.gateway.fleet.endpoints["e1"].in_flight == 0
 
 
@@ -524,7 +524,7 @@ def test_L9_a_client_that_takes_nothing_is_gone_and_the_engine_is_paused(
     client.read(b"\r\n\r\n")
     fact = up.records.fact()
     assert fact.outcome == "client_gone"
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
 
 
 # -- endings ----------------------------------------------------------------------------------------------------------
@@ -635,7 +635,7 @@ def test_a_stalled_stream_ends_in_band(router: Routers, script_engine: Engines, 
     up = router(engine := script_engine([wire.STREAM_HEAD, wire.chunk(wire.event("a")), wire.Gate()]), **FAST)
     answered = ask(up, wire)
     assert (answered.whole, b"stream_interrupted" in answered.body) == (False, True)
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
 
 
 def test_a_bug_of_ours_is_a_500_for_one_exchange_and_nothing_leaks(router: Routers, script_engine: Engines) -> None:

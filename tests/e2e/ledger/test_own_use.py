@@ -21,7 +21,7 @@ class Asking:
         self.router = router
 
     def __call__(self, tenant: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.router.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.router.port, timeout=30)
         named = {"authorization": f"Bearer {KEYS[tenant]}"} | {k.replace("_", "-"): v for k, v in headers.items()}
         content = None if body is None else json.dumps(body).encode()
         connection.request("GET" if body is None else "POST", path, content, named)
@@ -78,7 +78,7 @@ def test_session_and_usage_are_the_callers_own(processes: Any, ask: Asking) -> N
 
 
 def test_calls_in_flight_are_part_of_the_session(processes: Any, ask: Asking) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", ask.router.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", ask.router.port, timeout=30)
     body = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100_000, "stream": True}
     named = {"authorization": f"Bearer {KEYS['tenant-one']}", "x-turnout-session": "long"}
     connection.request("POST", "/v1/chat/completions", json.dumps({**body, "ignore_eos": True}).encode(), named)

@@ -23,7 +23,7 @@ class Stack:
         self.router = processes.serve([self.engine], key=digest, retry={"attempts_per_model": 1})
 
     def client(self, key: str = KEY) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.router.url, api_key=key, max_retries=0, timeout=10.0)
+        return openai.OpenAI(base_url=self.router.url, api_key=key, max_retries=0, timeout=30.0)
 
 
 @pytest.fixture(scope="session")

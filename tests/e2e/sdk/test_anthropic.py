@@ -20,7 +20,7 @@ def base_url(stack: Any) -> str:
 @pytest.fixture
 def claude(stack: Any) -> Iterator[anthropic.Anthropic]:
     key = stack.client().api_key
-    with anthropic.Anthropic(base_url=base_url(stack), api_key=key, max_retries=0, timeout=10.0) as client:
+    with anthropic.Anthropic(base_url=base_url(stack), api_key=key, max_retries=0, timeout=30.0) as client:
         yield client
 
 

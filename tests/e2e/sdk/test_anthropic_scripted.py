@@ -208,7 +208,7 @@ def test_a_failure_after_a_ping_raises_in_the_async_sdk_too(router: Routers, scr
 
     async def story() -> None:
         base_url = f"http://127.0.0.1:{up.port}"
-        async with anthropic.AsyncAnthropic(base_url=base_url, api_key=up.key, max_retries=0, timeout=10.0) as client:
+        async with anthropic.AsyncAnthropic(base_url=base_url, api_key=up.key, max_retries=0, timeout=30.0) as client:
             stream = await client.messages.create(model=MODEL, messages=ASK, max_tokens=9, stream=True)
             assert stream.response.headers["request-id"]
             gate.open()
@@ -314,5 +314,5 @@ def test_leaving_a_stream_closes_the_engine_s_connection(router: Routers, script
         stream = client.messages.create(model=MODEL, messages=ASK, max_tokens=9, stream=True)
         assert next(stream).type == "message_start"
         stream.close()
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
     assert up.records.fact().outcome == "client_gone"

@@ -34,7 +34,7 @@ TOOLS: list[Any] = [
 
 
 def sdk(up: Router, retries: int = 0, key: str | None = None) -> openai.OpenAI:
-    return openai.OpenAI(base_url=up.base_url, api_key=key or up.key, max_retries=retries, timeout=10.0)
+    return openai.OpenAI(base_url=up.base_url, api_key=key or up.key, max_retries=retries, timeout=30.0)
 
 
 def whole(wire: Any, message: dict[str, object], finish: str = "stop", **members: object) -> bytes:
@@ -207,7 +207,7 @@ def test_our_own_errors_have_the_sdk_s_classes(router: Routers, script_engine: E
     engine = script_engine([wire.Gate()])
     tables = up_tables(engine)
     up = router(**tables)
-    kept = openai.OpenAI(base_url=up.base_url, api_key="limited", max_retries=0, timeout=10.0)
+    kept = openai.OpenAI(base_url=up.base_url, api_key="limited", max_retries=0, timeout=30.0)
 
     def raised(client: openai.OpenAI, **members: Any) -> openai.APIStatusError:
         with pytest.raises(openai.APIStatusError) as caught:
@@ -299,10 +299,10 @@ def test_the_sdk_comes_back_after_a_refusal_for_lack_of_room(
     )
     busy = up.client()
     busy.send(up.request())
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(30)
 
     async def story() -> Any:
-        async with openai.AsyncOpenAI(base_url=up.base_url, api_key=up.key, max_retries=2, timeout=10.0) as client:
+        async with openai.AsyncOpenAI(base_url=up.base_url, api_key=up.key, max_retries=2, timeout=30.0) as client:
             asked = asyncio.create_task(client.chat.completions.create(model=MODEL, messages=ASK))
             await asyncio.to_thread(up.records.fact)  # until it was turned away once
             gate.open()
@@ -327,7 +327,7 @@ def test_every_way_of_leaving_the_sdk_closes_the_engine_s_connection(
     up = router(engine)
 
     async def story() -> None:
-        async with openai.AsyncOpenAI(base_url=up.base_url, api_key=up.key, max_retries=0, timeout=10.0) as client:
+        async with openai.AsyncOpenAI(base_url=up.base_url, api_key=up.key, max_retries=0, timeout=30.0) as client:
             patient = client.with_options(timeout=0.3) if way == "timeout" else client
             stream = await patient.chat.completions.create(model=MODEL, messages=ASK, stream=True)
             if way == "cancel":
@@ -346,7 +346,7 @@ def test_every_way_of_leaving_the_sdk_closes_the_engine_s_connection(
                 await stream.response.aclose()
 
     asyncio.run(story())
-    assert engine.request().closed.wait(1)
+    assert engine.request().closed.wait(30)
     fact = up.records.fact()
     assert (fact.outcome, fact.tokens_out) == ("client_gone", 2)
 

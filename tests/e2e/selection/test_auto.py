@@ -539,7 +539,7 @@ def test_under_reloads_each_answer_is_of_one_version(house: House) -> None:
 
 def test_the_official_sdk_reads_replays(caching: House) -> None:
     numbered(caching)
-    with openai.OpenAI(base_url=caching.router.base_url, api_key="key-cached", max_retries=0, timeout=10.0) as client:
+    with openai.OpenAI(base_url=caching.router.base_url, api_key="key-cached", max_retries=0, timeout=30.0) as client:
         read = [
             client.chat.completions.create(
                 model="auto",

@@ -102,7 +102,7 @@ class Slow:
         self._embedder = Hashgram()
 
     def embed(self, text: str) -> Floats32:
-        self.gate.wait(10)
+        self.gate.wait(60)
         return self._embedder.embed(text)
 
 

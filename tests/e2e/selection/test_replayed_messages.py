@@ -188,7 +188,7 @@ def test_the_official_sdk_reads_messages_across_kinds(
     asked: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "q"}]}
     headers = {"x-turnout-cache-match": "exact"}
     url = f"http://127.0.0.1:{started.port}"
-    with anthropic.Anthropic(base_url=url, api_key="key-c", max_retries=0, timeout=10.0) as client:
+    with anthropic.Anthropic(base_url=url, api_key="key-c", max_retries=0, timeout=30.0) as client:
 
         def whole() -> Any:
             return client.messages.create(**asked, extra_headers=headers).to_dict()

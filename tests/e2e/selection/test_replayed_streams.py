@@ -112,7 +112,7 @@ def test_convert_replays_across_kinds_to_the_official_sdk(
         b'"assistant","content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
     )
     engine.says(streams(wire) if first else wire.answer(body))
-    with openai.OpenAI(base_url=started.base_url, api_key="key-c", max_retries=0, timeout=10.0) as client:
+    with openai.OpenAI(base_url=started.base_url, api_key="key-c", max_retries=0, timeout=30.0) as client:
 
         def whole() -> tuple[str | None, Any]:
             seen = client.chat.completions.create(

