@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from turnout.ledger.writer import Ledger
 
 
-def keep_accounts(gateway: Gateway, ledger: Ledger | None) -> None:
+def keep_accounts(gateway: Gateway, ledger: Ledger | None, budget_status: int) -> None:
     """Let a ledger hear of every accepted request before its first attempt, and price attempts by its book."""
     if ledger is not None:
+        gateway.spending = ledger.spending
+        gateway.spending.status = budget_status
+        gateway.watch_budgets()
         gateway.accepted = ledger.accepted
         gateway.book = ledger.prices
         gateway.reading = Reading(gateway, ledger.pages)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _FLUSH_S = 5.0
 _SWITCH_S = 0.0005
 # Sections that something was opened or built with: a reload names their differences and leaves them.
-_FIXED = ("server", "breaker", "probe", "scheduling", "prefix", "drain", "ledger", "log", "auth")
+_FIXED = ("server", "breaker", "probe", "scheduling", "prefix", "drain", "ledger", "log", "auth", "budget")
 _GC_THRESHOLD = (50_000, 20, 100)
 
 
@@ -109,7 +109,7 @@ class App:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
         self.gateway = self._new_gateway()
-        keep_accounts(self.gateway, self.ledger)
+        keep_accounts(self.gateway, self.ledger, config.budget.status)
         self._bundles = choose_and_replay(self.gateway, config, self.log, self.ledger)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed

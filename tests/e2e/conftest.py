@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import functools
 import gc
 import hashlib
 import json
@@ -25,6 +26,7 @@ import uvloop
 
 from turnout.app import App
 from turnout.config.schema import Config
+from turnout.core.admission.spending import Spending
 from turnout.core.facts import CallFact, OpenedCall, StatsSnapshot
 from turnout.core.pricing import PriceBook
 
@@ -375,6 +377,13 @@ class Records:
     def session_sums(self, tenant: str, session: str) -> tuple[tuple[int, ...], frozenset[str]]:  # noqa: ARG002
         """No session has rows."""
         return (0,) * 7, frozenset()
+
+    @functools.cached_property
+    def spending(self) -> Spending:
+        """Nothing was spent before."""
+        made = Spending()
+        made.publish([], [])
+        return made
 
     def explain(self, recent: Any, render: Any) -> None:
         """Nothing is stored, so nothing is explained."""

@@ -118,6 +118,11 @@ def _keys(config: Config) -> Iterator[Finding]:
         if key.expires_at is not None and not _is_instant(key.expires_at):
             expected = "an ISO 8601 instant with offset, such as 2027-01-31T00:00:00+00:00"
             yield f"key[{index}].expires_at", shown("", key.expires_at), expected
+        if key.budget_usd is not None and not config.ledger.url:
+            yield f"key[{index}].budget_usd", shown("", key.budget_usd), "a ledger.url: it keeps what was spent"
+        if key.budget_days > config.ledger.hourly_days:
+            expected = f"at most ledger.hourly_days, {config.ledger.hourly_days}: older sums are deleted"
+            yield f"key[{index}].budget_days", shown("", key.budget_days), expected
 
 
 def _coordinator(config: Config) -> Iterator[Finding]:

@@ -83,6 +83,8 @@ def _parsed(text: str, wanted: inspect.Type) -> Any:
             return int(text) if re.fullmatch(r"[+-]?[0-9]{1,40}", text) else _refuse(text)
         case inspect.FloatType():
             return float(text)
+        case inspect.LiteralType(values=values):
+            return next((value for value in values if str(value) == text), text)
         case inspect.ListType() | inspect.DictType():
             return json.loads(text)
     return text

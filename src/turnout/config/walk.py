@@ -91,7 +91,7 @@ def fits(raw: Any, wanted: inspect.Type) -> bool:
         case inspect.BoolType():
             return isinstance(raw, bool)
         case inspect.LiteralType(values=values):
-            return isinstance(raw, str) and raw in values
+            return type(raw) in (str, int) and raw in values
         case inspect.StrType():
             return isinstance(raw, str) and _string_fits(raw, wanted)
         case inspect.IntType():

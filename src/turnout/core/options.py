@@ -285,6 +285,12 @@ class Auth(Section, frozen=True, kw_only=True):
     ] = "keys"
 
 
+class Budget(Section, frozen=True, kw_only=True):
+    """Refusing keys that have spent what they may (`[[key]] budget_usd`)."""
+
+    status: Annotated[Literal[402, 429], _doc("Status of the refusal; its code is insufficient_quota.")] = 429
+
+
 class Models(Section, frozen=True, kw_only=True):
     """Catalogue-wide rules (request-path §6)."""
 
@@ -319,5 +325,9 @@ class Key(Section, frozen=True, kw_only=True):
     permissions: Annotated[list[str], _doc("Named permissions beyond plain requests.")] = []
     max_input_usd_per_1m: Annotated[Usd | None, _doc("Dearest input that auto may choose; unknown is too dear.")] = None
     max_output_usd_per_1m: Annotated[Usd | None, _doc("The same for output.")] = None
+    budget_usd: Annotated[Usd | None, _doc("Spending of this key in budget_days, after which it is refused.")] = None
+    budget_days: Annotated[
+        int, Meta(ge=1, le=400), _doc("Days (UTC, with today) that a budget looks back; at most ledger.hourly_days.")
+    ] = 30
     state: Annotated[Literal["active", "revoked", "inactive"], _doc("revoked and inactive keys answer 403.")] = "active"
     expires_at: Annotated[str | None, _doc("ISO 8601 instant with offset after which the key answers 403.")] = None

@@ -34,6 +34,7 @@ def opened_call(run: OpenRun) -> OpenedCall:
         request.stream,
         request.model,
         run.catalogue.resolve(request.model),
+        reserved_nusd=_reserved(run),
     )
 
 
@@ -102,8 +103,14 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
         tools_emitted=final.tools_emitted if final is not None else False,
         cost_nusd=cost_nusd,
         cost_basis=cost_basis,
+        reserved_nusd=_reserved(run),
     )
     return fact if run.extra is None else msgspec.structs.replace(fact, **extra_facts(cast("Run", run)))
+
+
+def _reserved(run: OpenRun) -> int | None:
+    spending = run.gateway.spending if run.principal.budget_nusd is not None else None
+    return spending.reserved_nusd(run.call_id) if spending is not None else None
 
 
 def spent(run: OpenRun) -> tuple[int | None, int | None, int | None, int | None]:

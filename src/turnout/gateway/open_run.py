@@ -174,9 +174,10 @@ class OpenRun:
         *,
         code: str = "",
         retry_after_s: int | None = None,
+        status: int = 0,
     ) -> None:
-        """End with an error of ours; `extra` members stand inside the error object."""
-        self.status = ENDINGS[outcome].status
+        """End with an error of ours; `extra` members stand inside the error object, `status` replaces the table's."""
+        self.status = status or ENDINGS[outcome].status
         self.client.write(replies.own_error(self, outcome, message, header, extra, code=code, after_s=retry_after_s))
         self._end(outcome, self.clock())
         self.client.finish()

@@ -26,6 +26,8 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     ceiling_in: int | None = None
     ceiling_out: int | None = None
     """Most that a model chosen for it may cost, micro-USD per 1M tokens of input and output; None is no limit."""
+    budget_nusd: int | None = None
+    budget_days: int = 30
 
     @property
     def has_ceiling(self) -> bool:
@@ -57,11 +59,15 @@ class Principals:
         self._utc_s = utc_s
         self._open = open_mode
         self.expiring = False
+        self.budget_days = 0
+        """How far the budgets of these keys look back; 0: none has one."""
         self._by_digest: dict[str, tuple[str, Key, Principal, float]] = {}
         for key in keys:
             digest = key.digest.removeprefix("sha256:")
             expires = datetime.fromisoformat(key.expires_at).timestamp() if key.expires_at else float("inf")
             self.expiring = self.expiring or key.expires_at is not None
+            if key.budget_usd is not None:
+                self.budget_days = max(self.budget_days, key.budget_days)
             self._by_digest[digest] = (
                 digest,
                 key,
@@ -72,6 +78,8 @@ class Principals:
                     tuple(key.permissions),
                     _micro(key.max_input_usd_per_1m),
                     _micro(key.max_output_usd_per_1m),
+                    None if key.budget_usd is None else round(key.budget_usd * 1_000_000_000),
+                    key.budget_days,
                 ),
                 expires,
             )

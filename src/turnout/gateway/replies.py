@@ -132,7 +132,7 @@ def own_error(
         parts.append(b"retry-after: %d\r\n" % retry_after_s)
     if run.exchange is not None and len(run.exchange.attempts) > 1:
         parts.append(b"x-should-retry: false\r\n")
-    return answers.whole(ending.status, b"".join(parts), body)
+    return answers.whole(run.status, b"".join(parts), body)
 
 
 def own_headers(run: OpenRun, response: AttemptResponse | None) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turnout.core import options
+from turnout.core.admission.spending import Spending
 from turnout.core.errors import ErrorKind, Outcome
 from turnout.core.facts import CallFact, OpenedCall, RouteKey
 from turnout.core.fleet.endpoint import EndpointState
@@ -20,7 +21,7 @@ from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
 from turnout.dialects.dialect import PATHS
-from turnout.gateway import answers
+from turnout.gateway import answers, spending
 from turnout.gateway.asking import Asker
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import resolve
@@ -101,6 +102,7 @@ class Gateway:
         self.accepted: Callable[[OpenedCall], None] | None = None
         self.reading: Reading | None = None
         self.totals: SessionTotals | None = None
+        self.spending: Spending | None = None
         self.book: Callable[[], PriceBook | None] = _no_book
         self._ids = UlidSource()
         self.entropy = sources.entropy
@@ -161,11 +163,7 @@ class Gateway:
                     return
                 run.extra = extra
             try:
-                if self.accepted is not None:
-                    self.accepted(opened_call(run))
-                    if run.prepared.totals and self.totals is not None:
-                        self.totals.begin(run)
-                run.begin()
+                self._accept(run)
             except Exception as error:  # noqa: BLE001 - as the next one
                 self._broken(run, error)
         elif path in _PUBLIC:
@@ -176,6 +174,19 @@ class Gateway:
             self.reading.ask(connection, head)
         else:
             self._models(connection, head)
+
+    def _accept(self, run: Run) -> None:
+        """Open the exchange: whatever happens from here on, it has one row (request-path §1, from step 9 on)."""
+        budgets = self.spending if run.principal.budget_nusd is not None else None
+        over = spending.reserve(run, budgets) if budgets is not None else None
+        if self.accepted is not None:
+            self.accepted(opened_call(run))
+            if run.prepared.totals and self.totals is not None:
+                self.totals.begin(run)
+        if over is not None and budgets is not None:
+            spending.refuse(run, budgets, *over)
+        else:
+            run.begin()
 
     def _of_use(self, path: bytes) -> bool:
         return self.reading is not None and (path == USAGE or path.startswith(SESSION))
@@ -233,6 +244,8 @@ class Gateway:
         self.meter.closed(fact)
         if self.totals is not None and fact.session_id is not None:
             self.totals.ended(fact)
+        if self.spending is not None and self.spending.days:
+            self.spending.ended(fact)
         # The loop hands the last bytes to the kernel at the end of its round. The row follows in the next one, so that
         # a process killed in between has no row that says of a cut answer that it was complete.
         if not self._ended:
@@ -270,9 +283,15 @@ class Gateway:
     def swapped(self, principals: Principals) -> None:
         """Hear that the configuration was swapped: what was derived from the old one is derived again."""
         self._principals = principals
+        self.watch_budgets()
         self.ask = Asker(self._prefix, self.fleet, self.catalogue).ask
         self._routes.clear()
         self.first_look_s = min(self.catalogue.quickest_s, self.relay_options.keepalive_s)
+
+    def watch_budgets(self) -> None:
+        """Let what was spent be read as far back as some key's budget looks."""
+        if self.spending is not None:
+            self.spending.days = self._principals.budget_days
 
     def interrupt_all(self) -> None:
         """End every open exchange with `shutdown` (X3)."""

@@ -1,4 +1,4 @@
-"""What must hold between the tables, read from the rows: buckets equal their attempts, calls their attempts' cost."""
+"""What must hold between the tables, read from the rows: buckets and costs equal their attempts, budgets calls."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ _COSTS = sa.text(
     " AND c.cost_nusd IS NOT NULL GROUP BY c.call_id, c.cost_nusd HAVING COALESCE(SUM(a.cost_nusd), 0) <> c.cost_nusd"
     " LIMIT :most"
 )
+_SPENT = sa.text(
+    "SELECT tenant, key_id, day, SUM(nusd) FROM (SELECT tenant, key_id, ended_at_ms - ended_at_ms % 86400000 AS day,"
+    " cost_nusd AS nusd FROM calls WHERE ended_at_ms >= :since AND cost_nusd > 0"
+    " UNION ALL SELECT tenant, key_id, day_ms, -spent_nusd FROM budgets WHERE day_ms >= :since) s"
+    " GROUP BY tenant, key_id, day HAVING SUM(nusd) <> 0 LIMIT :most"
+)
+_OLDEST = sa.text("SELECT MIN(ended_at_ms) FROM calls")
 _COUNTS = sa.text("SELECT (SELECT COUNT(*) FROM calls), (SELECT COUNT(*) FROM attempts), (SELECT COUNT(*) FROM routes)")
 
 
@@ -53,11 +60,19 @@ def run(url: str, now_ms: int) -> Report:
             calls, attempts, routes = conn.execute(_COUNTS).one()
             buckets = conn.execute(_BUCKETS, {"since": since_ms, "most": _MOST}).all()
             no = sa.bindparam("no", value=False, type_=sa.Boolean())
+            oldest = conn.execute(_OLDEST).scalar() or 0
+            # Of the oldest day calls may be deleted already; of today none is.
+            since_day_ms = min(-(-oldest // rows.DAY_MS), now_ms // rows.DAY_MS) * rows.DAY_MS
+            spent = conn.execute(_SPENT, {"since": since_day_ms, "most": _MOST}).all()
             costs = conn.execute(_COSTS.bindparams(no), {"most": _MOST}).scalars().all()
     finally:
         reader.close()
     problems = [
         f"bucket {row[0]} of route {row[1]} differs from its rows by {tuple(map(int, row[2:]))}" for row in buckets
+    ]
+    problems += [
+        f"budget of tenant {row[0]!r}, key {row[1]!r}, day {row[2]}: differs from its calls by {int(row[3])} nano-USD"
+        for row in spent
     ]
     problems += [f"call {call_id}: its cost is not the sum of its attempts" for call_id in costs]
     return Report(calls, attempts, routes, problems)

@@ -69,6 +69,7 @@ _COSTS = sa.text(
     " WHERE a.ended_at_ms >= :since AND a.cost_nusd IS NOT NULL AND a.cost_basis IN ('reported', 'computed')"
     " GROUP BY r.provider, r.model ORDER BY r.provider, r.model"
 )
+_SPENT = sa.text("SELECT tenant, key_id, day_ms, spent_nusd FROM budgets WHERE day_ms >= :since")
 _NEWEST = sa.text(
     "SELECT n.route_id, a.ok FROM (SELECT r.route_id, (SELECT x.seq FROM attempts x WHERE x.route_id = r.route_id"
     " AND x.ended_at_ms >= :since ORDER BY x.ended_at_ms DESC, x.seq DESC LIMIT 1) AS seq FROM routes r) n"
@@ -214,6 +215,12 @@ def session_warm(conn: sa.Connection, tenant: str, session: str) -> list[tuple[R
 def session_owners(conn: sa.Connection, session: str) -> list[str]:
     """Give the tenants that used a session id, the first to write first."""
     return list(conn.execute(_OWNERS, {"session": session}).scalars())
+
+
+def spent(conn: sa.Connection, now_ms: int, days: int) -> list[tuple[str, str, int, int]]:
+    """Give what keys have spent: (tenant, key, day, nano-USD) of the last days, today included."""
+    found = conn.execute(_SPENT, {"since": (now_ms // DAY_MS - days + 1) * DAY_MS})
+    return [(row[0], row[1], row[2], int(row[3])) for row in found]
 
 
 def cost_by_route(conn: sa.Connection, now_ms: int, window_ms: int = DAY_MS) -> list[CostRow]:

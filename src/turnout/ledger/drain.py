@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Sequence
 
+    from turnout.core.admission.spending import Spending
     from turnout.ledger.entry import Entry
     from turnout.ledger.explanations import Explanations
     from turnout.ledger.spool import Spool
@@ -54,6 +55,7 @@ class Drain:
         on_safe: Callable[[Sequence[str]], None] = lambda _call_ids: None,
         on_overflow: Callable[[], None] | None = None,
         direct_max: int = 0,
+        spending: Spending | None = None,
     ) -> None:
         """Take calls from `queue`, without a sink until `sink` is set.
 
@@ -77,6 +79,7 @@ class Drain:
         self._on_safe = on_safe
         self._decode = msgspec.msgpack.Decoder(CallFact).decode
         self._on_overflow = on_overflow or self.spool_queue
+        self._spending = spending
         # One item per call of `spool_queue` under way, since a counter would not be exact between threads.
         self._spooling: list[None] = []
         self._spooled = 0
@@ -200,6 +203,8 @@ class Drain:
             return False
         if explanations is not None:
             explanations.stored(facts)
+        if self._spending is not None and self._spending.days:
+            self._spending.stored([fact.call_id for fact in facts if fact.outcome])
         self.last_commit_s = self._monotonic() - started
         self.written = self.written.plus(written)
         if written.invalid:

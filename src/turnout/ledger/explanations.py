@@ -42,6 +42,8 @@ class Explanations:
 
     def look(self) -> None:
         """Render some of the decisions that were made since the last look."""
+        if not self._per_s:
+            return
         now = self._monotonic()
         self._allowed = min(float(self._per_s), self._allowed + (now - self._looked_s) * self._per_s)
         self._looked_s = now

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from turnout.ledger import connection, schema
 from turnout.ledger.retention import Ages
-from turnout.ledger.sqlite import bucket_upsert
+from turnout.ledger.sqlite import sum_upsert
 from turnout.ledger.store import AlreadyStoredError, Store
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ _KNOWN_ATTEMPTS = "SELECT call_id, attempt_no, phase FROM attempts WHERE call_id
 _ROUTE = "SELECT route_id FROM routes WHERE provider = %s AND model = %s AND replica = %s"
 _NOW = "SELECT (extract(epoch FROM transaction_timestamp()) * 1000)::bigint"
 _DIRTY = "INSERT INTO dirty_hours VALUES (%s) ON CONFLICT DO NOTHING"
+_SPENT = (
+    "INSERT INTO budgets VALUES (%s, %s, %s, %s)"
+    " ON CONFLICT (tenant, key_id, day_ms) DO UPDATE SET spent_nusd = budgets.spent_nusd + excluded.spent_nusd"
+)
 # A row that the table refuses; everything else is the database in trouble.
 _ROW_ERRORS = (psycopg.DataError, psycopg.IntegrityError, OverflowError, ValueError, TypeError)
 _CONFLICTS = (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
@@ -149,6 +153,8 @@ class PostgresDatabase:
             cursor.execute(self._upsert, [list(column) for column in zip(*new, strict=True)])
         elif table == "dirty_hours":
             cursor.executemany(_DIRTY, new)
+        elif table == "budgets":
+            cursor.executemany(_SPENT, new)
         else:
             self._copy_rows(table, new)
 
@@ -179,7 +185,7 @@ def _array_upsert() -> str:
     """Write the addition of many rows of sums as one statement over arrays, one per column."""
     table = schema.attempt_buckets
     names = [column.name for column in table.columns]
-    conflict = bucket_upsert(postgresql).partition(" ON CONFLICT")[2]
+    conflict = sum_upsert(table, postgresql).partition(" ON CONFLICT")[2]
     arrays = ", ".join(["%s::bigint[]"] * len(names))
     # Names of our own schema only.
     return f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays}) ON CONFLICT{conflict}"  # noqa: S608

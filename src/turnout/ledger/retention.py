@@ -65,10 +65,8 @@ def _chunks(now_ms: int, ages: Ages) -> Iterator[sa.Delete]:
     yield sa.delete(buckets).where(buckets.c.bucket_ms < now_ms - BUCKETS_MS)
     late = schema.late_buckets
     yield sa.delete(late).where(late.c.recorded_at_ms < now_ms - BUCKETS_MS)
-    hourly = schema.usage_hourly
-    dirty = schema.dirty_hours
-    for table in (hourly, dirty):
-        yield sa.delete(table).where(table.c.hour_ms < now_ms - ages.hourly_days * _DAY_MS)
+    for table, at in ((schema.usage_hourly, "hour_ms"), (schema.dirty_hours, "hour_ms"), (schema.budgets, "day_ms")):
+        yield sa.delete(table).where(table.c[at] < now_ms - ages.hourly_days * _DAY_MS)
     decisions = schema.decisions
     floor = ulid_floor(now_ms - ages.decisions_days * _DAY_MS)
     old_ids = sa.select(decisions.c.call_id).where(decisions.c.call_id < floor).order_by(decisions.c.call_id)

@@ -25,6 +25,7 @@ AttemptId = tuple[str, int, str]
 """call_id, attempt_no, phase."""
 
 BUCKET_MS = 10_000
+DAY_MS = 86_400_000
 DECISION_MAX_BYTES = 16_384
 
 # Names of the structs' fields; those that stand in brackets are made here.
@@ -125,6 +126,16 @@ def plain(fact: CallFact) -> bool:
 def bucket_rows(sums: Sums, writer_id: int) -> list[Row]:
     """Give the bucket rows (bucket_ms, route_id, writer_id, sums…), sorted: transactions lock them in one order."""
     return [(bucket, route_id, writer_id, *sums[bucket, route_id]) for bucket, route_id in sorted(sums)]
+
+
+def spent_rows(facts: Iterable[CallFact]) -> list[Row]:
+    """Give what calls cost (tenant, key_id, day_ms, nano-USD), sorted: transactions lock them in one order."""
+    sums: dict[tuple[str, str, int], int] = {}
+    for fact in facts:
+        if fact.outcome and fact.cost_nusd:
+            key = (fact.tenant, fact.key_id, fact.ended_at_ms // DAY_MS * DAY_MS)
+            sums[key] = sums.get(key, 0) + fact.cost_nusd
+    return [(*key, sums[key]) for key in sorted(sums)]
 
 
 def _calls(closed: Sequence[CallFact], stamp: Stamp, route_ids: Mapping[RouteKey | None, int | None]) -> Columns:

@@ -235,4 +235,15 @@ rollup_state = sa.Table(
     *_int("covered_from_ms", "covered_until_ms"),
 )
 
+# What calls of a key that ended on a day (UTC) have cost: moves with the row of the call, and only with that.
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    *_text("tenant", "key_id"),
+    *_int("day_ms", "spent_nusd"),
+    sa.PrimaryKeyConstraint("tenant", "key_id", "day_ms", name="pk_budgets"),
+    *_money_checks("budgets", "spent_nusd"),
+)
+sa.Index("ix_budgets_day", budgets.c.day_ms)
+
 dirty_hours = sa.Table("dirty_hours", metadata, sa.Column("hour_ms", INT, primary_key=True, autoincrement=False))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.core import options
+    from turnout.core.admission.spending import Spending
     from turnout.ledger.window import Window
 
 STALE_MS: Final = 30_000
@@ -41,6 +42,7 @@ class Refresher:
         monotonic: Callable[[], float] = time.monotonic,
         yields: Callable[[], None] = lambda: None,
         delay_s: float = 1.0,
+        spending: Spending | None = None,
     ) -> None:
         """Describe it; the database is opened by the thread, `delay_s` after `start`."""
         self.latest: StatsSnapshot = _EMPTY
@@ -51,6 +53,7 @@ class Refresher:
         self._monotonic = monotonic
         self._yields = yields
         self._delay_s = delay_s
+        self._spending = spending
         self._engine: Any = None
         self._windows: tuple[Window, Window] | None = None
         self._streaks_at_ms = 0
@@ -90,6 +93,7 @@ class Refresher:
             self._windows = Window(section.route_window_ms), Window(section.tool_window_ms)
         started = self._monotonic()
         now_ms = self._clock_ms()
+        self._read_spent(now_ms)
         before = self.latest
         with self._engine.connect() as conn, conn.begin():
             keys = derived.routes(conn)
@@ -116,6 +120,21 @@ class Refresher:
             percentiles_at_ms=before.percentiles_at_ms,
         )
         return self.latest
+
+    def _read_spent(self, now_ms: int) -> None:
+        """Publish what keys have spent, with the calls that are known to be among it."""
+        from turnout.ledger import derived
+
+        spending = self._spending
+        if spending is None or not spending.days:
+            return
+        call_ids = spending.committed()
+        try:
+            with self._engine.connect() as conn, conn.begin():
+                spending.publish(derived.spent(conn, now_ms, spending.days), call_ids)
+        except Exception:
+            spending.unread(call_ids)
+            raise
 
     def rank(self) -> None:
         """Ask the rows for percentiles and publish them beside the sums of the last refresh.

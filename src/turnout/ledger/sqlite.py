@@ -137,7 +137,7 @@ class SqliteDatabase:
         return self.connection().exec_driver_sql(_ROUTE, parts).scalar_one(), bool(made)
 
     def insert(self, table: str, new: list[rows.Row]) -> None:
-        """Insert rows; buckets are added to those that are there."""
+        """Insert rows; sums are added to those that are there."""
         if new:
             self._cursor().executemany(self._inserts[table].sql, new)
 
@@ -151,14 +151,15 @@ class SqliteDatabase:
         return driver.cursor()
 
 
-_INSERTED = ("decisions", "attempt_buckets", "late_buckets", "dirty_hours")
+_INSERTED = ("decisions", "attempt_buckets", "late_buckets", "dirty_hours", "budgets")
+_SUMS = ("attempt_buckets", "budgets")
 
 
 class _Insert:
     """`INSERT … VALUES … ON CONFLICT …` of one row."""
 
     def __init__(self, table: sa.Table) -> None:
-        self.sql = bucket_upsert(sqlite) if table is schema.attempt_buckets else _single(table)
+        self.sql = sum_upsert(table, sqlite) if table.name in _SUMS else _single(table)
 
 
 class _Bulk:
@@ -223,9 +224,8 @@ def _single(table: sa.Table) -> str:
     return str(sqlite.insert(table).values(values).on_conflict_do_nothing().compile(dialect=sqlite.dialect()))
 
 
-def bucket_upsert(dialect: Any) -> str:
+def sum_upsert(table: sa.Table, dialect: Any) -> str:
     """Compile the addition of one row of sums for `dialect`, a module of sqlalchemy.dialects."""
-    table = schema.attempt_buckets
     insert = dialect.insert(table).values({c.name: sa.bindparam(f"p_{c.name}") for c in table.columns})
     sums = {c.name: c + insert.excluded[c.name] for c in table.columns if not c.primary_key}
     upsert = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)

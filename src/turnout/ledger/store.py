@@ -1,8 +1,8 @@
 """A batch is one transaction, stored whole or not at all, whatever database stands behind it.
 
-Rows are immutable and the first write wins; bucket sums and marks move only for rows that are really inserted, so any
-replay changes nothing. A batch is taken to be new, as nearly all are; when one row of it is there already, the
-transaction is undone and made again with everything that has a row looked up first and left out.
+Rows are immutable and the first write wins; bucket sums, budgets and marks move only for rows that are really
+inserted, so any replay changes nothing. A batch is taken to be new, as nearly all are; when one row of it is there
+already, the transaction is undone and made again with everything that has a row looked up first and left out.
 """
 
 from __future__ import annotations
@@ -168,6 +168,7 @@ class Store:
                 decisions_n += len(made.decisions)
                 too_large += made.too_large
             transaction.insert("attempt_buckets", rows.bucket_rows(sums, self._writer_id))
+            transaction.insert("budgets", rows.spent_rows(fresh))
             late = sorted({bucket for bucket, _ in sums if bucket + rows.BUCKET_MS + LATE_MS < now_ms})
             transaction.insert("late_buckets", [(now_ms, bucket, self._writer_id) for bucket in late])
             closed = now_ms - rollup.CLOSES_MS - rollup.HOUR_MS

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from turnout.core.admission.spending import Spending
 from turnout.ledger import opening, upgrade
 from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S, Drain
 from turnout.ledger.entry import Entry, encode
@@ -90,7 +91,8 @@ class Ledger:
         self._recovered = 0
         # Ids of calls that found the queue full: their slots still have them.
         self._overflow: deque[str] = deque()
-        self._refresher = Refresher(options, clock_ms=clock_ms, yields=opening.stand_back)
+        self.spending = Spending()
+        self._refresher = Refresher(options, clock_ms=clock_ms, yields=opening.stand_back, spending=self.spending)
         self._closed = False
         self._closing = threading.Event()
         self._deadline = 0.0
@@ -115,6 +117,7 @@ class Ledger:
             on_safe=self._free,
             on_overflow=self._spill.set,
             direct_max=options.batch_max * (1 if upgrade.is_file(options.url) else _SERVER_BATCHES),
+            spending=self.spending,
         )
         self._sink: Sink | None = None
         self._pages: Pages | None = None
@@ -180,10 +183,8 @@ class Ledger:
 
     def explain(self, recent: Callable[[], Recent], render: Callable[[str, Any], bytes]) -> None:
         """Store explanations of some of the `recent` decisions with their calls; before `start`."""
-        if self._options.decisions_per_s:
-            self._drain.explanations = Explanations(
-                recent, render, per_s=self._options.decisions_per_s, monotonic=self._monotonic
-            )
+        per_s = self._options.decisions_per_s
+        self._drain.explanations = Explanations(recent, render, per_s=per_s, monotonic=self._monotonic)
 
     def snapshot(self) -> StatsSnapshot:
         """Give the derived statistics: the same object until the next refresh, empty when older than 30 s."""
@@ -198,7 +199,7 @@ class Ledger:
         return opening.hot_routes(self._options.url, self._clock_ms())
 
     def session_sums(self, tenant: str, session: str) -> tuple[tuple[int, ...], frozenset[str]]:
-        """Give the sums over a session's rows and the ids of the newest of them; blocks."""
+        """Give the sums over a session's rows and the ids of the newest of them. Blocks."""
         return self.pages().session_sums(tenant, session)
 
     def pages(self) -> Pages:
