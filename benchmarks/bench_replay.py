@@ -2,8 +2,8 @@
 
     python benchmarks/bench_replay.py TRACES chat agents azure knowledge faults speed [--quick]
 
-TRACES is the folder of the three trace files. Each part prints its lines as they are known, as markdown; `agents:0.06` is
-that part at one rate of new sessions.
+TRACES is the folder of the three trace files. Each part prints its lines as they are known, as markdown; `agents:0.06`
+is that part at one rate of new sessions.
 """
 
 from __future__ import annotations

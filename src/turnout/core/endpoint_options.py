@@ -96,8 +96,12 @@ class Endpoint(Section, frozen=True, kw_only=True):
     kv_ranks: Annotated[int, Meta(ge=1, le=256), doc("Data-parallel ranks; each has the next port.")] = 1
     kv_bind: Annotated[bool, doc("The engine connects and we bind.")] = False
     kv_discover: Annotated[
-        bool, doc("SGLang: /server_info tells where events are; it may hold secrets and is never stored.")
+        bool,
+        doc("SGLang: /server_info tells where events and load reports are; it may hold secrets and is never stored."),
     ] = False
+    load_events: Annotated[
+        str, Meta(max_length=512), doc("SGLang: ZeroMQ address where rank 0 pushes load reports; empty: none.")
+    ] = ""
     cache_tokens: Annotated[
         Count | None, doc("Tokens its prefix cache holds, host memory included; else the capacity it reports.")
     ] = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -157,6 +158,50 @@ def read_loads(body: bytes) -> Report | None:
         kv_capacity_tokens=total(load.max_total_num_tokens for load in loads),
         max_running=total(load.max_running_requests for load in loads),
     )
+
+
+class LoadStat(msgspec.Struct, frozen=True, gc=False):
+    """What one rank of an SGLang engine pushes of its load; None is unknown."""
+
+    running: int | None = None
+    waiting: int | None = None
+    tokens: int | None = None
+    tokens_max: int | None = None
+    rank: int | None = None
+    waiting_uncached: int | None = None
+
+
+_read_push = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+def read_load_stat(payload: bytes) -> LoadStat | None:
+    """Read `["LoadStat", running, waiting, tokens, max_tokens, rank, waiting_uncached]`; shorter and longer is fine."""
+    try:
+        kind, *values = _read_push(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if kind != "LoadStat":
+        return None
+    fields = [value if isinstance(value, int) and value >= 0 else None for value in values]
+    return LoadStat(*fields[: len(LoadStat.__struct_fields__)])
+
+
+def joined(stats: list[LoadStat]) -> Report | None:
+    """Return the report of an engine from those of all its ranks; None when none of them says anything of use."""
+
+    def total(values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    ratios = [s.tokens / s.tokens_max for s in stats if s.tokens is not None and s.tokens_max]
+    report = Report(
+        running=total([stat.running for stat in stats]),
+        waiting=total([stat.waiting for stat in stats]),
+        waiting_uncached_tokens=total([stat.waiting_uncached for stat in stats]),
+        kv_usage_ratio=max(ratios) if len(ratios) == len(stats) else None,
+        kv_capacity_tokens=total([stat.tokens_max or None for stat in stats]),
+    )
+    return report if report != Report() else None
 
 
 def _series(page: bytes, name: bytes, models: set[bytes]) -> Series:

@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+LOAD_TOPIC = "load"
+_PORT_MAX = 65_535
 _ANY_HOST = frozenset(("*", "0.0.0.0", "::", "[::]", ""))  # noqa: S104 - compared, never bound
 
 
@@ -19,6 +21,8 @@ class KvSource(msgspec.Struct, frozen=True, gc=False):
     topic: str
     ranks: int
     block_tokens: int
+    load: str = ""
+    """Where rank 0 pushes its load; empty: nowhere."""
 
 
 class Introduction(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +42,7 @@ class _KvEvents(msgspec.Struct, gc=False):
     topic: str = ""
     block_size: int = 0
     dp_size: int = 1
+    load_endpoint_port_base: int = 0
 
 
 class _ServerInfo(msgspec.Struct, gc=False):
@@ -64,7 +69,7 @@ def kv_source(body: bytes, own_host: str) -> KvSource | None:
     except (msgspec.DecodeError, RecursionError):
         return None
     events = info.kv_events
-    if events is None or events.publisher != "zmq" or not 1 <= events.endpoint_port_base <= 65_535:  # noqa: PLR2004 - ports
+    if events is None or events.publisher != "zmq" or not 1 <= events.endpoint_port_base <= _PORT_MAX:
         return None
     host = own_host if events.endpoint_host in _ANY_HOST else events.endpoint_host
     return KvSource(
@@ -72,6 +77,7 @@ def kv_source(body: bytes, own_host: str) -> KvSource | None:
         events.topic,
         max(1, events.dp_size),
         max(0, events.block_size) * max(1, info.dcp_size),
+        f"tcp://{host}:{events.load_endpoint_port_base}" if 1 <= events.load_endpoint_port_base <= _PORT_MAX else "",
     )
 
 
@@ -84,7 +90,7 @@ def introduction(body: bytes) -> Introduction | None:
     if info.disaggregation_mode is None:
         return None
     port = info.disaggregation_bootstrap_port
-    known = port if port is not None and 1 <= port <= 65_535 else None  # noqa: PLR2004 - ports
+    known = port if port is not None and 1 <= port <= _PORT_MAX else None
     role: Literal["prefill", "decode", "both"] = "both"
     if info.disaggregation_mode == "prefill":
         role = "prefill"

@@ -1,4 +1,7 @@
-"""Joins KV events to the fleet: one informant per rank of each endpoint that publishes, while the endpoint lives."""
+"""Joins KV events to the fleet: one informant per rank of each endpoint that publishes, while the endpoint lives.
+
+Load reports that engines push come over the same thread; the reports of all ranks together are a report like a scrape.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.ranks import Ranks
 from turnout.core.fleet.registry import Fleet
 from turnout.core.prefix.keys import root_key
-from turnout.engines.sglang import kv_source
+from turnout.engines.sglang import LOAD_TOPIC, kv_source
 from turnout.observation.fetch import Fetcher
 from turnout.observation.kv_listener import Heard, KvListener, Source
+from turnout.observation.load_pushes import LoadPushes
 
 _TICK_S = 1.0
 _DISCOVER_S = 2.0
@@ -42,7 +46,8 @@ class KvEvents:
     ) -> None:
         self.informants: dict[tuple[str, int], Informant] = {}
         self._fleet, self._events, self._clock = fleet, events, clock
-        self._endpoints = {endpoint.name: endpoint for endpoint in endpoints if endpoint.kv_events}
+        self._endpoints = {e.name: e for e in endpoints if e.kv_events or e.load_events}
+        self._loads: dict[str, LoadPushes] = {}
         self._undiscovered = [endpoint for endpoint in endpoints if endpoint.kv_discover and not endpoint.kv_events]
         self._tasks: list[asyncio.Task[None]] = []
         self._weight_version = weight_version
@@ -100,7 +105,11 @@ class KvEvents:
                 source = kv_source(answer[1], urlsplit(endpoint.url).hostname or "") if answer[0] == _OK else None
                 if source is not None:
                     self._endpoints[endpoint.name] = msgspec.structs.replace(
-                        endpoint, kv_events=source.endpoint, kv_topic=source.topic, kv_ranks=source.ranks
+                        endpoint,
+                        kv_events=source.endpoint,
+                        kv_topic=source.topic,
+                        kv_ranks=source.ranks,
+                        load_events=endpoint.load_events or source.load,
                     )
                 return
         finally:
@@ -112,6 +121,10 @@ class KvEvents:
         now = self._clock()
         for name, endpoint in self._endpoints.items():
             state = self._fleet.endpoints.get(name)
+            if endpoint.load_events and state is not None and name not in self._loads:
+                self._hear_loads(endpoint)
+            if not endpoint.kv_events:
+                continue
             for rank in range(endpoint.kv_ranks):
                 key = (name, rank)
                 informant = self.informants.get(key)
@@ -125,6 +138,12 @@ class KvEvents:
                     self._subscribe(key, endpoint, state)
         for informant in self.informants.values():
             informant.tick(now)
+
+    def _hear_loads(self, endpoint: options.Endpoint) -> None:
+        self._loads[endpoint.name] = LoadPushes(endpoint.kv_ranks)
+        for rank in range(endpoint.kv_ranks):
+            at = of_rank(endpoint.load_events, rank)
+            self._listener.add(Source(_load_key(endpoint.name, rank), at, topic=LOAD_TOPIC, load=True))  # type: ignore[union-attr]  # as above
 
     def _note_changes(self, informant: Informant) -> None:
         while informant.transitions:
@@ -176,8 +195,13 @@ class KvEvents:
         """Apply what was heard, a slice of time at once."""
         now = self._clock()
         touched: set[EndpointState] = set()
+        pushed: set[str] = set()
         while self._queue:
             heard = self._queue.popleft()
+            if heard.load is not None:
+                self._loads[heard.key[0]].heard(heard.key, heard.load, now)
+                pushed.add(heard.key[0])
+                continue
             informant = self.informants.get(heard.key)
             if informant is None:
                 continue
@@ -188,6 +212,11 @@ class KvEvents:
         self._draining = bool(self._queue)
         if self._draining:
             asyncio.get_running_loop().call_soon(self._drain)
+        for name in pushed:
+            state, report = self._fleet.endpoints.get(name), self._loads[name].report(now, self._fleet.load_max_age_s)
+            if state is not None and report is not None:
+                self._fleet.observed(state, state.sent(now), report)
+                touched.add(state)
         for endpoint in sorted(touched, key=lambda state: state.name):
             self._on_change(endpoint)
 
@@ -206,6 +235,11 @@ class KvEvents:
 def _add(total: dict[str, int], counts: dict[str, int]) -> None:
     for what, number in counts.items():
         total[what] = total.get(what, 0) + number
+
+
+def _load_key(name: str, rank: int) -> tuple[str, int]:
+    """Name the source of a rank's load beside that of its events."""
+    return (name, -1 - rank)
 
 
 def of_rank(address: str, rank: int) -> str:

@@ -21,6 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from turnout.core.prefix.kv_events import Batch
 from turnout.engines.kv_events import decode
+from turnout.engines.load_reports import LoadStat, read_load_stat
 
 _FRAMES = 3
 _SEQ_BYTES = 8
@@ -39,10 +40,12 @@ class Source(msgspec.Struct, frozen=True):
     replay: str = ""
     topic: str = ""
     bind: bool = False
+    load: bool = False
+    """It pushes load reports, not KV events."""
 
 
 class Heard(msgspec.Struct, frozen=True, gc=False):
-    """One thing that happened at a source: a batch (None: undecodable), a whole replay, or a lost connection."""
+    """What happened at a source: a batch (None: undecodable), a whole replay, a lost connection, or a load report."""
 
     key: tuple[str, int]
     seq: int = 0
@@ -50,6 +53,7 @@ class Heard(msgspec.Struct, frozen=True, gc=False):
     batch: Batch | None = None
     replay: list[tuple[int, int, Batch]] | None = None
     lost: bool = False
+    load: LoadStat | None = None
 
 
 class _Subscription:
@@ -212,10 +216,14 @@ class KvListener:
             if len(frames) != _FRAMES or len(frames[1]) != _SEQ_BYTES:
                 continue
             payload = frames[2]
+            if subscription.source.load:
+                self._hand_over(Heard(key, load=read_load_stat(payload) or LoadStat()))
+                continue
             seq = int.from_bytes(frames[1], "big")
             self._hand_over(Heard(key, seq, xxh3_64_intdigest(payload), decode(payload)))
         while _monitored(subscription.monitor):
-            self._hand_over(Heard(key, lost=True))
+            if not subscription.source.load:  # what is not repeated grows old by itself
+                self._hand_over(Heard(key, lost=True))
 
     def _read_replay(self, subscription: _Subscription, poller: zmq.Poller) -> None:
         dealer = subscription.dealer

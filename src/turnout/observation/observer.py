@@ -36,7 +36,7 @@ class Observer:
         self.scraper = Scraper(fleet, endpoints, load, clock=clock, on_report=on_change, on_restart=self._on_restart)
         self.introductions = Introductions(fleet, clock=clock)
         self.kv: KvEvents | None = None
-        if any(endpoint.kv_events or endpoint.kv_discover for endpoint in endpoints):
+        if any(endpoint.kv_events or endpoint.kv_discover or endpoint.load_events for endpoint in endpoints):
             from turnout.observation.kv_events import KvEvents  # loads ZeroMQ
 
             self.kv = KvEvents(

@@ -34,6 +34,8 @@ class Scene:
                 dp_size=2,
                 kv_events=f"ipc://{folder}/kv",
                 kv_replay=f"ipc://{folder}/replay",
+                kv_load=f"ipc://{folder}/load",
+                num_blocks=64,
             )
         )
         self._family, self._folder = family, folder
@@ -49,10 +51,12 @@ class Scene:
             "kv_replay": f"ipc://{self._folder}/replay",
             "kv_ranks": 2,
             "kv_route_ranks": True,
+            "load_events": f"ipc://{self._folder}/load",
         }
         config = {
             "server": {"listen": "127.0.0.1:0"},
             "auth": {"mode": "open"},
+            "load": {"scrape_interval_ms": 0},
             "scheduling": {"policy": "turnout"},
             "ledger": {"url": ""},
             "endpoint": [endpoint],
@@ -133,5 +137,23 @@ def test_a_rank_that_does_not_exist_is_refused_by_the_engine() -> None:
         assert await complete(scene.engine_port, list(range(64)), "x-data-parallel-rank: 2\r\n") == 400
         assert await complete(scene.engine_port, list(range(64)), "x-data-parallel-rank: one\r\n") == 400
         assert scene.by_rank == [0, 0]
+
+    play("vllm", script)
+
+
+def test_pushed_load_of_all_ranks_is_one_report() -> None:
+    async def script(scene: Scene) -> None:
+        state = scene.endpoint
+        assert await complete(scene.engine_port, list(range(64)), "x-data-parallel-rank: 0\r\n") == 200
+        # A subscriber that comes late misses what was published before: each round publishes again.
+        deadline = time.monotonic() + PATIENCE_S
+        while state.observed_at is None:
+            assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: both ranks were heard"
+            for rank in (0, 1):
+                await complete(scene.engine_port, list(range(64)), f"x-data-parallel-rank: {rank}\r\n")
+        await until(
+            lambda: (state.running, state.waiting, state.waiting_uncached_tokens) == (0, 0, 0), "both were idle again"
+        )
+        assert (state.kv_capacity_tokens, state.kv_usage_ratio) == (2 * 64 * BLOCK, 0.0)
 
     play("vllm", script)

@@ -1,9 +1,10 @@
 """Golden scrapes of each family, and the summing rules of engines §2."""
 
+import msgspec
 import pytest
 
 from turnout.core.fleet.report import Report
-from turnout.engines.load_reports import read_loads, read_metrics
+from turnout.engines.load_reports import LoadStat, joined, read_load_stat, read_loads, read_metrics
 
 VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -144,3 +145,26 @@ def test_sleeping_engine_says_so() -> None:
     report = read_metrics(page)
     assert report is not None
     assert report.sleeping
+
+
+@pytest.mark.parametrize(
+    ("pushed", "expected"),
+    [
+        (["LoadStat", 3, 1, 500, 1000, 1, 70], LoadStat(3, 1, 500, 1000, 1, 70)),
+        (["LoadStat", 3, 1, 500, 1000, 1, None, "later"], LoadStat(3, 1, 500, 1000, 1)),
+        (["LoadStat", 3], LoadStat(3)),
+        (["LoadStat", -1, "2", 0.5], LoadStat()),
+        (["Other", 3, 1], None),
+        ([], None),
+        ({"running": 1}, None),
+    ],
+)
+def test_pushed_load_is_positional_and_may_be_short(pushed: object, expected: LoadStat | None) -> None:
+    assert read_load_stat(msgspec.msgpack.encode(pushed)) == expected
+    assert read_load_stat(b"\xc1") is None
+
+
+def test_pushed_load_of_ranks_is_summed_and_what_one_does_not_know_is_unknown() -> None:
+    report = joined([LoadStat(3, 1, 500, 1000, 0, 70), LoadStat(2, 0, 100, 1000, 1, None)])
+    assert report == Report(running=5, waiting=1, kv_usage_ratio=0.5, kv_capacity_tokens=2000)
+    assert joined([LoadStat(), LoadStat()]) is None

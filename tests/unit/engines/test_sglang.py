@@ -23,6 +23,9 @@ def test_wildcard_host_is_the_endpoints_own() -> None:
     assert kv_source(page(endpoint_host="kv.internal"), "10.0.0.7") == KvSource(
         "tcp://kv.internal:5557", "kv-events", 2, 128
     )
+    pushing = kv_source(page(load_endpoint_port_base=5559, load_topic="load"), "10.0.0.7")
+    assert pushing is not None
+    assert pushing.load == "tcp://10.0.0.7:5559"
 
 
 @pytest.mark.parametrize(

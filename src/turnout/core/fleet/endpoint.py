@@ -200,13 +200,15 @@ class EndpointState(Marks):
 
     def observed(self, sent: Sent, report: Report, max_age_s: float, mean_uncached: float) -> None:
         """An engine report arrives; `sent` was read as its scrape was sent. Unknown signals stay None."""
-        self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio, max_age_s)
-        self.own_at_report = sent.in_flight + self.attempts_total - sent.attempts
-        self.waiting_uncached_tokens = report.waiting_uncached_tokens
         if report.kv_capacity_tokens is not None:
             self.kv_capacity_tokens = report.kv_capacity_tokens
         if report.max_running is not None:
             self.max_running = report.max_running
+        if self.observed_at is not None and sent.at < self.observed_at:
+            return  # the answer to a scrape that a pushed report has overtaken
+        self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio, max_age_s)
+        self.own_at_report = sent.in_flight + self.attempts_total - sent.attempts
+        self.waiting_uncached_tokens = report.waiting_uncached_tokens
         self.prefill.reported(sent, report.waiting, report.waiting_uncached_tokens, mean_uncached)
 
     @property
