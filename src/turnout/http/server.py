@@ -271,7 +271,10 @@ class Connection(asyncio.Protocol):
             self._buffer = b"" if unread else rest[length:]
             self._refuse(head.path, refusal, close=unread)
             return
-        if 0 < length <= len(rest):
+        if length and length == len(rest):  # the usual case: a slice of everything would be a copy
+            self._complete(head, rest, b"")
+            return
+        if 0 < length < len(rest):
             self._complete(head, rest[:length], rest[length:])
             return
         self._body = []
