@@ -154,6 +154,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
     "F32": ((f"{HTTP}/test_leaving.py", "test_client_gone_matrix_at_the_engine"),),
     "F33": ((FRAMING, "test_H17_pipelined_requests_are_answered_in_order_one_at_a_time"),),
     "F34": (
+        (LIMITS, "test_F34_one_address_opens_so_many_connections_and_no_more"),
+        (LIMITS, "test_F34_who_was_idle_for_longest_makes_room_when_it_gets_crowded"),
         (LIMITS, "test_L7_too_many_connections"),
         (LIMITS, "test_L6_an_idle_connection_is_closed_silently"),
     ),

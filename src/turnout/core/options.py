@@ -60,6 +60,12 @@ class Server(Section, frozen=True, kw_only=True):
         Bytes, _doc("L6: bytes read ahead of the request in progress; beyond, reading pauses.")
     ] = 65536
     connections_max: Annotated[Count, _doc("L7: open client connections; over it 503 too_many_connections.")] = 16384
+    connections_per_address_max: Annotated[
+        int, Meta(ge=0, le=2**31 - 1), _doc("F34: open connections from one address, over it 503; 0 is no limit.")
+    ] = 1000
+    uncapped_addresses: Annotated[
+        list[str], _doc("F34: addresses that may open more: of balancers and proxies, who speak for many.")
+    ] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
     bodies_max_bytes: Annotated[Bytes, _doc("L8: request bodies held by all open exchanges; over it 503 shed.")] = (
         536_870_912
     )

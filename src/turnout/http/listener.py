@@ -20,6 +20,8 @@ _BACKLOG = 4096
 _RESERVE = 32  # F11: descriptors that are left to engines, files and the admin listener
 _PAUSE_S = 0.1
 _SUSPENDED_S = 5.0
+_CROWDED = 0.8  # F34: from this share of the connections on, those idle for longest make room
+_IPV4_IN_IPV6 = "::ffff:"
 
 
 class Listener:
@@ -36,6 +38,8 @@ class Listener:
         self.outbox = running_outbox()
         self.connections: set[Connection] = set()
         self.connections_total = 0
+        self._by_address: dict[str, int] = {}
+        self._uncapped = frozenset(options.uncapped_addresses)
         self.body_bytes = 0
         self.draining = False
         self.now = clock()
@@ -86,6 +90,33 @@ class Listener:
             except OSError:
                 continue
 
+    def came_from(self, transport: asyncio.BaseTransport) -> str:
+        """Count a connection at its address and return that; "" where nobody counts."""
+        peer = transport.get_extra_info("peername")
+        if not self.options.connections_per_address_max or not isinstance(peer, tuple):
+            return ""
+        address = str(peer[0]).removeprefix(_IPV4_IN_IPV6)
+        if address in self._uncapped:
+            return ""
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+        return address
+
+    def is_full(self, address: str) -> bool:
+        """Tell whether the newest connection is one too many, in all or from its address."""
+        if len(self.connections) > self.options.connections_max:
+            return True
+        return self._by_address.get(address, 0) > self.options.connections_per_address_max
+
+    def left(self, connection: Connection, address: str) -> None:
+        """Forget a connection."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        if address:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+
     def drain(self) -> None:
         """Close idle connections and let every further response close its own (X1)."""
         self.draining = True
@@ -114,8 +145,17 @@ class Listener:
             connection.deadline += slept_s
             if connection.deadline <= now:
                 connection.expired(now)
+        spare = len(self.connections) - int(_CROWDED * self.options.connections_max)
+        if spare > 0:
+            self._make_room(spare)
         self._scarce_from = _scarce_from()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)
+
+    def _make_room(self, spare: int) -> None:
+        """Close idle connections, those first that have been idle for longest: all have the same time to live."""
+        idle = sorted([one for one in self.connections if one.idle], key=lambda one: one.deadline)
+        for connection in idle[:spare]:
+            connection.close_if_idle()
 
 
 def _scarce_from() -> int:

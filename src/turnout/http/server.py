@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
     """One client connection: reads a request, waits for its answer, reads the next."""
 
     __slots__ = (
+        "_address",
         "_body",
         "_body_due",
         "_body_held",
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._listener = listener
         self._outbox = listener.outbox
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before any other call
+        self._address = ""
         self._state = _IDLE
         self._buffer = b""
         self._head: Head | None = None
@@ -116,16 +118,17 @@ class Connection(asyncio.Protocol):
     # -- what the event loop calls ------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport, or refuse at once when there are too many connections (L7)."""
+        """Take the transport, or refuse at once when there are too many connections (L7, F34)."""
         self._transport = cast("asyncio.Transport", transport)
         listener = self._listener
         listener.connections.add(self)
+        self._address = listener.came_from(transport)
         listener.connections_total += 1
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             listener.took(sock)
         self._transport.set_write_buffer_limits(high=listener.options.write_buffer_bytes)
-        if len(listener.connections) > listener.options.connections_max:
+        if listener.is_full(self._address):
             self._refuse(
                 b"", Refusal(503, "too_many_connections", "Too many connections.", None, "overloaded", 1, close=True)
             )
@@ -150,7 +153,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the cause changes nothing
         """Give everything back."""
-        self._listener.connections.discard(self)
+        self._listener.left(self, self._address)
         self._listener.body_bytes -= self._body_held
         self._body_held = 0
         self._gone()
@@ -202,6 +205,11 @@ class Connection(asyncio.Protocol):
             self.abort()
         else:
             self._transport.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being read or served."""
+        return self._state == _IDLE
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or served."""

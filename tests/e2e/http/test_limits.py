@@ -22,6 +22,12 @@ def refused(client: Client, status: int, code: str) -> None:
     assert client.is_closed()
 
 
+def next_sweep(up: Router) -> None:
+    """Let the listener's clock go on: it goes in steps."""
+    now = up.app.listener.now
+    assert up.eventually(lambda: up.app.listener.now > now)
+
+
 @pytest.fixture(scope="module")
 def door(module_router: Routers, module_engine: Engines) -> Router:
     return module_router(module_engine())
@@ -194,6 +200,56 @@ def test_L7_too_many_connections(router: Routers) -> None:
     fourth = up.client()
     fourth.send(up.head(method=b"GET", path=b"/health"))
     assert fourth.response().status == 200
+
+
+def test_F34_one_address_opens_so_many_connections_and_no_more(router: Routers) -> None:
+    up = router(server={"connections_per_address_max": 2, "uncapped_addresses": []})
+    first, second, third = up.client(), up.client(), up.client()
+    refused(third, 503, "too_many_connections")
+    for client in (first, second):
+        client.send(up.head(method=b"GET", path=b"/health"))
+        assert client.response().status == 200
+    first.close()
+    assert up.eventually(lambda: len(up.app.listener.connections) == 1)
+    again = up.client()
+    again.send(up.head(method=b"GET", path=b"/health"))
+    assert again.response().status == 200
+    for client in (second, again):
+        client.close()
+    assert up.eventually(lambda: not up.app.listener._by_address)
+
+
+def test_F34_a_proxy_on_this_machine_speaks_for_many(router: Routers) -> None:
+    up = router(server={"connections_per_address_max": 1})
+    clients = [up.client() for _ in range(5)]
+    for client in clients:
+        client.send(up.head(method=b"GET", path=b"/health"))
+        assert client.response().status == 200
+
+
+def test_F34_who_was_idle_for_longest_makes_room_when_it_gets_crowded(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    gate = wire.Gate()
+    up = router(script_engine([gate, wire.answer()]), server={"connections_max": 10})
+    busy = up.client()
+    busy.send(up.request())
+    assert gate.reached.wait(30)
+    clients = [up.client() for _ in range(7)]
+    for client in [*clients[1:], clients[0]]:  # the first one was used last
+        client.send(up.head(method=b"GET", path=b"/health"))
+        assert client.response().status == 200
+        next_sweep(up)
+    assert len(up.app.listener.connections) == 8
+    newest = [up.client() for _ in range(2)]
+    assert clients[1].is_closed()
+    assert clients[2].is_closed()
+    assert up.eventually(lambda: len(up.app.listener.connections) == 8)
+    for client in (clients[0], clients[3], *newest):
+        client.send(up.head(method=b"GET", path=b"/health"))
+        assert client.response().status == 200
+    gate.open()
+    assert busy.response().status == 200
 
 
 def test_L8_bodies_of_all_exchanges_are_bounded(router: Routers, script_engine: Engines, wire: Any) -> None:
