@@ -15,6 +15,7 @@ from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.health import counts_as_failure
 from turnout.core.options import Probe
+from turnout.engines import llamacpp
 from turnout.gateway.upstream import Reach
 from turnout.http.client import EngineConnection
 from turnout.http.response_head import ResponseHead
@@ -32,6 +33,7 @@ _KNOW_THEIR_MODELS = ("vllm", "sglang")
 class _Listed(msgspec.Struct, gc=False):
     id: str
     max_model_len: int | None = None
+    owned_by: object = None
 
 
 class _Models(msgspec.Struct, gc=False):
@@ -178,7 +180,21 @@ class Prober:
         contexts = [listed.max_model_len for listed in models if listed.id in names and listed.max_model_len]
         if contexts:
             endpoint.context_max = min(contexts)
+        if llamacpp.FAMILY in (endpoint.family, *[listed.owned_by for listed in models]):
+            await self._properties(endpoint, upstream)
         return True
+
+    async def _properties(self, endpoint: EndpointState, upstream: Reach) -> None:
+        """Read slots and context of an engine that tells them on a page of their own."""
+        answer = await self._ask(upstream, llamacpp.PROPS_PATH)
+        if answer is None or endpoint.gone:
+            return
+        told = llamacpp.read_props(answer[1])
+        if told.context_max is not None:
+            endpoint.context_max = told.context_max
+        if told.total_slots is not None:
+            endpoint.max_running = told.total_slots
+            self._gateway.recovery.reported(endpoint)
 
     async def _ask(self, upstream: Reach, path: str) -> tuple[int, bytes] | None:
         reply = _Reply()

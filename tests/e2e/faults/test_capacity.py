@@ -52,6 +52,34 @@ def test_an_engine_gets_no_more_than_it_says_it_runs(router: Routers, script_eng
     assert up.records.fact(1).queue_ms is not None
 
 
+@pytest.mark.parametrize("family", ["llamacpp", "auto"])
+def test_llama_cpp_gets_as_many_as_it_has_slots(family: str, router: Routers, script_engine: Any, wire: Any) -> None:
+    """Its word is on /props; one of an unknown family signs its model list."""
+    engine = script_engine([gate := wire.Gate(), wire.answer()], [wire.answer()])
+    engine.models = b'{"object":"list","data":[{"id":"a-file.gguf","owned_by":"llamacpp"}]}'
+    engine.pages = {b"/props": b'{"default_generation_settings":{"n_ctx":4096},"total_slots":1,"model_path":"m"}'}
+    up = router(endpoint=[{"name": "e1", "url": engine.url, "models": [wire.MODEL], "family": family}])
+    assert up.eventually(lambda: places(up) == 1)
+    assert up.app.gateway.fleet.endpoints["e1"].context_max == 4096
+    first, second = sent(up, wire.chat()), sent(up, wire.chat())
+    assert up.eventually(lambda: waiting(up) == 1)
+    assert len(engine.requests) == 1
+    gate.open()
+    assert [first.response().status, second.response().status] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "page", [b"{}", b"no json", b'{"total_slots":0}', b'{"total_slots":-1}', b'{"total_slots":"4"}']
+)
+def test_a_word_about_slots_that_cannot_be_is_none(page: bytes, router: Routers, script_engine: Any, wire: Any) -> None:
+    engine = script_engine()
+    engine.pages = {b"/props": page}
+    up = router(endpoint=[{"name": "e1", "url": engine.url, "models": [wire.MODEL], "family": "llamacpp"}])
+    assert up.eventually(lambda: any(b"/props" in probe.line for probe in engine.probes))
+    assert up.ask().status == 200
+    assert (places(up), up.app.gateway.fleet.endpoints["e1"].context_max) == (256, None)
+
+
 def test_full_memory_makes_wait_until_the_engine_reports_room(router: Routers, script_engine: Any, wire: Any) -> None:
     engine = script_engine()
     engine.pages = loads(token_usage=0.97)
