@@ -73,6 +73,7 @@ def ledger_stats(ledger: Ledger | None) -> dict[str, Any]:
         "duplicates": {"calls": stats["duplicates_calls"]},
         "write_errors": _labelled(stats, "write_errors_"),
         "read_errors": _labelled(stats, "read_errors_"),
+        "unpriced": _labelled(stats, "unpriced_"),
     }
 
 

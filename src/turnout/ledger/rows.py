@@ -6,6 +6,7 @@ because the database is told only once what all rows of a chunk share. A test co
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -55,12 +56,13 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """The rows of some calls. `too_large` counts explanations that were left out."""
+    """The rows of some calls. `too_large` counts explanations that were left out, `unpriced` attempts per provider."""
 
     calls: Columns
     attempts: Columns
     decisions: list[Row]
     too_large: int
+    unpriced: Counter[str]
 
 
 Sums = dict[tuple[int, int], list[int]]
@@ -110,11 +112,15 @@ def batch(
         if fact.decision is not None and len(fact.decision) <= DECISION_MAX_BYTES
     ]
     too_large = sum(fact.decision is not None for fact in facts) - len(decisions)
+    unpriced = Counter(
+        [leg.route.provider for leg in legs if leg.cost_nusd is None and leg.usage_source != "none" and leg.route]
+    )
     return Batch(
         _calls(closed, stamp, route_ids) if closed else [],
         _attempts(legs, owners, ids, stamp) if legs else [],
         decisions,
         too_large,
+        unpriced,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -23,6 +24,8 @@ class Written(msgspec.Struct, frozen=True, gc=False):
     duplicates: int = 0
     invalid: int = 0
     commits: int = 0
+    unpriced: Counter[str] = msgspec.field(default_factory=Counter)
+    """By provider: attempts with tokens that no known price covers."""
 
     def plus(self, other: Written) -> Written:
         """Add two reports field by field."""

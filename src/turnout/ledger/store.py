@@ -7,6 +7,7 @@ already, the transaction is undone and made again with everything that has a row
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -154,6 +155,7 @@ class Store:
             stamp = rows.Stamp(self._router_id, self._writer_id, now_ms)
             sums: rows.Sums = {}
             calls_n = attempts_n = decisions_n = too_large = 0
+            unpriced: Counter[str] = Counter()
             # Row by row the interpreter is needed, in the statements it is not: small chunks let requests in between.
             for start in range(0, len(fresh), self._database.chunk):
                 part = fresh[start : start + self._database.chunk]
@@ -167,6 +169,7 @@ class Store:
                 transaction.insert("decisions", made.decisions)
                 decisions_n += len(made.decisions)
                 too_large += made.too_large
+                unpriced += made.unpriced
             transaction.insert("attempt_buckets", rows.bucket_rows(sums, self._writer_id))
             transaction.insert("budgets", rows.spent_rows(fresh))
             late = sorted({bucket for bucket, _ in sums if bucket + rows.BUCKET_MS + LATE_MS < now_ms})
@@ -183,6 +186,7 @@ class Store:
             decisions_too_large=too_large,
             duplicates=len(facts) - len(fresh),
             commits=1,
+            unpriced=unpriced,
         )
 
     def _learn_routes(self, transaction: Transaction, facts: Sequence[CallFact]) -> int:

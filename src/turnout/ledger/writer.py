@@ -274,6 +274,7 @@ class Ledger:
             "last_commit_s": drain.last_commit_s,
             "write_errors": sum(drain.write_errors.values()),
             **{f"write_errors_{kind}": n for kind, n in sorted(drain.write_errors.items())},
+            **{f"unpriced_{provider}": n for provider, n in sorted(written.unpriced.items())},
             "down": int(drain.down),
             "dropped_attempts_queue_full": self._dropped_attempts,
             "recovered": self._recovered,

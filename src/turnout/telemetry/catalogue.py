@@ -194,6 +194,8 @@ LEDGER: tuple[Metric, ...] = (
     Metric("turnout_ledger_queue_depth", "gauge", "Facts waiting for the writer.", source="queue_depth"),
     Metric("turnout_ledger_write_errors_total", "counter", "Batches that failed.", ("kind",), source="write_errors"),
     Metric("turnout_ledger_commits_total", "counter", "Transactions committed.", source="commits"),
+    Metric("turnout_ledger_commit_seconds", "gauge", "Duration of the last transaction.", source="last_commit_s"),
+    Metric("turnout_ledger_unpriced_total", "counter", "Attempts without a known price.", ("provider",), "unpriced"),
     Metric("turnout_ledger_down", "gauge", "1 while the database takes no batch.", source="down"),
     Metric("turnout_ledger_spool_memory_bytes", "gauge", "Batches kept in memory.", source="spool_memory_bytes"),
     Metric("turnout_ledger_spool_torn_total", "counter", "Torn tails cut off the spool.", source="spool_torn"),

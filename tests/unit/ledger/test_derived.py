@@ -120,13 +120,24 @@ def test_unobserved_route_is_capable(conn: sa.Connection, clock: Any) -> None:
     assert derived.tool_incapable_routes(conn, clock()) == frozenset()
 
 
-def test_hot_route_and_totals_of_a_session(conn: sa.Connection, tries: Make) -> None:
-    tries({}, session_id="s", tokens_in=3, cost_nusd=7)
+def test_successful_call_makes_route_hot(conn: sa.Connection, tries: Make) -> None:
+    assert derived.hot_route(conn, "acme", "s") is None
+    tries({}, session_id="s")
     assert derived.hot_route(conn, "acme", "s") == A
-    tries({"route": B, **FAILED}, session_id="s", outcome="upstream_exhausted")
+
+
+@pytest.mark.parametrize("outcome", ["upstream_timeout", "cached", "client_gone"])
+def test_failed_call_does_not_set_affinity(conn: sa.Connection, tries: Make, outcome: str) -> None:
+    tries({}, session_id="s", tokens_in=3, cost_nusd=7)
+    tries({"route": B, **FAILED}, session_id="s", outcome=outcome)
     assert derived.hot_route(conn, "acme", "s") == A
     totals = derived.session_totals(conn, "acme", "s")
-    assert (totals.calls, totals.failed, totals.tokens_in, totals.cost_nusd, totals.priced_n) == (2, 1, 3, 7, 1)
+    failed = int(outcome != "cached")
+    assert (totals.calls, totals.failed, totals.tokens_in, totals.cost_nusd, totals.priced_n) == (2, failed, 3, 7, 1)
+
+
+def test_latest_successful_route_wins(conn: sa.Connection, tries: Make) -> None:
+    tries({}, session_id="s")
     tries({"route": B}, session_id="s")
     assert derived.hot_route(conn, "acme", "s") == B
     assert {key for key, _ in derived.session_warm(conn, "acme", "s")} == {A, B}

@@ -117,6 +117,16 @@ def test_a_fact_that_no_table_can_hold_costs_only_itself(
     assert _rows(database, "SELECT n FROM attempt_buckets") == [(8,)]
 
 
+def test_attempts_without_a_known_price_are_counted_by_provider(store: Store, call: Make, attempt: Make) -> None:
+    sold, own = RouteKey("seller", "m", ""), RouteKey("", "m", "replica-1")
+    used = {"tokens_in": 5, "usage_source": "engine"}
+    legs = [attempt(route=sold, **used), attempt(route=sold, cost_nusd=0, **used), attempt(route=own, **used)]
+    legs += [attempt(route=sold, usage_source="none"), attempt(route=sold, **used)]
+    written = store.write([call(n, attempts=(leg,)) for n, leg in enumerate(legs)])
+    assert written.unpriced == {"seller": 2, "": 1}
+    assert store.write([call(0, attempts=legs[:1])]).unpriced == {}
+
+
 def test_decisions_over_the_limit_are_left_out_and_counted(store: Store, call: Make) -> None:
     written = store.write([call(0, decision=b" " * 16_385), call(1, decision=b" " * 16_384)])
     assert (written.calls, written.decisions, written.decisions_too_large) == (2, 1, 1)

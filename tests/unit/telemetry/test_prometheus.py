@@ -59,6 +59,8 @@ def exposition(meter: Meter) -> Exposition:
             "spool_memory_bytes": 0,
             "spool_torn": 0,
             "commits": 1,
+            "last_commit_s": 0.01,
+            "unpriced": {"seller": 2},
             "down": 0,
             "spool_replayed": 0,
             "recovered": 0,
