@@ -61,6 +61,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "T88": ("test_full_is_503_greedy_is_429", (f"{GATE}/test_gate.py",)),
 }
 
+F42 = "test_F42_a_replica_at_a_tenth_of_the_speed_is_left_alone_within_twenty_requests_and_not_ejected"
 PACE = f"{FAULTS}/test_pace.py"
 CONNECTING, FLEETS, BAD = f"{FAULTS}/test_connecting.py", f"{FAULTS}/test_fleet.py", f"{HTTP}/test_failures.py"
 NONE = "test_F13_to_F21_an_answer_that_is_none_is_502_and_its_connection_is_closed"
@@ -172,7 +173,10 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
     "F39": ((FLEETS, "test_F39_a_third_of_failures_ejects_relative_to_the_pool"),),
     "F40": ((f"{FLEET}/test_ejection.py", "test_f40_earlier_ejections_are_forgotten_after_ten_quiet_minutes"),),
     "F41": ((FLEETS, "test_F41_refused_for_the_rate_by_all_the_client_is_told_the_shortest_wait"),),
-    "F42": ((f"{FLEET}/test_learning.py", "test_replica_at_half_speed_is_believed_slow_and_its_peers_are_not"),),
+    "F42": (
+        (f"{FAULTS}/test_slow.py", F42),
+        (f"{FLEET}/test_learning.py", "test_replica_at_half_speed_is_believed_slow_and_its_peers_are_not"),
+    ),
     "F43": (
         ("unit/core/scheduling/test_pipeline.py", "test_slow_start_gets_about_its_share"),
         (f"{FLEET}/test_registry.py", "test_joiner_starts_slowly_only_beside_traffic"),
@@ -206,7 +210,10 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{ZMQ}/test_door.py", "test_bad_message_never_stops_loop"),
         (f"{ZMQ}/test_door.py", "test_strangers_are_muted_after_ten_invalid_messages_and_known_peers_never"),
     ),
-    "F58": ((f"{CHAOS}/test_coordinator.py", "test_an_engine_that_thaws_is_taken_back"),),
+    "F58": (
+        (f"{CHAOS}/test_coordinator.py", "test_a_killed_or_frozen_engine_costs_no_request"),
+        (f"{CHAOS}/test_coordinator.py", "test_an_engine_that_thaws_is_taken_back"),
+    ),
     "F59": ((f"{ZMQ}/test_door.py", "test_a_contested_identity_raises_an_alarm"),),
     "F60": (("e2e/coordinator/test_sockets.py", "test_a_restarted_door_adopts_the_engines_it_expects_or_remembers"),),
     "F61": (("e2e/coordinator/test_sockets.py", "test_a_peer_that_does_not_read_harms_nobody"),),
