@@ -118,8 +118,8 @@ def _measure(work: Path, options: argparse.Namespace) -> str:
     config.write_text(harness.turnout_toml(listen, admin, work / "turnout.db"), encoding="utf-8")
     mock = ["taskset", "-c", "1", str(work / "mock"), str(harness.MOCK_PORT), str(harness.REPLICAS)]
     serve = ["taskset", "-c", "0", *harness.serve_command(config)]
-    with _running(mock, work / "mock.log"), _running(serve, work / "turnout.log") as router:
-        _wait_ready(listen, router, work / "turnout.log")
+    with running(mock, work / "mock.log"), running(serve, work / "turnout.log") as router:
+        wait_ready(listen, router, work / "turnout.log")
         time.sleep(SETTLE_S)
         idle = _rss_kb(router.pid)
         few = at_concurrency(_streams(work, listen, router.pid, FEW), FEW)
@@ -133,7 +133,8 @@ def _measure(work: Path, options: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process while the block runs; it ends with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=harness.environment(), cwd=log.parent, stdout=output, stderr=output)
     try:
@@ -147,7 +148,8 @@ def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byt
             process.wait()
 
 
-def _wait_ready(port: int, router: subprocess.Popen[bytes], log: Path) -> None:
+def wait_ready(port: int, router: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a router answers, or say what it said instead."""
     until = time.monotonic() + READY_S
     while time.monotonic() < until and router.poll() is None:
         try:
@@ -159,7 +161,8 @@ def _wait_ready(port: int, router: subprocess.Popen[bytes], log: Path) -> None:
     raise harness.Unusable(f"turnout was not ready within {READY_S:g} s; its output:\n{said}")
 
 
-def _load(work: Path, port: int, arguments: str) -> list[str]:
+def load(work: Path, port: int, arguments: str) -> list[str]:
+    """The command that sends load, on the core of the engines."""
     return ["taskset", "-c", "1", str(work / "lg"), "-p", str(port), *arguments.split()]
 
 
@@ -168,25 +171,26 @@ def _streams(work: Path, port: int, pid: int, count: int) -> list[Sample]:
     bodies.write_text(
         long_streams((work / "bodies" / "stream_10ms.jsonl").read_text(encoding="utf-8")), encoding="utf-8"
     )
-    command = _load(work, port, f"-b {bodies} -s -e {EVENTS} -c {count} -w 1 -d 3")
+    command = load(work, port, f"-b {bodies} -s -e {EVENTS} -c {count} -w 1 -d 3")
     samples = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while process.poll() is None:
             samples.append(Sample(_rss_kb(pid), _open_streams()))
             time.sleep(SAMPLE_S)
-        _require_all_served(json.loads(process.stdout.read() or "{}"))
+        require_all_served(json.loads(process.stdout.read() or "{}"))
     return samples
 
 
 def _requests(work: Path, port: int, count: int) -> None:
-    command = _load(work, port, f"-b {work}/bodies/small.jsonl -c 32 -w 0 -d 600 -n {count}")
+    command = load(work, port, f"-b {work}/bodies/small.jsonl -c 32 -w 0 -d 600 -n {count}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    _require_all_served(json.loads(done.stdout or "{}"))
+    require_all_served(json.loads(done.stdout or "{}"))
     time.sleep(SETTLE_S)  # the ledger's writer ends its batches
 
 
-def _require_all_served(answer: dict[str, Any]) -> None:
+def require_all_served(answer: dict[str, Any]) -> None:
+    """Refuse figures of a run in which requests failed."""
     failed = sum(int(answer.get(kind, 0)) for kind in ("bad", "err", "short"))
     if failed or not answer.get("sent"):
         raise harness.Unusable(f"expected every request to be served, but {failed} of {answer.get('sent', 0)} failed")

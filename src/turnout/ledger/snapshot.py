@@ -163,7 +163,7 @@ class Refresher:
     def _run(self) -> None:
         if self._stop.wait(self._delay_s):
             return
-        # Before it stands back: whoever waits for a module that a thread at idle priority loads waits as long as that.
+        # Before it stands back: whoever waits for a module that such a thread loads waits as long as it takes there.
         from turnout.ledger import connection, derived, prices, window  # noqa: F401
 
         self._yields()

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from turnout.core.pricing import Price, PriceBook
-from turnout.ledger import audit, connection
+from turnout.ledger import audit, connection, derived, server_upgrade, upgrade
 
 Make = Callable[..., Any]
 # One token in and out of the script engine's answer: 3 · 5 + 1 · 15 USD per million.
@@ -78,6 +78,27 @@ def test_budgets_move_with_the_rows_and_only_once(any_store: tuple[Any, str], ca
         rows = conn.execute(sa.text("SELECT tenant, day_ms, spent_nusd FROM budgets ORDER BY tenant, day_ms")).all()
     engine.dispose()
     assert rows == [("acme", today - DAY_MS, 9), ("acme", today, 6), ("other", today, 5)]
+
+
+def test_an_older_schema_is_upgraded_with_what_was_spent(any_store: tuple[Any, str], call: Make, clock: Any) -> None:
+    store, url = any_store
+    store.write([call(n, cost_nusd=n, cost_basis="reported", attempts=()) for n in range(4)])
+    store.close()
+    file = url.startswith("sqlite")
+    engine = connection.writing_engine(upgrade.path_of(url)) if file else connection.postgres_engine(url)
+    with engine.begin() as conn:
+        conn.exec_driver_sql("DROP TABLE budgets")
+        conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
+    engine.dispose()
+    if file:
+        upgrade.prepare(upgrade.path_of(url), clock_ms=clock, on_event=lambda _name, /, **_fields: None)
+    else:
+        server_upgrade.run(url)
+    reading = connection.reading(url)
+    with reading.connect() as conn:
+        assert derived.spent(conn, clock(), 1) == [("acme", "batch", clock() // DAY_MS * DAY_MS, 6)]
+        assert derived.spent(conn, clock() + DAY_MS, 1) == []
+    reading.dispose()
 
 
 def test_check_compares_budgets_with_calls(any_store: tuple[Any, str], call: Make, clock: Any) -> None:
