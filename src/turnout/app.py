@@ -290,7 +290,11 @@ class App:
             self.meter,
             fleet_rows=facts.rows,
             queue_depths=facts.queue_depths,
-            prefix_stats=lambda: {**facts.prefix_stats(), **self._observer.stats()},
+            prefix_stats=lambda: {
+                **facts.prefix_stats(),
+                **self._observer.stats(),
+                **(self.gateway.tokenizing.stats() if self.gateway.tokenizing is not None else {}),
+            },
             ledger_stats=functools.partial(ledger_stats, self.ledger),
             coordinator_stats=self._coordinator_stats,
             choice_stats=functools.partial(choice_stats, self.gateway, self._bundles),

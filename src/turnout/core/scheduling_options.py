@@ -113,6 +113,12 @@ class Prefix(Section, frozen=True, kw_only=True):
     event_silence_s: Annotated[Seconds, doc("A publisher silent for this long while attempts finish is doubted.")] = (
         30.0
     )
+    tokenize: Annotated[
+        Literal["off", "auto"],
+        doc("auto: an engine's tokenise call turns texts into ids where a cache is known from KV events."),
+    ] = "off"
+    tokenize_min_tokens: Annotated[Count, doc("Shorter prompts are matched by their text.")] = 1024
+    tokenize_timeout_ms: Annotated[Count, doc("A request waits this long for its ids, then goes on without.")] = 20
     tier_credit: Annotated[
         list[Ratio], Meta(min_length=4, max_length=4), doc("Worth of a block in GPU, host, external and disk memory.")
     ] = msgspec.field(default_factory=lambda: [1.0, 0.8, 0.6, 0.3])

@@ -73,7 +73,7 @@ class Asker:
                 root = self._root(run, "tok")
                 keys = token_keys(prompt.tokens, root, prefix.block_tokens, prefix.max_blocks_per_request)
             if tokens and self._fleet.exact.live:
-                chains = self._engine_chains(run, pool)
+                chains = self.engine_chains(run, pool, prompt.tokens)
         if not tokens:
             per_token = pool.bytes_per_token.value
             tokens = math.ceil(prompt_bytes / per_token) or run.floor
@@ -92,8 +92,8 @@ class Asker:
             mark_whole(ask, request)
         return ask
 
-    def _engine_chains(self, run: Asked, pool: Pool) -> dict[int, list[int]]:
-        """Keys of a token prompt in the block sizes of those engines of the pool that tell what they hold.
+    def engine_chains(self, run: Asked, pool: Pool, tokens: tuple[int, ...]) -> dict[int, list[int]]:
+        """Keys of a prompt's tokens in the block sizes of those engines of the pool that tell what they hold.
 
         Events name no tenant: with tenant salts only requests that carry their own salt can match them.
         """
@@ -111,7 +111,7 @@ class Asker:
                     weight_version=entry.weight_version,
                     cache_salt=run.request.cache_salt,
                 )
-                chains[size] = token_keys(run.request.prompt.tokens, root, size, self._prefix.max_blocks_per_request)
+                chains[size] = token_keys(tokens, root, size, self._prefix.max_blocks_per_request)
         return chains
 
     def _root(self, run: Asked, space: str) -> int:

@@ -16,6 +16,7 @@ from turnout.core.fleet.registry import Pool
 from turnout.core.lifecycle import GiveUp, GoOn, Next, Open, Queued, State, Trouble, Wait
 from turnout.core.options import Timeout
 from turnout.core.retry_loop import Route
+from turnout.core.scheduling.ask import Ask
 from turnout.dialects.splice import upstream_body
 from turnout.gateway import answers, fallback, legs, replies, rescue
 from turnout.gateway.admission import applicant
@@ -81,12 +82,23 @@ class Run(OpenRun):
             self._start(pool, attempts)
 
     def _start(self, pool: Pool, attempts: list[Attempt] | None = None) -> None:
-        gateway, request, model = self.gateway, self.request, self.model
-        recovery = gateway.recovery
-        if recovery.fence.active and recovery.fence.holds(request.body, self.started_s):
+        gateway = self.gateway
+        fence = gateway.recovery.fence
+        if fence.active and fence.holds(self.request.body, self.started_s):
             self.refuse(Outcome.UPSTREAM_UNREACHABLE, CODES[POISON], code=POISON)
             return
         ask = gateway.ask(self, pool)
+        tokenizing = gateway.tokenizing
+        if tokenizing is not None and tokenizing.waits(
+            self, pool, ask, lambda: self._open_exchange(ask, pool, attempts, self.clock())
+        ):
+            return
+        self._open_exchange(ask, pool, attempts, self.started_s if attempts is None else self.clock())
+
+    def _open_exchange(self, ask: Ask, pool: Pool, attempts: list[Attempt] | None, now: float) -> None:
+        """Open the exchange: everything that scheduling can know is known."""
+        gateway, request, model = self.gateway, self.request, self.model
+        recovery = gateway.recovery
         gate = self.gate = recovery.doors.gate(model)
         if request.stream:
             self.hedged = recovery.hedging(self)
@@ -110,13 +122,9 @@ class Run(OpenRun):
         gateway.runs.add(self)
         self.client.attach(self)
         anonymous = not self.principal.key_id
-        following = exchange.begin(
-            self.started_s if attempts is None else self.clock(),
-            anonymous=anonymous,
-            limited=gate.limited and not anonymous,
-        )
+        following = exchange.begin(now, anonymous=anonymous, limited=gate.limited and not anonymous)
         if attempts is None:
-            self.decide_s = self.clock() - self.started_s
+            self.decide_s = self.clock() - now
         first = exchange.decision
         self._follow(following)
         if first is not None:  # nobody waits for this: the request is on its way

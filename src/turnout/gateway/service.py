@@ -38,6 +38,7 @@ from turnout.gateway.recovery import Recovery, RecoveryOptions
 from turnout.gateway.route import route
 from turnout.gateway.run import Run
 from turnout.gateway.session_totals import SessionTotals
+from turnout.gateway.tokenizing import Tokenizing
 from turnout.gateway.upstream import Reach, Upstream
 from turnout.http.head import Head
 from turnout.http.outbox import running_outbox
@@ -107,7 +108,9 @@ class Gateway:
         self._ids = UlidSource()
         self.entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
-        self.ask = Asker(prefix, fleet, catalogue).ask
+        self.asker = Asker(prefix, fleet, catalogue)
+        self.ask = self.asker.ask
+        self.tokenizing = Tokenizing(prefix, lambda: self.asker, upstreams) if prefix.tokenize == "auto" else None
         self._routes: dict[tuple[str, str], RouteKey] = {}
         self.retired: list[Upstream] = []
         self._ticker: asyncio.TimerHandle | None = None
@@ -284,7 +287,8 @@ class Gateway:
         """Hear that the configuration was swapped: what was derived from the old one is derived again."""
         self._principals = principals
         self.watch_budgets()
-        self.ask = Asker(self._prefix, self.fleet, self.catalogue).ask
+        self.asker = Asker(self._prefix, self.fleet, self.catalogue)
+        self.ask = self.asker.ask
         self._routes.clear()
         self.first_look_s = min(self.catalogue.quickest_s, self.relay_options.keepalive_s)
 
