@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import typer
 
+from turnout.bundles.directory import BundleDirectory
 from turnout.cli.bundle_output import load, table
-from turnout.core.selection.blend import Blend
+from turnout.core.selection.blend import Blend, shares, winners
 from turnout.core.selection.bundle import Bundle
-from turnout.core.selection.clusters import at_centroid
 from turnout.core.selection.controls import shown
 
 
 def run(version: str, directory: Path, *, as_json: bool) -> int:
     """Print a version."""
-    document = describe(load(directory, version))
+    document = {"versions": BundleDirectory(directory).versions()} | describe(load(directory, version))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())
         return 0
@@ -34,7 +34,8 @@ def run(version: str, directory: Path, *, as_json: bool) -> int:
         "abstain_similarity",
     ):
         typer.echo(f"{name:<20}{document[name]}")
-    typer.echo(f"{'alpha':<20}{document['alpha']}\n")
+    typer.echo(f"{'alpha':<20}{document['alpha']}")
+    typer.echo(f"{'all versions':<20}{', '.join(document['versions'])}\n")
     head = ("model", "in $/1M", "out $/1M", "ttft s", "tps", "tokens", *document["shares"])
     rows = [
         (
@@ -59,8 +60,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Return everything about a bundle as JSON types."""
     blend = Blend(bundle)
     alpha = bundle.defaults.knobs.alpha
-    names = ["default", *sorted(bundle.defaults.presets)] if bundle.is_v2 else ["default"]
-    winners = {name: _winners(blend, "" if name == "default" else name) for name in names}
+    names = ["", *sorted(bundle.defaults.presets)] if bundle.is_v2 else [""]
     rows = {model: _axes(bundle, column) for column, model in enumerate(bundle.models)}
     timed = [model for model, row in rows.items() if row["ttft_s"] is not None and row["tps"]]
     return {
@@ -77,20 +77,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "models": rows,
         "untimed": [model for model in rows if model not in timed],
         "unpriced": [model for model, row in rows.items() if row["input_per_1m_usd"] is None],
-        "winners": winners["default"],
-        "shares": {name: {model: found.count(model) / len(found) for model in rows} for name, found in winners.items()},
+        "winners": winners(blend, blend.weigh()),
+        "shares": {name or "default": shares(blend, blend.weigh(name)) for name in names},
     }
-
-
-def _winners(blend: Blend, preset: str) -> list[str]:
-    """Return the first choice for a prompt that is exactly a centroid, one per cluster."""
-    bundle = blend.bundle
-    weighted = blend.weigh(preset)
-    found = []
-    for cluster in range(bundle.clusters):
-        scores = blend.score(weighted, at_centroid(cluster))
-        found.append(bundle.models[int(scores.order[0])])
-    return found
 
 
 def _axes(bundle: Bundle, column: int) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.lru import LruMap
 from turnout.core.request import Request
 from turnout.core.selection import pin as pins
-from turnout.core.selection.blend import Blend, NotFinite, Weighted, centroid_shares
+from turnout.core.selection.blend import Blend, NotFinite, Weighted, shares
 from turnout.core.selection.bundle import CacheThresholds
 from turnout.core.selection.eligibility import Eligible
 from turnout.core.selection.embedder import length_feature, tail
@@ -263,7 +263,7 @@ class Selecting:
             return document
         near = chosen.selection.near
         document["norms"] = norms(blend, weighted, near) if near is not None else None
-        document["shares"] = centroid_shares(blend, weighted)
+        document["shares"] = shares(blend, weighted)
         return document
 
     # -- steps of one selection ---------------------------------------------------------------------------------------

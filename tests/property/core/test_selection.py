@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from turnout.core.selection.knobs import Defaults, InvalidKnobs, Knobs
 from turnout.core.selection.selection import select
 
 UNKNOWN = None
+BUNDLES = int(os.environ.get("TURNOUT_BUNDLES", "100"))
+"""Random bundles x knobs that are compared with the oracle; the bar is 10,000, which take some minutes."""
 Number = float | None
 
 
@@ -146,7 +149,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(bundle, clusters, vector, length, wanted, draw(st.permutations(range(models))))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=BUNDLES, deadline=None)
 @given(cases())
 def test_the_blend_agrees_with_the_oracle(case: Case) -> None:
     blend = Blend(case.bundle)

@@ -223,14 +223,17 @@ class Blend:
         return msgspec.structs.replace(found, shared=_beside_quality(found, found.cost[: bundle.top_p]))
 
 
-def centroid_shares(blend: Blend, weighted: Weighted) -> dict[str, float]:
-    """Return the share of each model among the first choices for prompts that lie exactly on a centroid."""
+def winners(blend: Blend, weighted: Weighted) -> list[str]:
+    """Return the first choice for a prompt that lies exactly on a centroid, one per cluster."""
     bundle = blend.bundle
-    counts = dict.fromkeys(bundle.models, 0)
-    for cluster in range(bundle.clusters):
-        scores = blend.score(weighted, at_centroid(cluster))
-        counts[bundle.models[int(scores.order[0])]] += 1
-    return {model: count / bundle.clusters for model, count in counts.items()}
+    firsts = [blend.score(weighted, at_centroid(cluster)).order[0] for cluster in range(bundle.clusters)]
+    return [bundle.models[first] for first in firsts]
+
+
+def shares(blend: Blend, weighted: Weighted) -> dict[str, float]:
+    """Return the share of each model among the winners of all clusters."""
+    first = winners(blend, weighted)
+    return {model: first.count(model) / len(first) for model in blend.bundle.models}
 
 
 def _beside_quality(weighted: Weighted, cost_weights: Floats) -> tuple[Floats, Floats, Floats]:

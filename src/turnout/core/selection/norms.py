@@ -11,7 +11,7 @@ from turnout.core.selection.arrays import Bools, Floats, Ints
 from turnout.core.selection.bundle import Axes
 from turnout.core.selection.knobs import Knobs
 
-_LEAST_SPAN = 1e-300  # a row without range is 0 divided by it
+_LEAST_SPAN = 1e-300  # what a row without range is divided by; no other span changes by it
 
 
 def row_starts(rows: int, columns: int) -> Ints:
@@ -27,7 +27,8 @@ def shifted(rows: Floats, starts: Ints) -> tuple[Floats, Floats]:
     # Where the least is and then what it is: for a few models many times quicker than reducing each row.
     rows -= rows.take(rows.argmin(1) + starts)[:, None]
     span = rows.take(rows.argmax(1) + starts)
-    return rows, np.maximum(span, _LEAST_SPAN, out=span)
+    span += _LEAST_SPAN
+    return rows, span
 
 
 def normalise(rows: Floats) -> Floats:
