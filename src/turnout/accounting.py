@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turnout.core.scheduling.explain import brief, explain
+from turnout.gateway.authority import watch
 from turnout.gateway.reading import Reading
 from turnout.gateway.session_totals import SessionTotals
 from turnout.learning import Learning
+from turnout.ledger.spool import STRIP_SHARE
 
 if TYPE_CHECKING:
+    from turnout.config.schema import Config
     from turnout.coordinator.door import Door
     from turnout.core.scheduling.types import Decision
     from turnout.gateway.service import Gateway
     from turnout.ledger.writer import Ledger
 
 
-def keep_accounts(gateway: Gateway, ledger: Ledger | None, budget_status: int) -> None:
+def keep_accounts(gateway: Gateway, ledger: Ledger | None, config: Config) -> None:
     """Let a ledger hear of every accepted request before its first attempt, and price attempts by its book."""
     if ledger is not None:
         gateway.spending = ledger.spending
-        gateway.spending.status = budget_status
-        gateway.watch_budgets()
+        gateway.spending.status = config.budget.status
+        watch(gateway)
+        gateway.degraded = lambda: ledger.fill() > 0.0
+        if config.ledger.on_failure == "reject":
+            gateway.unkept = lambda: ledger.fill() >= STRIP_SHARE
         gateway.accepted = ledger.accepted
         gateway.book = ledger.prices
         gateway.reading = Reading(gateway, ledger.pages)

@@ -109,7 +109,7 @@ class App:
         """Open the public listener, then everything that need not be there first."""
         config = self._config
         self.gateway = self._new_gateway()
-        keep_accounts(self.gateway, self.ledger, config.budget.status)
+        keep_accounts(self.gateway, self.ledger, config)
         self._bundles = choose_and_replay(self.gateway, config, self.log, self.ledger)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed

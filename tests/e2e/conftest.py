@@ -358,6 +358,7 @@ class Records:
         self.opened: list[OpenedCall] = []
         self.book = PriceBook.of(None, ())
         self.statistics = StatsSnapshot()
+        self.filled = 0.0
         self._told = threading.Condition()
 
     @property
@@ -377,6 +378,10 @@ class Records:
     def session_sums(self, tenant: str, session: str) -> tuple[tuple[int, ...], frozenset[str]]:  # noqa: ARG002
         """No session has rows."""
         return (0,) * 7, frozenset()
+
+    def fill(self) -> float:
+        """Share of the last resort in use."""
+        return self.filled
 
     @functools.cached_property
     def spending(self) -> Spending:

@@ -249,6 +249,10 @@ class Ledger(Section, frozen=True, kw_only=True):
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824
+    on_failure: Annotated[
+        Literal["serve", "reject"],
+        _doc("reject: 503 while neither database nor spool file take calls and memory for them runs out."),
+    ] = "serve"
     slots: Annotated[
         int, Meta(ge=0, le=1_048_576), _doc("Open requests whose rows survive a kill; 0 switches the file off.")
     ] = 16_384

@@ -21,7 +21,7 @@ from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
 from turnout.dialects.dialect import PATHS
-from turnout.gateway import answers, spending
+from turnout.gateway import answers, authority
 from turnout.gateway.asking import Asker
 from turnout.gateway.catalogue import Catalogue
 from turnout.gateway.controls import resolve
@@ -94,7 +94,7 @@ class Gateway:
         self.response_cache: Replaying | None = None
         self.told = b""
         self._server, self._prefix = server, prefix
-        self._principals = principals
+        self.principals = principals
         self.recovery = Recovery(self, recovery or RecoveryOptions())
         self._record = record
         self._ended: list[CallFact] = []
@@ -104,6 +104,8 @@ class Gateway:
         self.reading: Reading | None = None
         self.totals: SessionTotals | None = None
         self.spending: Spending | None = None
+        self.degraded: Callable[[], bool] = bool
+        self.unkept: Callable[[], bool] | None = None
         self.book: Callable[[], PriceBook | None] = _no_book
         self._ids = UlidSource()
         self.entropy = sources.entropy
@@ -138,10 +140,10 @@ class Gateway:
         if prepared is None:
             prepared = head.prepared = Prepared(head)
         identity = prepared.identity
-        if identity is None or prepared.snapshot is not self._principals:
-            identity = prepared.identity = self._principals.identify(prepared.carriers)
+        if identity is None or prepared.snapshot is not self.principals:
+            identity = prepared.identity = self.principals.identify(prepared.carriers)
             # A key that expires is looked up every time; the others keep their meaning as long as the snapshot.
-            prepared.snapshot = None if self._principals.expiring else self._principals
+            prepared.snapshot = None if self.principals.expiring else self.principals
         if type(identity) is Refusal:
             return identity
         refusal: Refusal | None = prepared.refusal
@@ -180,16 +182,15 @@ class Gateway:
 
     def _accept(self, run: Run) -> None:
         """Open the exchange: whatever happens from here on, it has one row (request-path §1, from step 9 on)."""
-        budgets = self.spending if run.principal.budget_nusd is not None else None
-        over = spending.reserve(run, budgets) if budgets is not None else None
+        over = authority.check(run) if self.unkept is not None or run.principal.budget_nusd is not None else None
         if self.accepted is not None:
             self.accepted(opened_call(run))
             if run.prepared.totals and self.totals is not None:
                 self.totals.begin(run)
-        if over is not None and budgets is not None:
-            spending.refuse(run, budgets, *over)
-        else:
+        if over is None:
             run.begin()
+        else:
+            authority.refuse(run, over)
 
     def _of_use(self, path: bytes) -> bool:
         return self.reading is not None and (path == USAGE or path.startswith(SESSION))
@@ -285,17 +286,12 @@ class Gateway:
 
     def swapped(self, principals: Principals) -> None:
         """Hear that the configuration was swapped: what was derived from the old one is derived again."""
-        self._principals = principals
-        self.watch_budgets()
+        self.principals = principals
+        authority.watch(self)
         self.asker = Asker(self._prefix, self.fleet, self.catalogue)
         self.ask = self.asker.ask
         self._routes.clear()
         self.first_look_s = min(self.catalogue.quickest_s, self.relay_options.keepalive_s)
-
-    def watch_budgets(self) -> None:
-        """Let what was spent be read as far back as some key's budget looks."""
-        if self.spending is not None:
-            self.spending.days = self._principals.budget_days
 
     def interrupt_all(self) -> None:
         """End every open exchange with `shutdown` (X3)."""
@@ -341,7 +337,7 @@ class Gateway:
         if head.path == b"/ready" and not self.ready:
             status, body = 503, b'{"status":"draining"}'
         elif head.path == b"/ready":
-            status, body = 200, b'{"status":"ready"}'
+            status, body = 200, b'{"status":"degraded"}' if self.degraded() else b'{"status":"ready"}'
         elif head.path == b"/health":
             status, body = 200, b'{"status":"ok"}'
         else:

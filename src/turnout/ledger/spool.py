@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SEGMENT_BYTES: Final = 16_777_216
 MEMORY_BYTES: Final = 67_108_864
 # Beyond this share of the memory bound calls are kept without their attempts: the call is what is billed.
-_STRIP_SHARE: Final = 0.8
+STRIP_SHARE: Final = 0.8
 _FRAMES_PER_WRITE: Final = 256
 
 
@@ -100,6 +100,11 @@ class Spool:
     def memory_used_bytes(self) -> int:
         """Bytes that only memory holds, because no file takes them."""
         return self._memory_used
+
+    @property
+    def memory_fill(self) -> float:
+        """The same as a share of what memory may hold."""
+        return self._memory_used / self._memory_bytes
 
     def append(self, facts: Sequence[CallFact]) -> None:
         """Keep calls at the end; those that cannot be encoded are counted."""
@@ -207,7 +212,7 @@ class Spool:
         return payloads
 
     def _to_memory(self, payload: bytes) -> None:
-        if self._memory_used > self._memory_bytes * _STRIP_SHARE:
+        if self._memory_used > self._memory_bytes * STRIP_SHARE:
             bare = [msgspec.structs.replace(fact, attempts=()) for fact in self._decoder.decode(payload)]
             self.calls_stripped += len(bare)
             payload = entry.frame([entry.encode(fact) for fact in bare])

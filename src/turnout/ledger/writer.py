@@ -210,6 +210,10 @@ class Ledger:
             self._pages = Pages(self._options, clock_ms=self._clock_ms, snapshot=self.snapshot, stats=self.stats)
         return self._pages
 
+    def fill(self) -> float:
+        """Give the share of the last resort in use: memory, when neither database nor file take calls; usually 0."""
+        return self._spool.memory_fill
+
     def flush(self, timeout_s: float) -> int:
         """Wait until everything recorded is in the database; return the calls that are not after `timeout_s`.
 
