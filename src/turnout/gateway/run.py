@@ -88,14 +88,10 @@ class Run(OpenRun):
             self.refuse(Outcome.UPSTREAM_UNREACHABLE, CODES[POISON], code=POISON)
             return
         ask = gateway.ask(self, pool)
-        tokenizing = gateway.tokenizing
-        if tokenizing is not None and tokenizing.waits(
-            self, pool, ask, lambda: self._open_exchange(ask, pool, attempts, self.clock())
-        ):
-            return
-        self._open_exchange(ask, pool, attempts, self.started_s if attempts is None else self.clock())
+        if gateway.tokenizing is None or not gateway.tokenizing.waits(self, pool, ask, attempts):
+            self.enter(ask, pool, attempts, self.started_s if attempts is None else self.clock())
 
-    def _open_exchange(self, ask: Ask, pool: Pool, attempts: list[Attempt] | None, now: float) -> None:
+    def enter(self, ask: Ask, pool: Pool, attempts: list[Attempt] | None, now: float) -> None:
         """Open the exchange: everything that scheduling can know is known."""
         gateway, request, model = self.gateway, self.request, self.model
         recovery = gateway.recovery

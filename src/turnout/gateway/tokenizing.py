@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from turnout.core import options
+from turnout.core.attempt import Attempt
 from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
@@ -87,8 +88,8 @@ class Tokenizing:
         self._unsupported: dict[str, int] = {}
         self._remembered = Remembered()
 
-    def waits(self, run: Run, pool: Pool, ask: Ask, then: Callable[[], None]) -> bool:
-        """Tell whether the run has to wait for its tokens; `then` is called when it has, or need not any longer."""
+    def waits(self, run: Run, pool: Pool, ask: Ask, attempts: list[Attempt] | None) -> bool:
+        """Tell whether the run has to wait for its tokens; it enters when it has them, or need not wait any longer."""
         request = run.request
         if request.prompt.tokens or not ask.keys or ask.tokens < self._prefix.tokenize_min_tokens:
             return False
@@ -120,7 +121,7 @@ class Tokenizing:
                     parity.counted(run, len(tokens))
                 self._remembered.put(ask.keys[-1], tokens)
                 self._told(run, pool, ask, tuple(tokens))
-            then()
+            run.enter(ask, pool, attempts, run.clock())
 
         run.gateway.runs.add(run)
         run.client.attach(run)
