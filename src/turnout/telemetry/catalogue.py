@@ -168,20 +168,8 @@ PREFIX: tuple[Metric, ...] = (
         ("from", "to", "reason"),
         source="mode_changes",
     ),
-    Metric(
-        "turnout_prefix_tokenize_total",
-        "counter",
-        "Texts to be tokenised by an engine: asked, remembered, late, failed, unsupported, no_parity.",
-        ("result",),
-        source="tokenized",
-    ),
-    Metric(
-        "turnout_render_parity",
-        "gauge",
-        "1 where an engine's tokenise call counts chats as its completions do, 0 where not.",
-        ("endpoint",),
-        source="render_parity",
-    ),
+    Metric("turnout_prefix_tokenize_total", "counter", "Texts for an engine to tokenise.", ("result",), "tokenized"),
+    Metric("turnout_render_parity", "gauge", "1: /tokenize counts chats truly.", ("endpoint",), "render_parity"),
     Metric(
         "turnout_load_report_age_seconds", "gauge", "Age of the last load report.", ("endpoint",), source="report_age"
     ),
