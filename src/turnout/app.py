@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _FLUSH_S = 5.0
 _SWITCH_S = 0.0005
 # Sections that something was opened or built with: a reload names their differences and leaves them.
-_FIXED = ("server", "breaker", "probe", "scheduling", "prefix", "drain", "ledger", "log", "auth", "budget")
+_FIXED = ("server", "breaker", "probe", "scheduling", "prefix", "drain", "ledger", "log", "auth", "budget", "prices")
 _GC_THRESHOLD = (50_000, 20, 100)
 
 
@@ -183,10 +183,11 @@ class App:
         self.log.info("reloaded", **told, needs_restart=fixed)
 
     def _new_ledger(self) -> Ledger:
-        def report(name: str, /, **fields: object) -> None:
+        def warn(name: str, /, **fields: object) -> None:
             self.log.warning(name, **fields)
 
-        return Ledger(self._config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=report)
+        config = self._config
+        return Ledger(config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=warn, prices=config.prices.file)
 
     def _new_observer(self) -> Observer:
         config, gateway = self._config, self.gateway

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sqlite3
 import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -94,7 +92,6 @@ def check(config: Config = None, url: Url = "") -> None:
 def prune(config: Config = None, url: Url = "", days: Annotated[int | None, typer.Option(min=1)] = None) -> None:
     """Delete what is older than the retention now, in small transactions. Not beside a running router on SQLite."""
     from turnout.ledger import connection, retention
-    from turnout.ledger import upgrade as files
 
     address = _address(config, url)
     section = _section(config)
@@ -104,11 +101,7 @@ def prune(config: Config = None, url: Url = "", days: Annotated[int | None, type
         hourly_days=section.hourly_days,
     )
     with _reporting():
-        engine = (
-            connection.writing_engine(files.path_of(address))
-            if files.is_file(address)
-            else connection.postgres_engine(address)
-        )
+        engine = connection.writing(address)
         chunks = 1
         with engine.connect() as conn:
             while retention.prune(conn, _now_ms(), ages):
@@ -155,9 +148,7 @@ def import_prices(
     from turnout.ledger import prices
 
     with _reporting():
-        text = file.read_text()
-        document: Any = tomllib.loads(text).get("price") if file.suffix == ".toml" else json.loads(text)
-        rows = prices.parse(document)
+        rows = prices.read(file)
         with _writing(_address(config, url)) as conn:
             version = prices.add(
                 conn,
@@ -232,10 +223,8 @@ def _address(config: Path | None, url: str) -> str:
 def _writing(address: str) -> Iterator[Any]:
     """Hold one transaction on the database of an address."""
     from turnout.ledger import connection
-    from turnout.ledger import upgrade as files
 
-    file = files.is_file(address)
-    engine = connection.writing_engine(files.path_of(address)) if file else connection.postgres_engine(address)
+    engine = connection.writing(address)
     try:
         with engine.begin() as conn:
             yield conn

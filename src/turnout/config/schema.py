@@ -35,6 +35,7 @@ class Config(options.Section, frozen=True, kw_only=True):
     ledger: options.Ledger = msgspec.field(default_factory=options.Ledger)
     log: options.Log = msgspec.field(default_factory=options.Log)
     auth: options.Auth = msgspec.field(default_factory=options.Auth)
+    prices: options.Prices = msgspec.field(default_factory=options.Prices)
     budget: options.Budget = msgspec.field(default_factory=options.Budget)
     models: options.Models = msgspec.field(default_factory=options.Models)
     model: list[options.Model] = msgspec.field(default_factory=list)

@@ -295,6 +295,14 @@ class Auth(Section, frozen=True, kw_only=True):
     ] = "keys"
 
 
+class Prices(Section, frozen=True, kw_only=True):
+    """What attempts cost: the price book of the ledger (ledger §7)."""
+
+    file: Annotated[
+        str, _doc("JSON list, or TOML with [[price]] tables, in USD per 1M tokens; each change is a new version.")
+    ] = ""
+
+
 class Budget(Section, frozen=True, kw_only=True):
     """Refusing keys that have spent what they may (`[[key]] budget_usd`)."""
 

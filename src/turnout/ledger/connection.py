@@ -78,6 +78,11 @@ def reading_engine(path: Path) -> sa.Engine:
     return engine
 
 
+def writing(url: str) -> sa.Engine:
+    """Give an engine for changes to the database of a ledger address, beside no other writer on SQLite."""
+    return writing_engine(upgrade.path_of(url)) if upgrade.is_file(url) else postgres_engine(url)
+
+
 def reading(url: str) -> sa.Engine:
     """Give an engine for queries on the database of a ledger address."""
     if url.startswith("sqlite"):

@@ -6,9 +6,11 @@ import contextlib
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turnout.ledger import upgrade
+from turnout.ledger.sink import LedgerRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +42,10 @@ def check(url: str) -> None:
         server_upgrade.check(url, connect_timeout_s=_START_CHECK_S)
 
 
-def open_store(options: options.Ledger, *, router_id: str, clock_ms: Callable[[], int], on_event: OnEvent) -> Sink:
-    """Bring the database to this schema, or check that it has it, and give its store.
+def open_store(
+    options: options.Ledger, *, router_id: str, clock_ms: Callable[[], int], on_event: OnEvent, prices: str = ""
+) -> Sink:
+    """Bring the database to this schema, or check that it has it, take in the price file, and give its store.
 
     Raises:
         LedgerRefusedError: the schema does not fit this code.
@@ -57,10 +61,12 @@ def open_store(options: options.Ledger, *, router_id: str, clock_ms: Callable[[]
 
         path = upgrade.path_of(options.url)
         upgrade.prepare(path, clock_ms=clock_ms, on_event=on_event)
+        _import_prices(options.url, prices, clock_ms(), on_event)
         return sqlite.open_store(path, router_id=router_id, clock_ms=clock_ms, **days)
     from turnout.ledger import postgres, server_upgrade
 
     server_upgrade.check(options.url)
+    _import_prices(options.url, prices, clock_ms(), on_event)
     return postgres.open_store(options.url, router_id=router_id, clock_ms=clock_ms, **days)
 
 
@@ -79,6 +85,25 @@ def hot_routes(url: str, now_ms: int) -> list[tuple[str, str, RouteKey, int]]:
             engine.dispose()
     except (SQLAlchemyError, OSError):
         return []
+
+
+def _import_prices(url: str, file: str, now_ms: int, on_event: OnEvent) -> None:
+    """Append the configured price file to the book; a bad one changes nothing, and serving goes on with the book."""
+    if not file:
+        return
+    from turnout.ledger import connection
+    from turnout.ledger.prices import add_once
+
+    engine = connection.writing(url)
+    try:
+        with engine.begin() as conn:
+            version = add_once(conn, Path(file), now_ms)
+        if version is not None:
+            on_event("prices_imported", file=file, version=version)
+    except (LedgerRefusedError, OSError) as error:
+        on_event("prices_refused", file=file, error=str(error))
+    finally:
+        engine.dispose()
 
 
 def stand_back() -> None:

@@ -5,7 +5,11 @@ Versions are append-only; a bad import changes nothing. Re-rating writes beside 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -91,6 +95,41 @@ def add(
     version: int = conn.execute(sa.insert(table).values(given).returning(table.c.version)).scalar_one()
     conn.execute(sa.insert(schema.prices), [{"version": version, **msgspec.structs.asdict(price)} for price in rows])
     return version
+
+
+def read(file: Path) -> list[Price]:
+    """Read a price file: a JSON list, or TOML with `[[price]]` tables.
+
+    Raises:
+        LedgerRefusedError: it is neither, or an entry is wrong.
+        OSError: it cannot be read.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        document = tomllib.loads(text).get("price") if file.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise LedgerRefusedError(f"{file}: {error}") from None
+    return parse(document)
+
+
+def add_once(conn: sa.Connection, file: Path, now_ms: int) -> int | None:
+    """Append a file as the version in force from now on, inside the caller's transaction; None: it is there already.
+
+    Routers that start at the same time with the same file make one version of it.
+
+    Raises:
+        LedgerRefusedError, OSError: as `read` and `add`.
+    """
+    rows = read(file)
+    source = f"{file.name} {hashlib.sha256(msgspec.json.encode(rows)).hexdigest()[:16]}"
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql("LOCK TABLE price_versions IN SHARE ROW EXCLUSIVE MODE")
+    newest = conn.execute(
+        sa.select(schema.price_versions.c.source).order_by(schema.price_versions.c.version.desc()).limit(1)
+    ).scalar()
+    if newest == source:
+        return None
+    return add(conn, rows, effective_from_ms=now_ms, created_at_ms=now_ms, source=source)
 
 
 def parse(document: Any) -> list[Price]:

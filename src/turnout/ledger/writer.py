@@ -62,8 +62,9 @@ class Ledger:
         monotonic: Callable[[], float] = time.monotonic,
         open_delay_s: float = _OPEN_DELAY_S,
         open_sink: Callable[[], Sink] | None = None,
+        prices: str = "",
     ) -> None:
-        """Describe the ledger of one router process; touches no file yet.
+        """Describe the ledger of one router process, with the file of its prices; touches no file yet.
 
         Raises:
             LedgerRefusedError: `options.url` names neither a file nor a server.
@@ -74,7 +75,7 @@ class Ledger:
         self._on_event: OnEvent = on_event or _ignore
         self._open_delay_s = open_delay_s
         self._open_sink = open_sink or functools.partial(
-            opening.open_store, options, router_id=router_id, clock_ms=clock_ms, on_event=self._on_event
+            opening.open_store, options, router_id=router_id, clock_ms=clock_ms, on_event=self._on_event, prices=prices
         )
         self._path = upgrade.base_of(options.url, options.spool_path)
         self._queue: deque[Entry] = deque()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from turnout.core import options
 from turnout.core.pricing import Price, PriceBook
+from turnout.ledger import connection, opening, prices
+from turnout.ledger.sink import LedgerRefusedError
 
 BOOK = PriceBook.of(7, [Price(model="model-a", p_in=5_000_000, p_out=15_000_000)])
 
@@ -91,3 +95,35 @@ def test_subscription_is_zero_even_if_priced(router: Any, script_engine: Any, wi
     one.ask()
     fact = one.records.fact()
     assert (fact.cost_nusd, fact.cost_basis, fact.attempts[0].list_nusd) == (0, "subscription", 30_000)
+
+
+def _prices(path: Path, dollars: str) -> Path:
+    path.write_text(f'[[price]]\nmodel = "model-a"\ninput = "{dollars}"\noutput = 15\n')
+    return path
+
+
+def test_each_change_of_the_price_file_is_a_version(any_store: tuple[Any, str], tmp_path: Path, clock: Any) -> None:
+    _, url = any_store
+    file = tmp_path / "prices.toml"
+    engine = connection.writing(url)
+    for dollars, expected in (("5", 1), ("5", None), ("5.0", None), ("6", 2), ("5", 3)):
+        with engine.begin() as conn:
+            assert prices.add_once(conn, _prices(file, dollars), clock()) == expected
+    with engine.begin() as conn:
+        book = prices.load(conn, prices.in_force(conn, clock()))
+        assert (book.version, book.prices["", "model-a"].p_in) == (3, 5_000_000)
+        file.write_text("[[price]]\nmodel = 7\n")
+        with pytest.raises(LedgerRefusedError, match=r"prices\[0\]"):
+            prices.add_once(conn, file, clock())
+        file.write_text("no toml")
+        with pytest.raises(LedgerRefusedError, match=r"prices\.toml"):
+            prices.add_once(conn, file, clock())
+    engine.dispose()
+
+
+def test_a_ledger_opens_with_its_price_file_and_without_a_bad_one(tmp_path: Path, clock: Any, events: Any) -> None:
+    for text, name in (("5", "prices_imported"), ("dear", "prices_refused")):
+        file = _prices(tmp_path / f"{name}.toml", text)
+        section = options.Ledger(url=f"sqlite:///{tmp_path / name}.db")
+        opening.open_store(section, router_id="r", clock_ms=clock, on_event=events, prices=str(file)).close()
+    assert events.names == ["ledger_upgraded", "prices_imported", "ledger_upgraded", "prices_refused"]
