@@ -30,6 +30,8 @@ _FILTERS: Final = {
 }
 _EVERYWHERE: Final = {"call_id": "call_id", "provider": "provider", "replica": "replica"}
 _TEXT_MAX: Final = 1_024
+# For the source: nobody asked for a window.
+_AS_CONFIGURED: Final = -1
 
 
 class LedgerSource(Protocol):
@@ -75,7 +77,7 @@ def routes(source: LedgerSource, *, monotonic: Callable[[], float] = time.monoto
         return _document(await run_in_threadpool(source.sessions, window_ms, limit, cursor))
 
     async def page(request: Request) -> Response:
-        window_s = _integer(request, "window_s", 86_400, 0, 2**31)
+        window_s = _integer(request, "window_s", _AS_CONFIGURED, 0, 2**31)
         return _document(await run_in_threadpool(source.document, request.url.path.removeprefix("/x/"), window_s))
 
     async def export(request: Request) -> Response:

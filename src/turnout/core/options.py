@@ -273,6 +273,9 @@ class Ledger(Section, frozen=True, kw_only=True):
         20
     )
     streak_window_ms: Annotated[int, Meta(ge=10_000, le=86_400_000), _doc("Window of failure streaks.")] = 86_400_000
+    cost_window_ms: Annotated[
+        int, Meta(ge=3_600_000, le=7_776_000_000), _doc("Window of the accuracy of costs where none is asked for.")
+    ] = 86_400_000
     cost_min_calls: Annotated[Count, _doc("Attempts of a provider before a drift of its cost is reported.")] = 20
     cost_threshold: Annotated[Ratio, _doc("Relative drift of a provider's cost that is reported.")] = 0.15
     default_cached_price_factor: Annotated[

@@ -200,7 +200,9 @@ class Pages:
         }
 
     def cost_accuracy(self, window_s: int) -> dict[str, Any]:
-        """Compare measured with list spend per provider; the window is brought into its bounds."""
+        """Compare measured with list spend per provider; the window is brought into its bounds; < 0: the usual one."""
+        if window_s < 0:
+            window_s = self._options.cost_window_ms // 1000
         window_s = max(_ACCURACY_S[0], min(window_s, _ACCURACY_S[1]))
         now_ms = self._clock_ms()
         with self.reader.connect() as conn:

@@ -125,6 +125,8 @@ def test_market_accuracy_and_state(client: TestClient) -> None:
     assert (row["model"], row["success_rate"], row["e2e_mean_ms"], row["price_version"]) == ("model-a", 0.5, 150, None)
     [off] = client.get("/x/cost-accuracy", params={"window_s": 1}).json()["rows"]
     assert (off["deviation"], off["warn"], off["measured_usd"]) == (2.0, True, "50.000000000")
+    assert client.get("/x/cost-accuracy", params={"window_s": 1}).json()["window_s"] == 3_600
+    assert client.get("/x/cost-accuracy").json()["window_s"] == 86_400
     assert client.get("/x/ledger").json()["queue_depth"] == 3
 
 
