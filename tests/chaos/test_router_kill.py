@@ -7,8 +7,12 @@ import os
 import random
 import signal
 import sqlite3
+import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
+
+from turnout.ledger import audit
 
 CLIENTS = 30
 KILLS = int(os.environ.get("TURNOUT_ROUTER_KILLS", "2"))
@@ -16,8 +20,10 @@ KILLS = int(os.environ.get("TURNOUT_ROUTER_KILLS", "2"))
 HANGS_S = 120.0
 
 
-def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, chaos: Any) -> None:
-    router = processes.serve(processes.engines(2))
+def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, chaos: Any, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "sim"\ninput = 5\noutput = 15\n')
+    router = processes.serve(processes.engines(2), prices={"file": str(prices)})
     rng = random.Random(7)
 
     async def story(load: Any) -> None:
@@ -50,3 +56,10 @@ def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, ch
     assert [outcomes[decision] for decision in cut if outcomes[decision] == "completed"] == []
     assert any(recovered for _, _, recovered in rows)
     assert list(router.database.parent.glob("*.slots-*")) == []
+
+    # Buckets and costs are those of the attempts, and what keys have spent is what their calls cost.
+    assert audit.run(f"sqlite:///{router.database}", time.time_ns() // 1_000_000).problems == []
+    assert router.rows("SELECT SUM(spent_nusd) AS s FROM budgets") == router.rows(
+        "SELECT SUM(cost_nusd) AS s FROM calls"
+    )
+    assert router.rows("SELECT SUM(spent_nusd) AS s FROM budgets")[0]["s"] > 0
