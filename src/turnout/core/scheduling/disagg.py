@@ -58,7 +58,7 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     work = turnout.prefill_s(decision)
     facts = split.facts
     first = {p.name: rows[place[p.name]][_QUEUE] + work[place[p.name]] + rows[place[p.name]][_EVICT] for p in prefills}
-    second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
+    second = {d.name: _decode_side_s(rows[place[d.name]]) for d in decodes}
     kept = [d for d in decodes if d.name == ask.decode] if ask.decode else []
     pairs, quarantined = _pairs(pairing, prefills, kept or decodes, first, second, now)
     lacks = {d.name: rows[place[d.name]][_UNCACHED] for d in decodes}
@@ -250,6 +250,11 @@ def _columns(
 def _beside_answers(seconds: float, interference: float, running: float, pace: float) -> float:
     """What a prefill costs where answers run."""
     return seconds * (1.0 + interference * running + _PACE_WEIGHT * pace)
+
+
+def _decode_side_s(row: Sequence[float]) -> float:
+    """What the decode leg adds to a pair: an answer begins behind what its endpoint has to prefill itself."""
+    return row[_QUEUE] + _decode_s(row) + row[_GUARD]
 
 
 def _decode_s(row: Sequence[float]) -> float:

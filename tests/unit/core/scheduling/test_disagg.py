@@ -308,3 +308,38 @@ def test_request_is_held_while_every_prefill_endpoint_has_work_queued(decode_pol
     bound = schedule(ask, pool_of(fleet), fleet, 1.0, random.Random(1))
     assert isinstance(bound, PairDecision)
     assert names(bound)[0] == "p1"
+
+
+def held(fleet: Fleet, **fields: Any) -> bool:
+    ask = Ask("m", [], 8000, 8000, may_hold=True, **fields)
+    return schedule(ask, pool_of(fleet), fleet, 1.0, random.Random(1)).verdict is Verdict.HELD
+
+
+def busy(fleet: Fleet, *names_: str) -> Fleet:
+    for name in names_:
+        fleet.endpoints[name].prefill.opened(1.0, 1.0)
+    return fleet
+
+
+def test_pairs_are_held_by_the_rule_of_single_endpoints() -> None:
+    fleet = busy(fleet_of(ROLES, **NO_SOLO), "p0", "p1")
+    assert held(fleet)
+    assert not held(fleet, deadline_s=1.01), "it would be over before the next look"
+    unmeasured = Fleet(options.Scheduling(seed=1, hold_samples=1), options.Prefix(), options.Breaker())
+    unmeasured.pairing = disagg.pairing(Disagg())
+    for name, role in ROLES.items():
+        described = options.Endpoint(name=name, url=f"http://{name}:8000", models=["m"], role=role, solo=False)  # type: ignore[arg-type]
+        unmeasured.add(described, 0.0)
+    assert not held(busy(unmeasured, "p0", "p1")), "a queue that only the prior tells of is none"
+
+
+def test_who_may_prefill_is_who_is_waited_for() -> None:
+    """Where seconds decide, an idle decode endpoint is one more that may; where the prompt's size does, it is not."""
+    assert not held(busy(fleet_of(ROLES), "p0", "p1"))
+    assert held(busy(fleet_of(ROLES), "p0", "p1", "d0", "d1"))
+    assert held(busy(fleet_of(ROLES, Disagg(decider="always")), "p0", "p1"))
+
+
+def test_a_pair_is_dearer_where_the_decode_endpoint_prefills_too() -> None:
+    fleet = busy(fleet_of(ROLES, **NO_SOLO), "d0")
+    assert {names(decide(fleet))[1] for _ in range(8)} == {"d1"}
