@@ -45,6 +45,10 @@ def route(
         print(json.dumps(document, indent=2))
     else:
         show(document, Console(width=_WIDTH if not Console().is_terminal else None))
+    if document.get("candidates_total", 0) > len(document["candidates"]):
+        if not as_json:
+            print("stored in part: the best candidates of a larger pool, not computed again")
+        return
     try:
         again = recompute(document)
     except (KeyError, TypeError, ValueError) as error:
@@ -86,8 +90,12 @@ def show(document: dict[str, Any], console: Console) -> None:
         )
     if candidates:
         console.print(table)
-    for dropped in document["dropped"]:
-        console.print(f"[dim]{dropped['endpoint']}  dropped: {dropped['reason']}[/]")
+    dropped = document["dropped"]
+    if isinstance(dropped, dict) and dropped:  # as the ledger stores it
+        console.print(f"[dim]dropped: {', '.join(f'{reason} {count}' for reason, count in dropped.items())}[/]")
+    else:
+        for drop in dropped:
+            console.print(f"[dim]{drop['endpoint']}  dropped: {drop['reason']}, {drop['detail']}[/]")
     if document["relaxed"]:
         console.print(f"relaxed: {', '.join(document['relaxed'])}")
 

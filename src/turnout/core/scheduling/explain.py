@@ -17,7 +17,7 @@ from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling import turnout
 from turnout.core.scheduling.legs import PairDecision
 from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
-from turnout.core.scheduling.types import Costs, Decision, Verdict
+from turnout.core.scheduling.types import Costs, Decision, DropReason, Verdict
 
 _VERSION = 1
 _STORED_CANDIDATES = 10
@@ -30,6 +30,25 @@ _UNITS = {
     "memory_aware": "tokens",
     "sglang_cache_aware": "share",
     "llm_d_default": "score",
+}
+_DETAILS = {
+    DropReason.MODEL_NOT_SERVED: "it has said that it does not serve this model",
+    DropReason.ROLE_MISMATCH: "it serves one leg of a pair only",
+    DropReason.DIALECT_NOT_SPOKEN: "it is not asked in the request's dialect",
+    DropReason.CONTEXT_TOO_SMALL: "the prompt is longer than its context, however it is counted",
+    DropReason.NEVER_FITS: "the prompt is larger than its KV cache",
+    DropReason.TRIED: "an attempt of this request was there",
+    DropReason.DRAINING: "it is being emptied",
+    DropReason.GONE: "it has left",
+    DropReason.UNREACHABLE: "no connection can be opened",
+    DropReason.SATURATED: "all places that it has for us are taken",
+    DropReason.CAPABILITY_MISSING: "it has not shown what the request needs",
+    DropReason.BREAKER_OPEN: "its breaker is open",
+    DropReason.EJECTED: "it does worse than its pool",
+    DropReason.PROBE_FAILING: "its readiness probes fail",
+    DropReason.STANDBY: "it is kept for when there is no other",
+    DropReason.COOLDOWN: "it has asked to be left alone for a while",
+    DropReason.SLOW_START: "it has just come and takes a share only",
 }
 _LOWEST_UNITS = {"turnout": "s", "least_predicted_ttft": "s", "dynamo_cost": "blocks"}
 
@@ -55,12 +74,16 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
         },
         "now_s": decision.now,
         "seed": decision.counter,
+        **_space(decision),
         "previous": decision.last,
         "draws": list(decision.draws),
         "blocks": decision.blocks,
         "tokens": decision.tokens,
         "candidates": [_candidate(decision, totals, ranks, position) for position in range(len(decision.names))],
-        "dropped": [{"endpoint": name, "reason": str(reason)} for name, reason in decision.dropped],
+        "dropped": [
+            {"endpoint": name, "reason": str(reason), "detail": _DETAILS[DropReason(reason)]}
+            for name, reason in decision.dropped
+        ],
         "relaxed": list(decision.relaxed),
         "tie": decision.tie,
         "fallback": decision.fallback,
@@ -75,7 +98,7 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
 
 def brief(document: dict[str, Any]) -> dict[str, Any]:
     """Return a document as it is stored: the picked candidate and the nine best, dropped ones as counts by reason."""
-    kept = sorted(document["candidates"], key=lambda candidate: candidate["rank"])[:_STORED_CANDIDATES]
+    kept = [candidate for candidate in document["candidates"] if candidate["rank"] <= _STORED_CANDIDATES]
     reasons = Counter(drop["reason"] for drop in document["dropped"])
     total = len(document["candidates"])
     return document | {"candidates": kept, "candidates_total": total, "dropped": dict(sorted(reasons.items()))}
@@ -115,6 +138,18 @@ def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
         return None, decision.totals
     position = POLICIES[decision.policy](decision, Rotation(decision.counter), _Replayed(document["draws"]))
     return decision.names[position], _totals(decision)
+
+
+def _space(decision: Decision) -> dict[str, Any]:
+    """In which keys the prompt was matched in our own history; beside `credit_tokens`, in those of the engines, too."""
+    text_bytes = decision.text_block_bytes
+    if not decision.blocks:
+        return {"key_space": None, "block_size": None, "bytes_per_token": None}
+    return {
+        "key_space": "text" if text_bytes else "tok",
+        "block_size": text_bytes or decision.block_tokens,
+        "bytes_per_token": text_bytes / decision.block_tokens if text_bytes else None,
+    }
 
 
 def _legs(decision: PairDecision) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decisi
         relaxed,
         reports,
     )
+    if ask.prompt_bytes:
+        decision.text_block_bytes = fleet.prefix.block_bytes
     if members:
         if ask.chains and fleet.exact.live:
             told(decision, ask, fleet)

@@ -121,6 +121,8 @@ class Decision(msgspec.Struct, gc=False):
     retry_at: float = 0.0
     """HELD: ask again at this instant at the latest, and earlier when something ends, starts or is reported."""
     regret: float = 0.0
+    text_block_bytes: int = 0
+    """Size of a block where the prompt is matched by its text; 0: by its tokens."""
     dp_rank: int = -1
     """Data-parallel rank of the picked endpoint; -1: it has one, or chooses itself."""
 

@@ -9,6 +9,7 @@ from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.explain import brief, explain, recompute
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.policies import POLICIES
+from turnout.core.scheduling.types import DropReason
 
 KEYS = [21, 22, 23]
 
@@ -28,7 +29,8 @@ def test_document_shows_candidates_drops_terms_and_ranks() -> None:
     fleet.endpoints["b"].in_flight = 4
     fleet.index.record(KEYS, fleet.endpoints["b"].bit, 0.0)
     document = explain(schedule(Ask("m", KEYS, 200, 150), pool, fleet, 2.5, random.Random(1)), "req_1")
-    assert document["dropped"] == [{"endpoint": "a", "reason": "draining"}]
+    assert document["dropped"] == [{"endpoint": "a", "reason": "draining", "detail": "it is being emptied"}]
+    assert (document["key_space"], document["block_size"], document["bytes_per_token"]) == ("tok", 64.0, None)
     assert (document["request_id"], document["pool"], document["now_s"]) == ("req_1", "m", 2.5)
     assert document["picked"] == "c"
     assert document["prefix_result"] == "declined"
@@ -37,6 +39,24 @@ def test_document_shows_candidates_drops_terms_and_ranks() -> None:
     assert (by_name["b"]["total"], by_name["c"]["total"]) == (0.0, 1.0)
     assert (by_name["c"]["rank"], by_name["b"]["rank"]) == (1, 2)
     assert by_name["b"]["load"] == {"busy": 4, "in_flight": 4}
+
+
+def test_a_prompt_that_is_matched_by_its_text_says_so() -> None:
+    fleet, pool = fleet_of("turnout", "a")
+    ask = Ask("m", KEYS, 200, 150, block_tokens=51.2, prompt_bytes=1000)
+    document = explain(schedule(ask, pool, fleet, 0.0, random.Random(1)), "r")
+    assert (document["key_space"], document["block_size"], document["bytes_per_token"]) == ("text", 256, 5.0)
+    ask = Ask("m", [], 10, 10)
+    assert explain(schedule(ask, pool, fleet, 0.0, random.Random(1)), "r")["key_space"] is None
+
+
+@pytest.mark.parametrize("reason", DropReason)
+def test_every_reason_is_explained(reason: DropReason) -> None:
+    fleet, pool = fleet_of("turnout", "a")
+    decision = schedule(Ask("m", [], 10, 10), pool, fleet, 0.0, random.Random(1))
+    decision.dropped = (("b", reason),)
+    (drop,) = explain(decision, "r")["dropped"]
+    assert drop["detail"]
 
 
 def test_reports_are_shown_with_their_age() -> None:
@@ -77,7 +97,7 @@ def test_what_is_stored_is_the_pick_the_nine_best_and_counts_by_reason() -> None
         fleet.endpoints[name].draining = True
     document = explain(schedule(Ask("m", [], 200, 150), pool, fleet, 2.5, random.Random(1)), "r")
     stored = brief(document)
-    assert [candidate["endpoint"] for candidate in stored["candidates"]] == names[14:4:-1]
+    assert [candidate["endpoint"] for candidate in stored["candidates"]] == names[5:15]  # by name, as they were asked
     assert (stored["candidates_total"], stored["dropped"], stored["picked"]) == (15, {"draining": 5}, "e14")
     assert len(json.dumps(stored)) < 16_384
     assert len(document["candidates"]) == 15
@@ -99,5 +119,5 @@ def test_no_candidate_is_explained_too() -> None:
     fleet.endpoints["a"].unreachable = True
     document = explain(schedule(Ask("m", KEYS, 200, 150), pool, fleet, 0.0, random.Random(1)), "r")
     assert (document["picked"], document["candidates"]) == (None, [])
-    assert document["dropped"] == [{"endpoint": "a", "reason": "unreachable"}]
+    assert [(drop["endpoint"], drop["reason"]) for drop in document["dropped"]] == [("a", "unreachable")]
     assert recompute(document) == (None, [])
