@@ -52,7 +52,7 @@ def disagg_document(gateway: Gateway, now: float) -> dict[str, Any]:
                 "count": state.count,
                 "failures": state.failures,
                 "transfer_s": {"p50": state.percentile(0.5), "p99": state.percentile(0.99)},
-                "quarantined_s": max(0.0, state.quarantined_until - now),
+                "quarantined_until": _instant(gateway, state.quarantined_until - now),
             }
             for (prefill, decode), state in pairing.book.items()
         ],
@@ -86,6 +86,11 @@ def disagg_stats(fleet: Fleet, now: float) -> dict[str, Any]:
             failed[(facts.transport,)] += state.failures
     found["handovers"], found["transfer_failures"] = handed, failed
     return found
+
+
+def _instant(gateway: Gateway, in_s: float) -> int | None:
+    """Return the instant so many seconds from now, in milliseconds since 1970; None when that is over."""
+    return None if in_s <= 0.0 else gateway.now_ms() + int(in_s * 1000)
 
 
 def _role(pairing: Pairing, role: str) -> dict[str, int]:

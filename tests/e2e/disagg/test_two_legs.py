@@ -217,6 +217,11 @@ def test_the_admin_listener_tells_pairs_and_metrics(start_router: Any, fleet_of:
         ("p0", 3, 0),
     ]
     assert [(row["prefill"], row["decode"], row["count"]) for row in seen["pairs"]] == [("p0", "d0", 3)]
+    assert seen["pairs"][0]["quarantined_until"] is None
+    gateway = router.app.gateway
+    router.call(lambda: gateway.fleet.pairing.book.pair("p0", "d0").failed(gateway.clock(), 3600.0))
+    until_ms = router.ask(path=b"/x/disagg", method=b"GET", port=admin).json["pairs"][0]["quarantined_until"]
+    assert 3_000_000 < until_ms - gateway.now_ms() <= 3_600_000
     assert seen["roles"]["prefill"] == {"endpoints": 1, "in_flight": 0, "queue_depth": 0}
     explained = router.ask(path=b"/x/decisions/" + decided, method=b"GET", port=admin).json
     assert explained["legs"] == {"prefill": "p0", "decode": "d0"}
