@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +18,13 @@ from typer.testing import CliRunner
 from turnout.app import App
 from turnout.cli.verbs import app as verbs
 from turnout.config.schema import Config
+from turnout.core.fleet.precision import Mode
 from turnout.sim.options import EngineOptions
 from turnout.sim.server import SimEngineServer
 
 RUN = CliRunner()
 T = TypeVar("T")
+PATIENCE_S = 10.0
 KEY_DIGEST = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"  # of "foo"
 
 
@@ -74,15 +77,35 @@ class Live:
         }
         self.app = App(msgspec.convert(config, Config))
         await self.app.start()
-        await asyncio.sleep(0.3)
+        await self._heard()
+
+    async def _heard(self) -> None:
+        """Have both engines publish until the router is told all of their caches; who subscribes late is told less."""
+        states = self.app.gateway.fleet.endpoints
+        number, deadline = 10_000, time.monotonic() + PATIENCE_S
+        while any(state.mode is not Mode.EXACT for state in states.values()):
+            assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: both streams are exact"
+            for engine in self.engines:
+                number += 100
+                await self._complete(list(range(number, number + 64)), "", engine._port)
+
+    async def agreed(self) -> None:
+        """Wait until the router knows every block that the engines hold."""
+        deadline = time.monotonic() + PATIENCE_S
+        for engine in self.engines:
+            store = engine._ranks.first.model.store
+            stream = self.app.gateway.fleet.endpoints[engine.options.name].streams[0]
+            while stream.blocks != store.used + store.cached:
+                assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: the router knows what is cached"
+                await asyncio.sleep(0.01)
 
     @property
     def admin(self) -> str:
         return f"http://127.0.0.1:{self.app.admin_port}"
 
-    async def _complete(self, tokens: list[int], headers: str) -> tuple[int, dict[str, str], bytes]:
+    async def _complete(self, tokens: list[int], headers: str, port: int = 0) -> tuple[int, dict[str, str], bytes]:
         body = json.dumps({"model": "m", "prompt": tokens, "max_tokens": 3, "ignore_eos": True}).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.app.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port or self.app.port)
         head = f"POST /v1/completions HTTP/1.1\r\nhost: r\r\nconnection: close\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
         writer.write(head.encode() + body)
         answer = await reader.read()
@@ -123,7 +146,7 @@ def live() -> Iterator[Live]:
 def test_token_prompt_is_matched_exactly_and_the_decision_is_explained(live: Live, tmp_path: Path) -> None:
     prompt = list(range(640))
     assert live.complete(prompt)[0] == 200
-    live.run(asyncio.sleep(0.3))
+    live.run(live.agreed())
     status, headers, _ = live.complete(prompt)
     assert status == 200
     shown = RUN.invoke(verbs, ["route", headers["x-turnout-decision"].upper(), "--admin", live.admin])
