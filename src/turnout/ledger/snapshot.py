@@ -1,12 +1,14 @@
 """The statistics and prices that the hot path reads: refreshed by a thread, published by one assignment, never queried.
 
 A refresh that fails leaves the last snapshot where it is; readers see its age and take neutral values after 30 s.
-Sums cost what is new since the last refresh. Percentiles cannot be added over buckets: they are asked of the rows, more
-rarely, and carry their own instant.
+Sums cost what is new since the last refresh. Percentiles cannot be added over buckets: they are asked of the rows, one
+route after the other between refreshes, and carry their own instant.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from turnout.core import options
     from turnout.core.admission.spending import Spending
+    from turnout.core.facts import Percentiles, RouteKey
     from turnout.ledger.window import Window
 
 STALE_MS: Final = 30_000
@@ -57,7 +60,10 @@ class Refresher:
         self._engine: Any = None
         self._windows: tuple[Window, Window] | None = None
         self._streaks_at_ms = 0
-        self._ranks_at_s = 0.0
+        self._unranked: list[tuple[int, RouteKey]] = []
+        self._ranked: dict[RouteKey, Percentiles] = {}
+        self._ranks_at_ms = 0
+        self._ranks_due_s = -math.inf
         self._ranks_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-snapshot", daemon=True)
@@ -136,18 +142,31 @@ class Refresher:
             spending.unread(call_ids)
             raise
 
-    def rank(self) -> None:
-        """Ask the rows for percentiles and publish them beside the sums of the last refresh.
+    def rank(self, most_s: float = math.inf) -> None:
+        """Ask the rows for the percentiles of the next routes for so long; publish them when all routes are through.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database does not answer.
         """
         from turnout.ledger import derived
 
-        now_ms = self._clock_ms()
+        started, now_ms = self._monotonic(), self._clock_ms()
+        if not self._unranked:
+            if started < self._ranks_due_s:
+                return
+            self._ranked, self._ranks_at_ms, self._ranks_s = {}, now_ms, 0.0
+            self._ranks_due_s = started + _RANKS_EVERY_S
+            with self._engine.connect() as conn:
+                self._unranked = [(n, key) for n, key in derived.routes(conn).items() if key in self.latest.routes]
         with self._engine.connect() as conn, conn.begin():
-            found = derived.percentiles(conn, now_ms, self._options.route_window_ms)
-        self.latest = msgspec.structs.replace(self.latest, percentiles=found, percentiles_at_ms=now_ms)
+            while self._unranked and self._monotonic() - started < most_s:
+                route_id, key = self._unranked.pop()
+                self._ranked[key] = derived.percentiles(conn, route_id, now_ms, self._options.route_window_ms)
+        self._ranks_s += self._monotonic() - started
+        if not self._unranked:
+            self.latest = msgspec.structs.replace(
+                self.latest, percentiles=self._ranked, percentiles_at_ms=self._ranks_at_ms
+            )
 
     def stats(self) -> dict[str, int | float]:
         """Give the gauges of the metrics page."""
@@ -171,9 +190,8 @@ class Refresher:
         while not self._stop.wait(pause_s):
             spent_s = self._timed("snapshot", self.refresh)
             pause_s = max(self._options.snapshot_interval_s, _PAUSE_FACTOR * spent_s)
-            if self._engine is not None and self._monotonic() >= self._ranks_at_s:
-                self._ranks_s = self._timed("percentiles", self.rank)
-                self._ranks_at_s = self._monotonic() + max(_RANKS_EVERY_S, _PAUSE_FACTOR * self._ranks_s)
+            if self._engine is not None:
+                self._timed("percentiles", functools.partial(self.rank, pause_s / _PAUSE_FACTOR))
         self._drop()
 
     def _timed(self, query: str, derive: Callable[[], object]) -> float:
@@ -188,7 +206,7 @@ class Refresher:
 
     def _drop(self) -> None:
         """Start over with new connections and new sums."""
-        engine, self._engine, self._windows = self._engine, None, None
+        engine, self._engine, self._windows, self._unranked = self._engine, None, None, []
         self._streaks_at_ms = 0
         if engine is not None:
             engine.dispose()

@@ -254,6 +254,7 @@ class Side:
             keys = derived.routes(conn)
             sums = self.window.refresh(conn, now_ms)
             assert sums == window.raw(conn, now_ms, WINDOW_MS)
+            ranked = {key: derived.percentiles(conn, route_id, now_ms, WINDOW_MS) for route_id, key in keys.items()}
             sessions = [(tenant, session) for tenant in ("a", "b") for session in ("", "s", "t")]
             return {
                 "stats": derived.stats_of(sums, keys),
@@ -264,7 +265,7 @@ class Side:
                 "owners": [derived.session_owners(conn, session) for session in ("", "s", "t", "u")],
                 "costs": derived.cost_by_route(conn, now_ms, WINDOW_MS),
                 "streaks": derived.failure_streaks(conn, now_ms, WINDOW_MS),
-                "percentiles": derived.percentiles(conn, now_ms, WINDOW_MS),
+                "percentiles": {key: found for key, found in ranked.items() if found != Percentiles()},
             }
 
     def close(self) -> None:

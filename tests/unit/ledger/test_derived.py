@@ -271,6 +271,20 @@ def test_percentiles_stand_beside_the_sums_with_their_own_instant(
     assert (found.percentiles_at_ms, found.observed_at_ms) == (ranked_at_ms, clock())
 
 
+def test_percentiles_of_many_routes_come_in_turns_and_whole(refresher: Refresher, tries: Make, clock: Any) -> None:
+    tries(*({"route": RouteKey("", "m", f"r{number}"), "e2e_ms": number} for number in range(5)))
+    for _ in range(5):
+        refresher.refresh()
+        refresher.rank(0.0)  # no time at all: a new turn asks which routes there are and ranks none
+        assert refresher.latest.percentiles == {}
+    refresher.rank()
+    assert {key.replica: found.e2e_p95_ms for key, found in refresher.latest.percentiles.items()} == {
+        f"r{number}": number for number in range(5)
+    }
+    refresher.rank()  # the next turn is due later
+    assert refresher.latest.percentiles_at_ms == clock()
+
+
 def test_derived_statistics_carry_their_age(refresher: Refresher, tries: Make, clock: Any) -> None:
     tries({})
     found = refresher.refresh()
