@@ -113,6 +113,7 @@ class App:
         self._bundles = choose_and_replay(self.gateway, config, self.log, self.ledger)
         self._prober = Prober(self.gateway, config.probe)
         self.gateway.on_unreachable = self._prober.failed
+        self.gateway.recovery.health.tell = lambda name, fields: self.log.warning(name, **fields)
         self.changes = FleetChanges(self.gateway, self._prober, config.endpoint, config.pool, config.timeout.connect_s)
         self.listener = Listener(config.server, self.gateway, self._clock, config.timeout.total_s)
         host, _, port = config.server.listen.rpartition(":")

@@ -1,6 +1,6 @@
 """Where each trap and each fault of the resilience pages is tested: a test that moves, vanishes or checks nothing is missed.
 
-Traps are tests of exactly their name. Faults are rows; the tests in `e2e/faults` run on sockets and on virtual time, those
+Traps are tests of exactly their name. Rules and faults are rows; the tests in `e2e/faults` run on sockets and on virtual time, those
 in `chaos` on processes. What Turnout does not have is listed with its reason, not left out.
 """
 
@@ -249,6 +249,152 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("simulation/test_world.py", "test_no_promise_is_broken"),
     ),
 }
+DEADLINES, RETRY = f"{FAULTS}/test_deadlines.py", f"{CORE}/test_exchange.py"
+RULES: dict[str, tuple[tuple[str, str], ...]] = {
+    "D1": ((CONNECTING, "test_F02_F10_a_connection_that_never_comes_is_given_up_in_time"),),
+    "D2": ((DEADLINES, "test_D2_the_last_possible_attempt_has_a_minute_for_its_first_token"),),
+    "D2a": (
+        (DEADLINES, "test_D2a_ten_seconds_while_somebody_else_can_be_asked"),
+        (DEADLINES, "test_D2a_a_long_cold_prefill_is_waited_for"),
+    ),
+    "D3": (
+        (DEADLINES, "test_D3_a_whole_answer_has_the_time_that_its_length_takes"),
+        (DEADLINES, "test_D3_alone_there_is_the_total_deadline_only"),
+        (DEADLINES, "test_D3_an_engine_whose_counter_moves_has_five_minutes_and_is_not_to_blame"),
+    ),
+    "D4": ((PACE, "test_D4_pings_count_and_comments_do_not"),),
+    "D5": ((DEADLINES, "test_D5_one_deadline_for_all_attempts"),),
+    "D6": ((DEADLINES, "test_D6_the_wait_for_a_place_ends_after_half_a_minute"),),
+    "D7": ((f"{FAULTS}/test_sending.py", "test_D7_an_engine_that_takes_no_byte_is_left_for_another"),),
+    "D8": ((BAD, "test_D8_idle_connections_to_engines_are_closed_by_us"),),
+    "N1": (
+        (RETRY, "test_n1_three_attempts_on_one_model"),
+        (f"{CORE}/test_exchange_recovery.py", "test_n1_three_models_and_six_attempts_at_most"),
+    ),
+    "N2": (
+        (RETRY, "test_n2_another_endpoint_comes_first_and_at_once"),
+        (RETRY, "test_n2_same_endpoint_once_then_standby"),
+        (RETRY, "test_n2_an_endpoint_believed_broken_comes_last"),
+    ),
+    "N3": ((RETRY, "test_n3_a_tried_endpoint_returns_only_as_the_same_endpoint"),),
+    "N4": ((RETRY, "test_n4_the_same_endpoint_is_asked_again_after_growing_pauses"),),
+    "N5": (
+        (FLEETS, "test_F38_when_everybody_fails_attempts_stay_within_the_budget"),
+        (RETRY, "test_n5_a_try_elsewhere_waits_for_the_budget"),
+    ),
+    "N6": ((f"{FAULTS}/test_fallback.py", "test_fallback_stays_inside_the_key"),),
+    "N7": ((RETRY, "test_n7_a_breaker_that_opened_during_the_pause_is_respected"),),
+    "N8": (
+        (f"{CORE}/test_exchange_recovery.py", "test_n8_a_death_is_noticed_within_a_second_of_the_end_and_not_later"),
+        (f"{CHAOS}/test_changes.py", "test_poison_kills_at_most_two"),
+    ),
+    "N9": ((BAD, "test_N9_our_own_error_tells_every_attempt_without_an_address"),),
+    "N10": ((f"{FAULTS}/test_traps.py", "test_rerouted_means_resent"),),
+    "G1": ((STREAMS, "test_nothing_committed_before_output"),),
+    "G2": ((STREAMS, "test_W1_the_head_goes_out_with_the_first_output_event"),),
+    "G3": (
+        (BAD, "test_stream_failures_are_failures"),
+        (STREAMS, "test_json_where_a_stream_was_asked_is_relayed_as_json"),
+    ),
+    "G4": ((STREAMS, "test_half_a_whole_answer_is_never_delivered"),),
+    "G5": (("failover/test_scenarios.py", "test_fast_streams_stay_incremental"),),
+    "R1": (
+        (f"{CORE}/test_exchange_recovery.py", "test_r1_a_broken_stream_is_joined_once_by_an_untried_endpoint"),
+        (f"{FAULTS}/test_rescue.py", "test_r1_another_model_joins_the_stream_when_the_scope_says_so"),
+    ),
+    "R2": ((f"{CORE}/recovery/test_rescue.py", "test_ways"),),
+    "R3": ((f"{FAULTS}/test_rescue.py", "test_refused_continuation_is_hidden"),),
+    "R4": ((f"{FAULTS}/test_rescue.py", BROKEN),),
+    "R5": ((f"{FAULTS}/test_rescue.py", "test_another_answer_is_never_shown"),),
+    "R6": (("failover/test_scenarios.py", "test_the_joined_stream_is_one_stream"),),
+    "R7": (
+        ("failover/test_scenarios.py", "test_the_ledger_tells_of_both_attempts"),
+        (f"{FAULTS}/test_rescue.py", BROKEN),
+    ),
+    "R8": (
+        (BAD, "test_error_is_never_content"),
+        (f"{FAULTS}/test_rescue.py", "test_what_cannot_be_joined_ends_in_band"),
+    ),
+    "R9": ((f"{FAULTS}/test_rescue.py", "test_terminating_engine_is_noticed"),),
+    "Y1": ((RETRY, "test_y1_the_same_endpoint_is_waited_for_as_long_as_it_asked"),),
+    "Y2": ((BAD, "test_Y2_after_several_attempts_the_shortest_retry_after_is_rounded_up"),),
+    "Y3": ((RETRY, "test_y3_the_next_exchange_avoids_an_endpoint_in_cooldown"),),
+    "Y4": (
+        (
+            f"{CHAOS}/test_faults.py",
+            "test_when_everyone_refuses_the_last_refusal_is_relayed_with_the_shortest_retry_after",
+        ),
+        (f"{CHAOS}/test_changes.py", "test_a_full_queue_says_503_and_when_to_come_back"),
+    ),
+    "Z1": ((f"{CHAOS}/test_changes.py", "test_a_slow_first_token_is_hedged"),),
+    "Z2": ((f"{CORE}/recovery/test_hedging.py", "test_z2_it_is_the_95th_percentile_but_never_below_50_ms"),),
+    "Z3": (
+        (f"{CORE}/recovery/test_hedging.py", "test_z3_hedges_are_a_twentieth_of_the_attempts_of_a_minute"),
+        (f"{FAULTS}/test_hedging.py", "test_Z3_the_loser_is_cancelled_at_once_and_hedges_stay_a_twentieth"),
+    ),
+    "B1": (
+        (f"{FLEET}/test_breaker.py", "test_three_faults_in_a_row_open_it"),
+        (f"{FLEET}/test_breaker.py", "test_half_of_ten_results_open_it"),
+    ),
+    "B2": ((f"{FLEET}/test_breaker.py", "test_bt6_malformed_answer_does_not_reset_the_row"),),
+    "B3": ((f"{FLEET}/test_breaker.py", "test_open_time_doubles_up_to_its_cap"),),
+    "B4": ((f"{FLEET}/test_breaker.py", "test_bt7_late_failures_do_not_move_the_reopening"),),
+    "B5": (
+        (f"{FLEET}/test_breaker.py", "test_bt2_half_open_lets_one_attempt_of_a_thousand_through"),
+        (f"{FLEET}/test_breaker.py", "test_lost_lease_returns_with_the_deadline"),
+    ),
+    "B6": ((f"{FLEET}/test_breaker.py", "test_fault_in_half_open_opens_it_again_for_longer"),),
+    "B7": ((f"{FLEET}/test_breaker.py", "test_share_grows_from_a_tenth_after_closing"),),
+    "B8": ((DEADLINES, "test_B8_what_becomes_of_an_endpoint_is_told_once_however_many_requests_notice"),),
+    "B9": (
+        (f"{CORE}/test_resilience_traps.py", "test_nine_breaker_bugs"),
+        (f"{FLEET}/test_registry.py", "test_retry_after_is_the_time_to_the_earliest_return"),
+    ),
+    "B10": ((f"{CHAOS}/test_changes.py", "test_sighup_swaps_the_configuration_and_keeps_the_last_good_one"),),
+    "O1": ((DEADLINES, "test_O1_an_unreachable_endpoint_is_looked_for_after_a_fifth_of_a_second_one_and_three"),),
+    "O2": ((FLEETS, "test_F39_a_third_of_failures_ejects_relative_to_the_pool"),),
+    "O3": ((f"{FLEET}/test_ejection.py", "test_o3_at_most_half_of_a_pool_is_out"),),
+    "O4": ((DEADLINES, "test_O4_probes_come_every_two_seconds_and_three_that_fail_take_an_idle_endpoint_out"),),
+    "O5": ((f"{FAULTS}/test_traps.py", "test_busy_is_not_dead"),),
+    "O6": ((f"{FAULTS}/test_traps.py", "test_probes_survive_reload"),),
+    "I1": ((f"{FLEET}/test_registry.py", "test_same_identity_inherits_nothing"),),
+    "I2": ((f"{FLEET}/test_registry.py", "test_removal_is_idempotent"),),
+    "I3": ((f"{CORE}/test_exchange_endings.py", "test_permits_of_a_replaced_endpoint_return_to_its_own_incarnation"),),
+    "I4": ((FLEETS, "test_F51_an_empty_pool_holds_requests_until_somebody_comes"),),
+    "I5": ((CONNECTING, "test_F07_the_last_good_addresses_stay_for_an_hour"),),
+    "Q1": (
+        (f"{GATE}/test_gate.py", "test_free_places_admit_at_once"),
+        (f"{GATE}/test_gate.py", "test_a_full_pool_lets_wait"),
+    ),
+    "Q2": ((f"{GATE}/test_gate.py", "test_full_is_503_greedy_is_429"),),
+    "Q3": ((f"{FAULTS}/test_capacity.py", "test_Q3_a_prompt_larger_than_every_cache_is_refused_before_it_waits"),),
+    "Q4": (
+        (f"{GATE}/test_gate.py", "test_q4_bodies_are_bounded_too"),
+        (f"{GATE}/test_gate.py", "test_decode_side_pushes_back"),
+    ),
+    "Q5": (
+        (f"{GATE}/test_queue.py", "test_start_tags_are_those_of_start_time_fair_queueing"),
+        ("property/core/test_admission.py", "test_backlogged_tenants_get_work_by_their_weights"),
+    ),
+    "Q6": (("property/core/test_admission.py", "test_permits_return_and_nobody_is_lost"),),
+    "Q7": ((f"{GATE}/test_gate.py", "test_q7_what_cannot_be_served_in_time_is_shed_on_arrival"),),
+    "Q8": ((f"{GATE}/test_gate.py", "test_q8_retry_after"),),
+    "Q9": ((f"{GATE}/test_gate.py", "test_full_is_503_greedy_is_429"),),
+    "Q10": ((f"{GATE}/test_gate.py", "test_q10_anonymous_requests_leave_one_place_and_one_queue_slot"),),
+    "Q11": ((f"{FAULTS}/test_capacity.py", "test_an_engine_that_falls_silent_is_not_full_for_ever"),),
+    "X1": ((f"{HTTP}/test_drain.py", "test_X1_not_ready_at_once_and_open_until_the_notice_is_over"),),
+    "X2": ((f"{HTTP}/test_drain.py", "test_X2_queued_requests_are_served_within_the_grace"),),
+    "X3": ((f"{CHAOS}/test_drain.py", "test_a_second_signal_does_not_wait_for_the_grace"),),
+    "X4": ((f"{CHAOS}/test_changes.py", "test_a_rolling_restart_of_all_engines_loses_no_request"),),
+    "X5": ((f"{CHAOS}/test_changes.py", "test_sighup_swaps_the_configuration_and_keeps_the_last_good_one"),),
+    "P1": ((f"{CHAOS}/test_drain.py", "test_sigterm_finishes_what_was_accepted_and_records_it"),),
+    "P2": (("simulation/test_world.py", "test_no_promise_is_broken"),),
+    "P3": ((f"{CHAOS}/test_storm.py", "test_no_client_is_refused_lied_to_or_left_hanging"),),
+    "P4": ((DEADLINES, "test_D5_one_deadline_for_all_attempts"),),
+    "P5": ((RETRY, "test_p5_a_refused_connection_takes_the_endpoint_out_at_once"),),
+    "P6": ((f"{CHAOS}/test_storm.py", "test_no_client_is_refused_lied_to_or_left_hanging"),),
+    "P7": (("simulation/test_world.py", "test_no_promise_is_broken"),),
+}
 NOT_BUILT = {
     "F67": "a router is one process: there are no sibling workers, and whoever supervises it restarts it",
     "F78": "there is no OTLP exporter that could wait for a collector",
@@ -284,6 +430,16 @@ def test_each_trap_of_resilience_and_admission_is_a_test_of_its_name(name: str, 
 @pytest.mark.parametrize("tests", ROWS.values(), ids=ROWS)
 def test_each_fault_has_its_tests(tests: tuple[tuple[str, str], ...]) -> None:
     assert [found for path, name in tests if (found := problem(path, name))] == []
+
+
+@pytest.mark.parametrize("tests", RULES.values(), ids=RULES)
+def test_each_rule_has_its_tests(tests: tuple[tuple[str, str], ...]) -> None:
+    assert [found for path, name in tests if (found := problem(path, name))] == []
+
+
+def test_no_rule_is_forgotten() -> None:
+    numbers = {"D": 8, "N": 10, "G": 5, "R": 9, "Y": 4, "Z": 3, "B": 10, "O": 6, "I": 5, "Q": 11, "X": 5, "P": 7}
+    assert RULES.keys() == {"D2a"} | {f"{letter}{n + 1}" for letter, most in numbers.items() for n in range(most)}
 
 
 def test_no_fault_is_forgotten() -> None:

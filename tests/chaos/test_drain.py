@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from typing import Any
 
+CLIENTS = 40
 REFUSED_S = 0.5
 
 
@@ -18,18 +19,18 @@ def test_sigterm_finishes_what_was_accepted_and_records_it(processes: Any, chaos
     router = processes.serve(engines)
 
     async def story(load: Any) -> None:
-        await asyncio.sleep(1.5)
+        assert await asyncio.to_thread(processes.eventually, lambda: len(load.seen) > CLIENTS)
         router.signal(signal.SIGTERM)
         # Clients go on asking for a moment: on kept connections and on new ones they must be turned away.
         await asyncio.sleep(REFUSED_S)
         load.stop()
 
-    load = chaos.Load(router.url, 40)
+    load = chaos.Load(router.url, CLIENTS)
     asyncio.run(load.run(story))
     assert router.child.wait(60) == 0
 
     accepted = [s for s in load.seen if s.error is None]
-    assert len(accepted) > 40
+    assert len(accepted) > CLIENTS
     assert [s for s in accepted if not s.finished] == []
     refused = [s for s in load.seen if s.error is not None]
     statuses = Counter(getattr(s.error, "status_code", None) or type(s.error).__name__ for s in refused)
@@ -83,13 +84,18 @@ def test_a_long_stream_outlives_the_signal_and_new_requests_are_told_to_come_bac
 
 def test_a_second_signal_does_not_wait_for_the_grace(processes: Any, chaos: Any) -> None:
     (engine,) = processes.engines(1)
-    router = processes.serve([engine], drain={"grace_s": 0.3})
+    router = processes.serve([engine])  # with the default grace of ten minutes
+
+    def refuses() -> bool:
+        return bool(chaos.one(router.url, stream=False, number=2).error)
 
     async def go() -> Any:
         async with chaos.client(router.url) as client:
-            endless = asyncio.create_task(chaos.ask(client, 1, stream=True, tokens=5000))
+            endless = asyncio.create_task(chaos.ask(client, 1, stream=True, tokens=100_000))
             await asyncio.to_thread(processes.eventually, lambda: engine.state["running"])
-            await asyncio.sleep(0.1)
+            router.signal(signal.SIGTERM)
+            await asyncio.to_thread(processes.eventually, refuses)
+            assert not endless.done()
             router.signal(signal.SIGTERM)
             return await endless
 

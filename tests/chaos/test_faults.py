@@ -69,7 +69,6 @@ def until_struck(pair: Pair, chaos: Any, *, stream: bool) -> Any:
         ("status", {"status": 500}, "server_error"),
         ("status", {"status": 429}, "rate_limit"),
         ("status", {"status": 408}, "upstream_408"),
-        ("status", {"status": 401}, "auth_error"),
     ],
 )
 def test_another_engine_answers_when_one_refuses(

@@ -96,6 +96,8 @@ def end_attempt(
     kind: ErrorKind | None = None,
     status: int | None = None,
     open_s: float | None = None,
+    *,
+    busy: bool = False,
 ) -> None:
     """Give everything back, exactly once, and tell the breaker what the result says; kind None is a complete answer."""
     attempt.is_open = False
@@ -119,7 +121,7 @@ def end_attempt(
     if kind is None:
         endpoint.last_byte_at = now
         endpoint.breaker.success(attempt.epoch, now)
-    elif RETRY[kind].fault:
+    elif RETRY[kind].fault and not busy:
         endpoint.breaker.fault(attempt.epoch, now, open_s)
     else:
         endpoint.breaker.neutral(attempt.epoch, now)

@@ -29,7 +29,8 @@ _COOLDOWN_MAX_S = 60.0
 _OK_MAX = 299  # an error inside a 200 is nothing that could be relayed as the engine's refusal
 # What the engine said in these cases is not for the client: rubbish, or talk about our own credential (U5).
 _POISONED = GiveUp(Outcome.UPSTREAM_UNREACHABLE, code="poison_suspected")
-NOT_AN_ANSWER = (ErrorKind.BAD_RESPONSE, ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED)
+_CREDENTIAL = (ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED)
+NOT_AN_ANSWER = (ErrorKind.BAD_RESPONSE, *_CREDENTIAL)
 
 
 class Exchange(RetryLoop):
@@ -146,6 +147,7 @@ class Exchange(RetryLoop):
         retry_after_s: float | None = None,
         attempt: Attempt | None = None,
         died: bool | None = None,
+        busy: bool = False,
     ) -> Next:
         """End an attempt as failed and say what follows.
 
@@ -156,11 +158,12 @@ class Exchange(RetryLoop):
             retry_after_s: what the answer asked for.
             attempt: the one that failed; the latest one unless said.
             died: whether its connection was lost with the request on it; None: as the kind says.
+            busy: whether the endpoint delivers to others: that it was late here is no fault then (§2).
 
         """
         if attempt is None or not attempt.is_open:
             attempt = self._running("attempt_failed")
-        end_attempt(attempt, now, kind, status, retry_after_s)
+        end_attempt(attempt, now, kind, status, retry_after_s, busy=busy)
         attempt.died = is_death(kind) if died is None else died
         if status is not None and status > _OK_MAX and kind not in NOT_AN_ANSWER:
             self._answered = True
@@ -171,6 +174,9 @@ class Exchange(RetryLoop):
             attempt.endpoint.cooldown_until = now + min(max(pause, 1.0), _COOLDOWN_MAX_S)
         if RETRY[kind].unreachable:
             self._fleet.on_connect_failure(attempt.endpoint, now)
+        if kind in _CREDENTIAL:
+            attempt.endpoint.refused = True
+            attempt.endpoint.cooldown_until = now + _COOLDOWN_MAX_S
         if kind is ErrorKind.MODEL_UNAVAILABLE:
             attempt.endpoint.lose(self.ask.model)
         if any(other.is_open for other in self.attempts):

@@ -5,12 +5,13 @@ What open responses say about an endpoint is looked up when somebody asks, not n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from turnout.core.errors import ErrorKind
 from turnout.core.fleet.ejection import Ejections
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.fleet.health import PATIENCE_S, is_lost, makes_progress
+from turnout.core.fleet.health import ONLINE, PATIENCE_S, condition, is_lost, makes_progress
 from turnout.core.options import Ejection
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class Health:
         self._ticked_s: float | None = None
         self.leaving: set[EndpointState] = set()
         """Removed endpoints that still have open attempts."""
+        self._conditions: dict[str, str] = {}
+        self.tell: Callable[[str, dict[str, object]], None] = lambda _, __: None
+        """Hears of changes of endpoints; set by the composition root."""
 
     def last_byte_s(self, endpoint: EndpointState) -> float | None:
         """When the open responses of an endpoint last heard from it; None when it has none that did."""
@@ -57,12 +61,29 @@ class Health:
         gateway = self._gateway
         if any(is_lost(endpoint) for endpoint in gateway.fleet.endpoints.values()) or self.leaving:
             self._end_lost(now)
+        self._notice(now)
         if now - self._reviewed_s >= _REVIEW_S:
             self._reviewed_s = now
             for model in gateway.fleet.models:
                 pool = gateway.fleet.pool(model)
                 if pool is not None:
                     self.ejections.review(pool.members, now)
+
+    def _notice(self, now: float) -> None:
+        """Tell what has become of endpoints since the last look: each change once, whatever it costs requests (B8)."""
+        known, endpoints = self._conditions, self._gateway.fleet.endpoints
+        for name in [name for name in known if name not in endpoints]:
+            del known[name]
+        for name, endpoint in endpoints.items():
+            if endpoint.refused and endpoint.cooldown_until <= now:
+                endpoint.refused = False
+            current, before = condition(endpoint), known.get(name, ONLINE)
+            if current != before:
+                if current == ONLINE:
+                    del known[name]
+                else:
+                    known[name] = current
+                self.tell("endpoint_changed", {"endpoint": name, "was": before, "now": current})
 
     def _end_lost(self, now: float) -> None:
         """R9: one second without a byte is enough from an endpoint that is gone, unreachable or failing its probes."""

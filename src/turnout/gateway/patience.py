@@ -63,8 +63,9 @@ def _limit_s(run: Run, attempt: Attempt) -> float:
     if run.request.stream:
         if not elsewhere:
             return timeouts.first_token_s
-        # A long cold prefill is no silence: what is predicted for it here counts three times.
-        return max(timeouts.first_token_failover_s, _PREDICTED_TIMES * _predicted_s(run, attempt))
+        # A long cold prefill is no silence: what is predicted for it here counts three times, within D2.
+        predicted_s = attempt.seat.predicted_s if attempt.seat is not None else 0.0
+        return max(timeouts.first_token_failover_s, min(timeouts.first_token_s, _PREDICTED_TIMES * predicted_s))
     if not elsewhere:
         return _NEVER
     if run.gateway.recovery.health.progress(attempt.endpoint, run.clock()):
@@ -94,7 +95,3 @@ def could_go_elsewhere(run: Run, attempt: Attempt) -> bool:
         and member.breaker.state is not State.OPEN
         for member in pool.members
     )
-
-
-def _predicted_s(run: Run, attempt: Attempt) -> float:
-    return attempt.uncached / run.gateway.fleet.scheduling.prior_prefill_tokens_per_s

@@ -143,8 +143,9 @@ class Run(OpenRun):
         self.cancel(response)
         attempt.note(response.first_output_s, response.events, tools=response.tap is not None and response.tap.tools)
         exchange, now = self._exchange, self.clock()
+        busy = kind is ErrorKind.TIMEOUT_RESPONSE and self.gateway.recovery.health.progress(attempt.endpoint, now)
         following = exchange.attempt_failed(
-            kind, now, status=status, retry_after_s=retry_after_s, attempt=attempt, died=response.lost
+            kind, now, status=status, retry_after_s=retry_after_s, attempt=attempt, died=response.lost, busy=busy
         )
         if type(following) is GoOn:
             if response is self.response:

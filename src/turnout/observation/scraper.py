@@ -154,6 +154,8 @@ class Scraper:
         if before is not None and restarted(before, report):
             self._on_restart(state)
             return
+        if before is not None and generated(before, report):
+            state.last_byte_at = sent.at  # it works, although whole answers show no byte before their end (D3, O5)
         error = estimate_error(state, sent, report)
         if error is not None:
             errors = scrapes.errors
@@ -183,6 +185,12 @@ def estimate_error(state: EndpointState, sent: Sent, report: Report) -> float | 
     before, after = (state.running or 0) + (state.waiting or 0), (report.running or 0) + (report.waiting or 0)
     reckoned = max(sent.in_flight, before + sent.in_flight - state.in_flight_at_report)
     return float(abs(reckoned - after))
+
+
+def generated(before: Report, after: Report) -> bool:
+    """Tell whether the engine wrote tokens between two reports."""
+    one, two = before.generated_tokens, after.generated_tokens
+    return one is not None and two is not None and two > one
 
 
 def restarted(before: Report, after: Report) -> bool:

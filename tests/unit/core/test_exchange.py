@@ -226,6 +226,26 @@ def test_context_overflow_with_nowhere_larger_is_the_answer(scene: Make) -> None
     )
 
 
+def test_d3_a_late_answer_of_an_endpoint_that_delivers_to_others_is_no_fault(scene: Make) -> None:
+    for busy, state in ((False, "open"), (True, "closed")):
+        play = scene("a", attempts_per_model=1)
+        for _ in range(3):
+            exchange = play.another()
+            exchange.begin(100.0)
+            exchange.attempt_failed(ErrorKind.TIMEOUT_RESPONSE, 400.0, busy=busy)
+        assert play.endpoint("a").breaker.state == state
+
+
+@pytest.mark.parametrize("kind", ["auth_error", "payment_required"])
+def test_an_endpoint_that_refuses_our_credential_is_out_for_a_minute(scene: Make, kind: str) -> None:
+    play = scene("a", "b")
+    play.play((100.0, "begin", "open a first"), (100.1, f"fails {kind} 401", "open b other"))
+    assert play.endpoint("a").refused
+    assert {play.next_picks(now) for now in (100.2, 130.0, 160.0)} == {"open b first"}
+    play.endpoint("b").in_flight = 100
+    assert play.next_picks(160.2) == "open a first"
+
+
 def test_a_model_that_an_endpoint_denies_is_not_asked_for_there_again(scene: Make) -> None:
     play = scene("a", "b")
     play.play((100.0, "begin", "open a first"), (100.1, "fails model_unavailable 404", "open b other"))

@@ -7,12 +7,22 @@ each open response, instead of the minutes that a silent socket could take.
 
 from __future__ import annotations
 
+from turnout.core.fleet.breaker import State
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.fleet.marks import GONE, PROBE_FAILING, UNREACHABLE
+from turnout.core.fleet.marks import DRAINING, EJECTED, GONE, PROBE_FAILING, REFUSED, UNREACHABLE
 
 PROGRESS_S = 5.0
 PATIENCE_S = 1.0
+ONLINE = "online"
 _LOST = GONE | UNREACHABLE | PROBE_FAILING
+# The weightiest first: of several only that one is told.
+_CONDITIONS = (
+    (DRAINING, "draining"),
+    (UNREACHABLE, "unreachable"),
+    (PROBE_FAILING, "probe_failing"),
+    (REFUSED, "credential_refused"),
+    (EJECTED, "ejected"),
+)
 
 
 def makes_progress(endpoint: EndpointState, last_byte_s: float | None, now: float) -> bool:
@@ -31,6 +41,16 @@ def makes_progress(endpoint: EndpointState, last_byte_s: float | None, now: floa
 def is_lost(endpoint: EndpointState) -> bool:
     """Tell whether waiting for this endpoint is probably in vain; one look at its marks."""
     return bool(endpoint.marks & _LOST)
+
+
+def condition(endpoint: EndpointState) -> str:
+    """Name what keeps traffic away from an endpoint."""
+    if endpoint.marks:
+        for bit, name in _CONDITIONS:
+            if endpoint.marks & bit:
+                return name
+    state = endpoint.breaker.state
+    return ONLINE if state is State.CLOSED else f"breaker_{state}"
 
 
 def counts_as_failure(*, ok: bool, timed_out: bool, progress: bool) -> bool:

@@ -13,6 +13,7 @@ COOLING: Final = 32
 LOSING: Final = 64
 SPLIT: Final = 128
 EJECTED: Final = 256
+REFUSED: Final = 512
 
 
 class Marks:
@@ -107,3 +108,12 @@ class Marks:
     @ejected.setter
     def ejected(self, on: bool) -> None:
         self.mark(EJECTED, on)
+
+    @property
+    def refused(self) -> bool:
+        """Refused our credential, and cools down."""
+        return self.marks & REFUSED != 0
+
+    @refused.setter
+    def refused(self, on: bool) -> None:
+        self.mark(REFUSED, on)

@@ -189,6 +189,11 @@ class Seat:
             settle([member.prefill for member in self._pool.members])
 
     @property
+    def predicted_s(self) -> float:
+        """Time to the first byte as it looked when the attempt was opened: the queue before it and its own prompt."""
+        return self._queue_s + self._work_s
+
+    @property
     def _private(self) -> float:
         """Blocks of the prompt that have no key: nobody can share them."""
         return max(0.0, self.tokens / self._block_tokens - len(self.keys))
