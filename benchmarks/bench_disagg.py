@@ -3,7 +3,7 @@
     python benchmarks/bench_disagg.py TRACES rivals static adaptive default_batch splits aggregated [--quick]
 
 TRACES is the folder of the trace files. Each line is printed as it is known, as markdown. Every fleet has 8 engines of
-the `70b` profile, cache 4 x, transfers at 50 GB/s; engines that decode batch 480 tokens under every rule.
+the `70b` profile, cache 4 x, transfers at 50 GB/s; engines that decode batch 416 tokens under every rule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turnout.sim.replay.options import ReplayOptions
 from turnout.sim.replay.work import Bench, Run, Source, cores, perform
 
 FILE = "mooncake_conversation_30min.jsonl.gz"
-CHUNK_TOKENS = 480
+CHUNK_TOKENS = 416
 BASE = ReplayOptions(profile="70b", cache_multiple=4.0, prefill_endpoints=4, decode_chunk_tokens=CHUNK_TOKENS)
 SEEDS = [0, 1, 2]
 
@@ -116,7 +116,7 @@ def aggregated(lab: Lab) -> None:
     whole = msgspec.structs.replace(BASE, prefill_endpoints=0, decode_chunk_tokens=None)
     lab.line("aggregated", whole, "turnout")
     small = msgspec.structs.replace(BASE, prefill_endpoints=0)
-    lab.line("aggregated, all batch 480", small, "turnout")
+    lab.line(f"aggregated, all batch {CHUNK_TOKENS}", small, "turnout")
 
 
 def _from(load: float, options: ReplayOptions) -> ReplayOptions:
