@@ -96,6 +96,7 @@ class Router:
             "auth": {"mode": "open"},
             "scheduling": {"policy": "turnout"},
             "ledger": {"url": ""},
+            "prefix": {"tokenize": "auto", "tokenize_min_tokens": 64, "tokenize_timeout_ms": 20_000},
             "endpoint": list(endpoints),
         }
         self.app = App(msgspec.convert(config, Config))

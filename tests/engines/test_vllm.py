@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
-from tests.engines.conftest import engine, free_port, interpreter, router, until
+from tests.engines.conftest import Router, engine, free_port, interpreter, router, until
 
 from turnout.core.fleet.precision import Mode
 
@@ -60,3 +61,31 @@ def test_vllm_is_known_exactly(tmp_path: Path) -> None:
         assert decision.predicted >= 7 * BLOCK
         cached = json.loads(body)["usage"]["prompt_tokens_details"]["cached_tokens"]
         assert cached >= 7 * BLOCK
+        _chats_are_matched_by_their_tokens(running)
+
+
+def _chats_are_matched_by_their_tokens(running: Router) -> None:
+    """The engine tokenises what it is asked to chat about, and bills as many tokens as it counted."""
+    tokenizing = running.app.gateway.tokenizing
+    assert tokenizing is not None
+
+    def chat(text: str) -> dict[str, Any]:
+        status, body = running.post(
+            "/v1/chat/completions", model="tiny", messages=[{"role": "user", "content": text}], max_tokens=4
+        )
+        assert status == 200, body
+        usage: dict[str, Any] = json.loads(body)["usage"]
+        return usage
+
+    chat("This one begins the proof. " * 12)
+    until(lambda: tokenizing.parity["vllm"][1].holds is not None, "a chat's tokens were compared")
+    text = "What the engine sees is what its cache knows. " * 8
+    chat(text)
+    until(lambda: running.app.gateway.fleet.endpoints["vllm"].mode is Mode.EXACT, "its events are complete")
+    usage = chat(text)
+    _, decision = running.app.gateway.decisions[-1]
+    assert (decision.mode, decision.tokens) == (Mode.EXACT, usage["prompt_tokens"])
+    assert decision.predicted >= usage["prompt_tokens_details"]["cached_tokens"] - BLOCK > 8 * BLOCK
+    assert (tokenizing.counts["asked"], tokenizing.counts["remembered"]) == (1, 1)
+    chat("Another one, after the bill of the first has been read. " * 6)
+    assert tokenizing.stats()["render_parity"] == {"vllm": 1}
