@@ -184,10 +184,7 @@ class App:
         self.log.info("reloaded", **told, needs_restart=fixed)
 
     def _new_ledger(self) -> Ledger:
-        def warn(name: str, /, **fields: object) -> None:
-            self.log.warning(name, **fields)
-
-        config = self._config
+        config, warn = self._config, self.log.warning
         return Ledger(config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=warn, prices=config.prices.file)
 
     def _new_observer(self) -> Observer:

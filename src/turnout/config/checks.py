@@ -19,6 +19,7 @@ def cross_checks(config: Config, where: Whereabouts) -> list[Problem]:
     """Check a configuration whose every field is valid by itself."""
     found = [
         *_listeners(config),
+        *_addresses(config),
         *_orders(config),
         *_endpoints(config),
         *_models(config),
@@ -45,6 +46,18 @@ def _listeners(config: Config) -> Iterator[Finding]:
         yield "server.admin_listen", shown("", server.admin_listen), "another address than server.listen"
     if config.ledger.url and not config.ledger.url.startswith(("sqlite:///", "postgresql://", "postgres://")):
         yield "ledger.url", shown("", config.ledger.url), 'sqlite:///file, postgresql://…, or "" for no ledger'
+
+
+def _addresses(config: Config) -> Iterator[Finding]:
+    for number, one in enumerate(config.server.uncapped_addresses):
+        try:
+            ipaddress.ip_network(one, strict=False)
+        except ValueError:
+            yield (
+                f"server.uncapped_addresses[{number}]",
+                shown("", one),
+                "an IP address or a network such as 10.0.0.0/8",
+            )
 
 
 def _orders(config: Config) -> Iterator[Finding]:

@@ -64,8 +64,8 @@ class Server(Section, frozen=True, kw_only=True):
         int, Meta(ge=0, le=2**31 - 1), _doc("F34: open connections from one address, over it 503; 0 is no limit.")
     ] = 1000
     uncapped_addresses: Annotated[
-        list[str], _doc("F34: addresses that may open more: of balancers and proxies, who speak for many.")
-    ] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
+        list[str], _doc("F34: addresses or networks that may open more: of balancers and proxies, who speak for many.")
+    ] = msgspec.field(default_factory=lambda: ["127.0.0.0/8", "::1"])
     bodies_max_bytes: Annotated[Bytes, _doc("L8: request bodies held by all open exchanges; over it 503 shed.")] = (
         536_870_912
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import resource
 import socket
@@ -39,7 +40,7 @@ class Listener:
         self.connections: set[Connection] = set()
         self.connections_total = 0
         self._by_address: dict[str, int] = {}
-        self._uncapped = frozenset(options.uncapped_addresses)
+        self._uncapped = [ipaddress.ip_network(one, strict=False) for one in options.uncapped_addresses]
         self.body_bytes = 0
         self.draining = False
         self.now = clock()
@@ -96,8 +97,10 @@ class Listener:
         if not self.options.connections_per_address_max or not isinstance(peer, tuple):
             return ""
         address = str(peer[0]).removeprefix(_IPV4_IN_IPV6)
-        if address in self._uncapped:
-            return ""
+        if address not in self._by_address:
+            parsed = ipaddress.ip_address(address)
+            if any(parsed in network for network in self._uncapped):
+                return ""
         self._by_address[address] = self._by_address.get(address, 0) + 1
         return address
 

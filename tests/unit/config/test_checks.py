@@ -128,6 +128,15 @@ def test_a_bound_that_another_bound_contradicts_is_a_problem() -> None:
     ]
 
 
+def test_uncapped_addresses_are_addresses_or_networks() -> None:
+    server = options.Server(
+        uncapped_addresses=["10.0.0.0/8", "10.1.2.3/8", "fd00::/8", "192.0.2.7", "balancer", "1.2.3"]
+    )
+    assert findings(usable(server=server)) == [
+        f"server.uncapped_addresses[{number}]: an IP address or a network such as 10.0.0.0/8" for number in (4, 5)
+    ]
+
+
 def test_selection_names_what_is_there_and_leaves_room_for_cost() -> None:
     selection = selection_options.Selection(
         default_model="nobody", presets={"mine": selection_options.PresetOptions(alpha=0.9, speed_weight=0.2)}
