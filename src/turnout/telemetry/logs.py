@@ -50,19 +50,19 @@ class Logger:
         """A logger that adds these fields to every record."""
         return Logger(self._sink, {**self._bound, **fields})
 
-    def debug(self, event: str, **fields: object) -> None:
+    def debug(self, event: str, /, **fields: object) -> None:
         """For someone who looks for a fault."""
         self._sink.put("debug", event, {**self._bound, **fields})
 
-    def info(self, event: str, **fields: object) -> None:
+    def info(self, event: str, /, **fields: object) -> None:
         """A transition worth a line."""
         self._sink.put("info", event, {**self._bound, **fields})
 
-    def warning(self, event: str, **fields: object) -> None:
+    def warning(self, event: str, /, **fields: object) -> None:
         """Something works less well than it should."""
         self._sink.put("warning", event, {**self._bound, **fields})
 
-    def error(self, event: str, **fields: object) -> None:
+    def error(self, event: str, /, **fields: object) -> None:
         """Something does not work and somebody should look."""
         self._sink.put("error", event, {**self._bound, **fields})
 
