@@ -184,8 +184,8 @@ class App:
         self.log.info("reloaded", **told, needs_restart=fixed)
 
     def _new_ledger(self) -> Ledger:
-        config, warn = self._config, self.log.warning
-        return Ledger(config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=warn, prices=config.prices.file)
+        config, told = self._config, self.log.warning
+        return Ledger(config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=told, prices=config.prices.file)
 
     def _new_observer(self) -> Observer:
         config, gateway = self._config, self.gateway
@@ -278,7 +278,7 @@ class App:
         return stats(self._coordinator.door)
 
     def _admin_app(self) -> object:
-        from turnout.console.admin import admin_app
+        from turnout.console.admin import Tokens, admin_app
         from turnout.console.disagg_pages import routes as disagg_routes
         from turnout.console.ledger_pages import routes as ledger_routes
         from turnout.console.registration_pages import routes as registration_routes
@@ -306,7 +306,8 @@ class App:
         disagg_pages = disagg_routes(lambda: disagg_document(self.gateway, self._clock()))
         pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages,
                  *registration_routes(self.changes, self._config.server.registration_digest))  # fmt: skip
-        return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages)
+        tokens = Tokens(self._config.server.admin_digest, self._config.server.read_only_digest)
+        return admin_app(facts, report=self.log.fault, changes=self.changes, pages=pages, tokens=tokens)
 
 
 class Facts:

@@ -7,6 +7,7 @@ token when one is set, and takes no change from a page of another origin. Errors
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -30,6 +31,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 """Readable without the token: they hold no address, name or figure."""
 _READING = frozenset({"GET", "HEAD"})
 
+_REGISTERING = frozenset({"PUT", "DELETE"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = (
     ("x-content-type-options", "nosniff"),
@@ -58,6 +60,26 @@ class AdminSource(Protocol):
         """The newest rows of the ledger, newest first."""
 
 
+class Tokens(msgspec.Struct, frozen=True):
+    """Digests (`sha256:` and hex) of the bearer tokens that are asked for; an empty one is not."""
+
+    admin: str = ""
+    """For every path; without it the listener is open to whoever reaches it."""
+    read_only: str = ""
+    """For figures and exports, beside the admin token."""
+
+    def admit(self, path: str, method: str, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Tell whether a request may come in; who registers shows a token of its own, which its page looks at."""
+        shared = path == "/metrics" or path.startswith("/x/export/")
+        if path in OPEN_PATHS or method in _REGISTERING or not (self.admin or (shared and self.read_only)):
+            return True
+        sent = [value for name, value in headers if name == b"authorization"]
+        scheme, _, value = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+        own = "sha256:" + hashlib.sha256(value.strip()).hexdigest()
+        good = hmac.compare_digest(own, self.admin), hmac.compare_digest(own, self.read_only)
+        return scheme.lower() == b"bearer" and (good[0] or (shared and good[1]))
+
+
 class EndpointChanges(Protocol):
     """What may be changed: False means that there is no such endpoint."""
 
@@ -80,14 +102,14 @@ def admin_app(
     source: AdminSource,
     *,
     hosts: Iterable[str] = (),
-    token: str = "",
+    tokens: Tokens | None = None,
     report: Callable[[str, BaseException], None] | None = None,
     pages: Iterable[Route] = (),
     changes: EndpointChanges | None = None,
 ) -> Starlette:
     """The application over one source; without `changes` it is read-only.
 
-    `hosts` are admitted `Host` names besides loopback, without port. `token`, when set, is asked for as bearer token.
+    `hosts` are admitted `Host` names besides loopback, without port. `tokens` say which bearer tokens are asked for.
     `report(path, error)` hears of every exception of the source; the client sees a bare 500. `pages` come first.
     """
 
@@ -130,7 +152,7 @@ def admin_app(
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.router.redirect_slashes = False
     allowed = LOOPBACK_NAMES | {name.lower() for name in hosts if name}
-    app.add_middleware(_Guard, hosts=frozenset(allowed), token=token, report=report)
+    app.add_middleware(_Guard, hosts=frozenset(allowed), tokens=tokens or Tokens(), report=report)
     return app
 
 
@@ -178,12 +200,12 @@ class _Guard:
         self,
         app: ASGIApp,
         hosts: frozenset[str],
-        token: str,
+        tokens: Tokens,
         report: Callable[[str, BaseException], None] | None,
     ) -> None:
         self._app = app
         self._hosts = hosts
-        self._token = token.encode()
+        self._tokens = tokens
         self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,13 +237,10 @@ class _Guard:
         named = [value for name, value in headers if name == b"host"]
         if len(named) != 1 or host_name(named[0].decode("latin-1")) not in self._hosts:
             return error(403, "host_not_allowed", "the Host header names no host of the admin listener", param="host")
-        if self._token and scope["path"] not in OPEN_PATHS:
-            sent = [value for name, value in headers if name == b"authorization"]
-            scheme, _, value = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(value.strip(), self._token):
-                answer = error(401, "invalid_admin_token", "this path needs the admin token as bearer token")
-                answer.headers["www-authenticate"] = "Bearer"
-                return answer
+        if not self._tokens.admit(scope["path"], scope["method"], headers):
+            answer = error(401, "invalid_admin_token", "this path needs the admin token as bearer token")
+            answer.headers["www-authenticate"] = "Bearer"
+            return answer
         if scope["method"] not in _READING and not _same_origin(Headers(scope=scope)):
             return error(403, "origin_not_allowed", "changes are not taken from pages of other origins", param="origin")
         return None

@@ -41,6 +41,16 @@ class Server(Section, frozen=True, kw_only=True):
     admin_listen: Annotated[str, _doc("Address of the admin listener (/metrics, /x/…); empty switches it off.")] = (
         "127.0.0.1:9090"
     )
+    admin_digest: Annotated[
+        str,
+        Meta(pattern=r"^(sha256:[0-9a-f]{64})?$"),
+        _doc("Digest of the bearer token that the admin listener asks for; empty: none is asked for."),
+    ] = ""
+    read_only_digest: Annotated[
+        str,
+        Meta(pattern=r"^(sha256:[0-9a-f]{64})?$"),
+        _doc("Digest of the token for /metrics and /x/export; empty: that of the admin listener."),
+    ] = ""
     registration_digest: Annotated[
         str,
         Meta(pattern=r"^(sha256:[0-9a-f]{64})?$"),

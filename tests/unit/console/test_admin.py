@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
 
-from turnout.console.admin import admin_app, host_name
+from turnout.console.admin import Tokens, admin_app, host_name
 
 
 class Source:
@@ -182,13 +183,29 @@ def test_host_names_lose_port_and_case() -> None:
 
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer wrong", "Basic token", "token", "Bearer tokentoken"])
 def test_with_a_token_everything_but_liveness_needs_it(value: str) -> None:
-    app = admin_app(Source(), token="token")
+    app = admin_app(Source(), tokens=Tokens(_digest("token")))
     headers = {"authorization": value} if value else {}
     for path in ("/metrics", "/x/endpoints", "/x/calls", "/x/decisions/01ABC", "/nope"):
         answer = ask(app, path, **headers)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert ask(app, "/health", **headers).status == 200
     assert ask(app, "/metrics", authorization="bearer token").status == 200
+
+
+def _digest(token: str) -> str:
+    return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("admin", ["", "boss"])
+def test_the_read_only_token_reads_figures_and_exports_and_nothing_else(admin: str) -> None:
+    tokens = Tokens(_digest(admin) if admin else "", _digest("reader"))
+    app = admin_app(Source(), tokens=tokens, pages=[Route("/x/export/{table:str}", lambda _: Response(b"rows"))])
+    for path in ("/metrics", "/x/export/calls"):
+        assert ask(app, path).status == 401
+        assert ask(app, path, authorization="Bearer reader").status == 200
+        assert ask(app, path, authorization="Bearer boss").status == (200 if admin else 401)
+    assert ask(app, "/x/endpoints", authorization="Bearer reader").status == (401 if admin else 200)
+    assert ask(app, "/x/endpoints", authorization="Bearer boss").status == 200
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/x/endpoints", "/x/calls"])
