@@ -28,7 +28,7 @@ class Disagg(Section, frozen=True, kw_only=True):
     margin_s: Annotated[SecondsOrNone, doc("seconds: a pair must be cheaper by more than this.")] = 0.0
     interference: Annotated[
         float, Meta(ge=0, le=10), doc("seconds: each running answer makes a prefill beside it this much dearer.")
-    ] = 0.05
+    ] = 0.1
     memory_max: Annotated[Ratio, doc("Above this share of its KV memory an endpoint does not serve alone.")] = 0.9
     prefill_policy: Annotated[PolicyName | None, doc("Rule for the prefill leg; absent: the pool's.")] = None
     decode_policy: Annotated[

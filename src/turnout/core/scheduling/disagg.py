@@ -28,9 +28,7 @@ from turnout.core.scheduling.types import Decision
 _BEST = 32
 _WISHES = ("pair_attempts", "one_token")  # reasons that yield when nobody may serve alone
 _ALIKE_S = 1e-6
-_UNCACHED, _QUEUE, _RUNNING, _PACE, _BUSY, _STEP, _EVICT, _GUARD = 0, 3, 4, 5, 6, 7, 8, 9
-_PACE_WEIGHT = 1.0
-"""Per share of its last seconds that an endpoint was given as prefill: answers there have been slowed already."""
+_UNCACHED, _QUEUE, _RUNNING, _BUSY, _STEP, _EVICT, _GUARD = 0, 3, 4, 6, 7, 8, 9
 
 
 def pairing(options: Disagg) -> Pairing:
@@ -58,7 +56,7 @@ def _jointly(pairing: Pairing, split: Split, ask: Ask, pool: Pool, fleet: Fleet,
     work = turnout.prefill_s(decision)
     facts = split.facts
     first = {p.name: rows[place[p.name]][_QUEUE] + work[place[p.name]] + rows[place[p.name]][_EVICT] for p in prefills}
-    second = {d.name: _decode_side_s(rows[place[d.name]]) for d in decodes}
+    second = {d.name: _decode_s(rows[place[d.name]]) + rows[place[d.name]][_GUARD] for d in decodes}
     kept = [d for d in decodes if d.name == ask.decode] if ask.decode else []
     pairs, quarantined = _pairs(pairing, prefills, kept or decodes, first, second, now)
     lacks = {d.name: rows[place[d.name]][_UNCACHED] for d in decodes}
@@ -176,7 +174,7 @@ def _in_turn(pairing: Pairing, split: Split, ask: Ask, policy: str, fleet: Fleet
     if facts[d.name].solo:
         running = max(0, d.in_flight - d.prefill.prefilling)
         work = d.prefill.work_of(ask.tokens, decode.uncached)
-        solo_s = d.prefill.queue_s(now) + _beside_answers(work, options.interference, running, d.prefill.pace(now))
+        solo_s = d.prefill.queue_s(now) + work * (1.0 + options.interference * running)
     notes = PairFacts(options.decider, float(decode.uncached), ask.tokens, pair_s, solo_s)
     notes.transfer_s = transfer
     notes.reason = options.decider
@@ -247,16 +245,6 @@ def _columns(
     return decision
 
 
-def _beside_answers(seconds: float, interference: float, running: float, pace: float) -> float:
-    """What a prefill costs where answers run."""
-    return seconds * (1.0 + interference * running + _PACE_WEIGHT * pace)
-
-
-def _decode_side_s(row: Sequence[float]) -> float:
-    """What the decode leg adds to a pair: an answer begins behind what its endpoint has to prefill itself."""
-    return row[_QUEUE] + _decode_s(row) + row[_GUARD]
-
-
 def _decode_s(row: Sequence[float]) -> float:
     """What one more answer costs where others run: alone it spreads answers over decode endpoints."""
     return row[_BUSY] * row[_STEP]
@@ -296,8 +284,8 @@ def _best_solo(
             continue  # answers beside prefills would stutter: it serves alone only where nobody decodes
         if not facts[member.name].solo or (usage is not None and usage > memory_max and member.in_flight):
             continue
-        total = row[_QUEUE] + _beside_answers(seconds, interference, row[_RUNNING], row[_PACE])
-        total = round(total + row[_EVICT] + row[_GUARD] + _decode_s(row), 6)
+        total = row[_QUEUE] + seconds * (1.0 + interference * row[_RUNNING]) + row[_EVICT] + row[_GUARD]
+        total = round(total + _decode_s(row), 6)
         if best is None or (total, row[_BUSY]) < best[:2]:
             best = (total, row[_BUSY], member)
     return None if best is None else (best[0], best[2])

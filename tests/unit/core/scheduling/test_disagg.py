@@ -338,8 +338,3 @@ def test_who_may_prefill_is_who_is_waited_for() -> None:
     assert not held(busy(fleet_of(ROLES), "p0", "p1"))
     assert held(busy(fleet_of(ROLES), "p0", "p1", "d0", "d1"))
     assert held(busy(fleet_of(ROLES, Disagg(decider="always")), "p0", "p1"))
-
-
-def test_a_pair_is_dearer_where_the_decode_endpoint_prefills_too() -> None:
-    fleet = busy(fleet_of(ROLES, **NO_SOLO), "d0")
-    assert {names(decide(fleet))[1] for _ in range(8)} == {"d1"}
