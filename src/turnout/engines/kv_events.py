@@ -45,6 +45,16 @@ class _BadEvent(Exception):
     """An event that cannot be read; the argument is the reason that is counted."""
 
 
+def of_rank(address: str, rank: int) -> str:
+    """Return where a data-parallel rank publishes: the next port each for tcp, a suffix for inproc and ipc."""
+    if not address or not rank:
+        return address
+    if address.startswith("tcp://"):
+        host, _, port = address.rpartition(":")
+        return f"{host}:{int(port) + rank}"
+    return f"{address}_dp{rank}"
+
+
 def decode(payload: bytes) -> Batch | None:
     """Read one message's payload; None when it is no batch at all."""
     if len(payload) > _MESSAGE_MAX_BYTES:

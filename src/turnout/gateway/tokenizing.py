@@ -17,7 +17,6 @@ import msgspec
 
 from turnout.core import options
 from turnout.core.attempt import Attempt
-from turnout.core.errors import ErrorKind
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Pool
@@ -26,8 +25,7 @@ from turnout.dialects.strict_json import spans
 from turnout.gateway.asking import Asker
 from turnout.gateway.token_parity import Parity, question
 from turnout.gateway.upstream import Reach
-from turnout.http.client import EngineConnection
-from turnout.http.response_head import ResponseHead
+from turnout.http.collected import Collected
 
 if TYPE_CHECKING:
     from turnout.gateway.run import Run
@@ -188,44 +186,23 @@ class Tokenizing:
             done(_tokens(answer), why)
 
         question = _Question(answered)
-        upstream.pool.request(head + body, question)
-        question.within(self._prefix.tokenize_timeout_ms / 1000, lambda: upstream.pool.cancel(question))
+        upstream.pool.request(head + body, question.answer)
+        question.within(self._prefix.tokenize_timeout_ms / 1000, lambda: upstream.pool.cancel(question.answer))
 
 
 class _Question:
-    """One small answer, bounded in time and size (`http.client.Sink`); `done` is called exactly once, on the loop."""
+    """An answer that is waited for so long; `done` is called exactly once, on the loop."""
 
     def __init__(self, done: Callable[[tuple[int, bytes] | None, str], None]) -> None:
-        self.connection: EngineConnection | None = None
+        self.answer = Collected(_BODY_MAX_BYTES, lambda found: self._end(found, "failed"))
         self._done = done
         self._over = False
-        self._status = 0
-        self._body: list[bytes] = []
-        self._size = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def within(self, seconds: float, cancel: Callable[[], None]) -> None:
         """Begin to wait; what comes later than this counts for nothing."""
         if not self._over:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._late, cancel)
-
-    def on_head(self, head: ResponseHead) -> None:
-        """Note the status."""
-        self._status = head.status
-
-    def on_body(self, payload: bytes, framed: bytes | None) -> None:  # noqa: ARG002 - nothing is relayed
-        """Keep the body within its bound."""
-        self._size += len(payload)
-        if self._size <= _BODY_MAX_BYTES:
-            self._body.append(payload)
-
-    def on_end(self) -> None:
-        """Hand the answer over; one beyond the bound is none."""
-        self._end((self._status, b"".join(self._body)) if self._size <= _BODY_MAX_BYTES else None, "failed")
-
-    def on_failure(self, kind: ErrorKind, detail: str) -> None:  # noqa: ARG002 - no answer, whatever the reason
-        """There will be none."""
-        self._end(None, "failed")
 
     def _late(self, cancel: Callable[[], None]) -> None:
         cancel()

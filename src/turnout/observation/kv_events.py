@@ -19,6 +19,7 @@ from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.ranks import Ranks
 from turnout.core.fleet.registry import Fleet
 from turnout.core.prefix.keys import root_key
+from turnout.engines.kv_events import of_rank
 from turnout.engines.sglang import LOAD_TOPIC, kv_source
 from turnout.observation.fetch import Fetcher
 from turnout.observation.kv_listener import Heard, KvListener, Source
@@ -240,13 +241,3 @@ def _add(total: dict[str, int], counts: dict[str, int]) -> None:
 def _load_key(name: str, rank: int) -> tuple[str, int]:
     """Name the source of a rank's load beside that of its events."""
     return (name, -1 - rank)
-
-
-def of_rank(address: str, rank: int) -> str:
-    """Return the address of a rank: the next port each for tcp, a suffix for inproc and ipc."""
-    if not address or not rank:
-        return address
-    if address.startswith("tcp://"):
-        host, _, port = address.rpartition(":")
-        return f"{host}:{int(port) + rank}"
-    return f"{address}_dp{rank}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from turnout.engines.kv_events import of_rank
 from turnout.sim.metrics import page
 from turnout.sim.pump import Pump
 from turnout.sim.requests import RefusalError
@@ -72,16 +73,6 @@ def _of_rank(options: EngineOptions, rank: int) -> EngineOptions:
         kv_load=of_rank(options.kv_load, rank),
         dp_size=1,
     )
-
-
-def of_rank(address: str, rank: int) -> str:
-    """Return where a rank publishes: the next port each, for addresses without ports a suffix."""
-    if not address or not rank:
-        return address
-    if address.startswith("tcp://"):
-        host, _, port = address.rpartition(":")
-        return f"{host}:{int(port) + rank}"
-    return f"{address}_dp{rank}"
 
 
 def _load(rank: int, model: EngineModel) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from turnout.core import options
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.prefix.keys import root_key, token_keys
-from turnout.observation.kv_events import KvEvents, of_rank
+from turnout.engines.kv_events import of_rank
+from turnout.observation.kv_events import KvEvents
 from turnout.observation.scraper import Scraper
 from turnout.sim.faults import Fault
 from turnout.sim.kv_journal import KvEncoding, KvHashes

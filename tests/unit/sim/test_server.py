@@ -9,10 +9,10 @@ import openai
 import pytest
 import uvloop
 
+from turnout.engines.kv_events import of_rank
 from turnout.engines.load_reports import read_loads, read_metrics
 from turnout.engines.sglang import kv_source
 from turnout.sim.options import EngineOptions
-from turnout.sim.ranks import of_rank
 from turnout.sim.server import SimEngineServer
 
 LIMIT_S = 10
