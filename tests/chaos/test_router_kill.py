@@ -26,13 +26,13 @@ def test_a_killed_router_leaves_one_row_for_every_status_line(processes: Any, ch
     router = processes.serve(processes.engines(2), prices={"file": str(prices)})
     rng = random.Random(7)
 
-    def answered() -> list[Any]:
+    def answered(load: Any) -> list[Any]:
         return [seen for seen in list(load.seen) if seen.decision]  # not those that met a closed door
 
     async def story(load: Any) -> None:
         for _ in range(KILLS):
-            enough = len(answered()) + CLIENTS
-            assert await asyncio.to_thread(processes.eventually, lambda n=enough: len(answered()) > n, HANGS_S)
+            enough = len(answered(load)) + CLIENTS
+            assert await asyncio.to_thread(processes.eventually, lambda n=enough: len(answered(load)) > n, HANGS_S)
             await asyncio.sleep(rng.uniform(0.0, 0.3))
             router.signal(signal.SIGKILL)
             router.child.wait()

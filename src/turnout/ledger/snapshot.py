@@ -47,7 +47,7 @@ class Refresher:
         delay_s: float = 1.0,
         spending: Spending | None = None,
     ) -> None:
-        """Describe it; the database is opened by the thread, `delay_s` after `start`."""
+        """Describe it; the database is opened by the thread, at `begin` or `delay_s` after `start`."""
         self.latest: StatsSnapshot = _EMPTY
         self.book = PriceBook.of(None, (), options.default_cached_price_factor)
         self.read_errors: dict[str, int] = {}
@@ -65,6 +65,8 @@ class Refresher:
         self._ranks_at_ms = 0
         self._ranks_due_s = -math.inf
         self._ranks_s = 0.0
+        self._begin = threading.Event()
+        self._looked = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-snapshot", daemon=True)
 
@@ -72,9 +74,18 @@ class Refresher:
         """Begin refreshing."""
         self._thread.start()
 
+    def begin(self) -> None:
+        """Refresh from now on: the database stands."""
+        self._begin.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the database was asked for the first time, with or without success."""
+        self._looked.wait(timeout_s)
+
     def close(self, timeout_s: float = 2.0) -> None:
         """End the thread; a query that hangs is left behind."""
         self._stop.set()
+        self._begin.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -180,7 +191,8 @@ class Refresher:
         }
 
     def _run(self) -> None:
-        if self._stop.wait(self._delay_s):
+        self._begin.wait(self._delay_s)
+        if self._stop.is_set():
             return
         # Before it stands back: whoever waits for a module that such a thread loads waits as long as it takes there.
         from turnout.ledger import connection, derived, prices, window  # noqa: F401
@@ -189,6 +201,7 @@ class Refresher:
         pause_s = 0.0
         while not self._stop.wait(pause_s):
             spent_s = self._timed("snapshot", self.refresh)
+            self._looked.set()
             pause_s = max(self._options.snapshot_interval_s, _PAUSE_FACTOR * spent_s)
             if self._engine is not None:
                 self._timed("percentiles", functools.partial(self.rank, pause_s / _PAUSE_FACTOR))

@@ -39,6 +39,8 @@ _PRUNE_EVERY_S: Final = 60.0
 _PRUNE_PAUSE_S: Final = 0.05
 # The database is opened this long after `start`: first the door is open, then libraries are loaded.
 _OPEN_DELAY_S: Final = 0.05
+# The first requests wait so long for prices and budgets, then a database that does not answer is taken for down.
+_KNOWN_WAIT_S: Final = 5.0
 _ATTEMPTS_SHARE: Final = 0.8
 # So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
 _AS_THEY_CAME: Final = 512
@@ -74,6 +76,7 @@ class Ledger:
         self._monotonic = monotonic
         self._on_event: OnEvent = on_event or _ignore
         self._open_delay_s = open_delay_s
+        self._has_prices = bool(prices)
         self._open_sink = open_sink or functools.partial(
             opening.open_store, options, router_id=router_id, clock_ms=clock_ms, on_event=self._on_event, prices=prices
         )
@@ -83,10 +86,7 @@ class Ledger:
         self._attempts_max = int(options.queue_max * _ATTEMPTS_SHARE)
         self._spill_at = min(_SPILL_AT, max(1, options.queue_max // 2))
         self._spill = threading.Event()
-        self._dropped_full = 0
-        self._dropped_closed = 0
-        self._dropped_attempts = 0
-        self._dropped_invalid = 0
+        self._dropped_full = self._dropped_closed = self._dropped_attempts = self._dropped_invalid = 0
         self._slots: Slots | None = None
         self._slots_unreadable = 0
         self._recovered = 0
@@ -128,7 +128,7 @@ class Ledger:
         self._spiller = threading.Thread(target=self._spill_over, name="ledger-spiller", daemon=True)
 
     def start(self) -> None:
-        """Begin writing in the background.
+        """Begin writing in the background; where prices or budgets are configured, wait until they are known.
 
         Raises:
             LedgerRefusedError: the schema of the database does not fit this code.
@@ -142,6 +142,8 @@ class Ledger:
         self._opener.start()
         self._spiller.start()
         self._refresher.start()
+        if self._has_prices or self.spending.days:
+            self._refresher.wait(_KNOWN_WAIT_S)
 
     def accepted(self, call: OpenedCall) -> None:
         """Keep what is known of an accepted request, so that its row survives a kill. Never waits, never raises."""
@@ -377,6 +379,7 @@ class Ledger:
                 self._sink = self._open_sink()
                 self._opened.set()
                 self._wake.set()
+                self._refresher.begin()
             except LedgerRefusedError as error:
                 self._on_event("ledger_refused", error=str(error))
                 self._opened.set()

@@ -12,6 +12,7 @@ from turnout.core import options
 from turnout.core.pricing import Price, PriceBook
 from turnout.ledger import connection, opening, prices
 from turnout.ledger.sink import LedgerRefusedError
+from turnout.ledger.writer import Ledger
 
 BOOK = PriceBook.of(7, [Price(model="model-a", p_in=5_000_000, p_out=15_000_000)])
 
@@ -127,3 +128,16 @@ def test_a_ledger_opens_with_its_price_file_and_without_a_bad_one(tmp_path: Path
         section = options.Ledger(url=f"sqlite:///{tmp_path / name}.db")
         opening.open_store(section, router_id="r", clock_ms=clock, on_event=events, prices=str(file)).close()
     assert events.names == ["ledger_upgraded", "prices_imported", "ledger_upgraded", "prices_refused"]
+
+
+def test_prices_and_spending_are_known_to_the_first_request(tmp_path: Path, clock: Any) -> None:
+    section = options.Ledger(url=f"sqlite:///{tmp_path / 'ledger.db'}")
+    for file, days in ((str(_prices(tmp_path / "prices.toml", "5")), 0), ("", 1)):
+        ledger = Ledger(section, router_id="r", clock_ms=clock, prices=file)
+        ledger.spending.days = days
+        ledger.start()
+        try:
+            assert ledger.prices().version == 1
+            assert ledger.spending.spent_nusd(("t", "k"), 1, clock()) == (0 if days else None)
+        finally:
+            assert ledger.close() == 0
