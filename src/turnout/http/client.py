@@ -19,6 +19,7 @@ from turnout.http.chunked import ChunkedDecoder, FramingError, whole_chunks
 from turnout.http.dialling import Dialler
 from turnout.http.outbox import running_outbox
 from turnout.http.response_head import HEAD_MAX_BYTES, BadResponse, ResponseHead, parse
+from turnout.http.sockets import connect, running_poller
 
 _INFORMATIONAL_MAX: Final = 8
 # Nothing that an endpoint could be blamed for: out of file descriptors, ports or memory (F11, F12).
@@ -269,6 +270,7 @@ class EndpointPool:
         self._connecting: dict[Sink, asyncio.Task[None]] = {}
         self._retired = False
         self.outbox = running_outbox()
+        self._poller = running_poller()
         self.connects_total = self.connect_failures_total = self.reuses_total = 0
 
     def request(self, request: bytes, sink: Sink) -> None:
@@ -369,6 +371,8 @@ class EndpointPool:
             async with asyncio.timeout(self._connect_timeout_s):
                 if self._dialler is not None:
                     connection = await self._dialler.connect(lambda: EngineConnection(self))
+                elif self._poller is not None:
+                    connection = await connect(self._poller, lambda: EngineConnection(self), self._host, self._port)
                 else:
                     _, connection = await self._loop.create_connection(
                         lambda: EngineConnection(self), self._host, self._port

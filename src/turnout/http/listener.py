@@ -14,12 +14,12 @@ from turnout.http.handler import Handler
 from turnout.http.head import HeadParser
 from turnout.http.outbox import running_outbox
 from turnout.http.server import Connection
+from turnout.http.sockets import Acceptor, listen, running_poller
 
 SWEEP_S = 0.25
 _SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
 _BACKLOG = 4096
 _RESERVE = 32  # F11: descriptors that are left to engines, files and the admin listener
-_PAUSE_S = 0.1
 _SUSPENDED_S = 5.0
 _CROWDED = 0.8  # F34: from this share of the connections on, those idle for longest make room
 _IPV4_IN_IPV6 = "::ffff:"
@@ -47,49 +47,34 @@ class Listener:
         self.pauses_total = 0
         """How often accepting paused for want of file descriptors."""
         self._scarce_from = _scarce_from()
-        self._socket: socket.socket | None = None
+        self._acceptors: list[Acceptor] = []
         self._server: asyncio.Server | None = None
-        self._resuming: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self), host, port, backlog=_BACKLOG, reuse_address=True
-        )
+        poller = running_poller()
+        if poller is not None:
+            self._acceptors = await listen(poller, lambda: Connection(self), host, port, _BACKLOG, _has_descriptors)
+            bound = self._acceptors[0].port
+        else:
+            self._server = await loop.create_server(
+                lambda: Connection(self), host, port, backlog=_BACKLOG, reuse_address=True
+            )
+            bound = int(self._server.sockets[0].getsockname()[1])
         self._sweep(loop)
-        listening = self._server.sockets[0]
-        if listening.fileno() >= 0:  # in a simulation there is none to keep
-            self._socket = socket.socket(fileno=os.dup(listening.fileno()))
-        return int(listening.getsockname()[1])
+        return bound
 
     def took(self, sock: socket.socket) -> None:
         """Set up a connection's socket, and leave the next ones in the backlog while descriptors are scarce (L7)."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF_BYTES)
         # The kernel hands out the lowest number that is free, so a number tells how many are taken.
-        if sock.fileno() >= self._scarce_from and self._socket is not None and self._server is not None:
-            self._server.close()
-            self._server = None
+        if sock.fileno() >= self._scarce_from and self._acceptors:
             self.pauses_total += 1
-            self._resuming = asyncio.get_running_loop().create_task(self._resume(self._socket))
-
-    async def _resume(self, listening: socket.socket) -> None:
-        """Accept again after a while; the backlog of the socket has kept those who came meanwhile."""
-        loop = asyncio.get_running_loop()
-        while self._server is None:
-            await asyncio.sleep(_PAUSE_S)
-            try:
-                free = os.dup(listening.fileno())
-                if free >= _scarce_from():
-                    os.close(free)
-                    continue
-                self._server = await loop.create_server(
-                    lambda: Connection(self), sock=socket.socket(fileno=free), backlog=_BACKLOG
-                )
-            except OSError:
-                continue
+            for acceptor in self._acceptors:
+                acceptor.pause()
 
     def came_from(self, transport: asyncio.BaseTransport) -> str:
         """Count a connection at its address and return that; "" where nobody counts."""
@@ -128,12 +113,10 @@ class Listener:
 
     async def stop(self) -> None:
         """Stop accepting and close what is left."""
-        if self._resuming is not None:
-            self._resuming.cancel()
+        for acceptor in self._acceptors:
+            acceptor.close()
         if self._server is not None:
             self._server.close()
-        if self._socket is not None:
-            self._socket.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in list(self.connections):
@@ -165,3 +148,13 @@ def _scarce_from() -> int:
     """The first descriptor number of the reserve; the limit may be changed while we run."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return max(_RESERVE, most - _RESERVE) if most != resource.RLIM_INFINITY else 2**31
+
+
+def _has_descriptors() -> bool:
+    """Tell whether more are free than the reserve."""
+    try:
+        free = os.dup(0)
+    except OSError:
+        return False
+    os.close(free)
+    return free < _scarce_from()

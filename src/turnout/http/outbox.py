@@ -46,7 +46,7 @@ class Outbox:
         """Send these bytes before the round ends, in the order of the calls."""
         if not self._due:
             self._due = True
-            asyncio.get_running_loop().call_soon(self._end_of_round)
+            asyncio.get_running_loop().call_soon(self.end_round)
         self._round += 1
         if self._round <= self._at_once:
             if not transport.is_closing():
@@ -57,6 +57,10 @@ class Outbox:
         self._bytes += len(data)
         if len(writes) >= WRITES_MAX or self._bytes > BYTES_MAX:
             self.flush()
+
+    def begin_round(self) -> None:
+        """Hear of a round whose end will be told, so that the loop need not be asked for it."""
+        self._due = True
 
     def flush(self) -> None:
         """Send now."""
@@ -69,8 +73,11 @@ class Outbox:
             if not transport.is_closing():
                 transport.write(data)
 
-    def _end_of_round(self) -> None:
+    def end_round(self) -> None:
+        """Send what is left of a round, and see what to expect of the next one."""
         self._due = False
+        if not self._round:
+            return
         self._at_once = FEW if self._round <= FEW else 0
         self._round = 0
         self.flush()

@@ -37,6 +37,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Virtual seconds."""
         return self.now
 
+    def add_reader(self, *_: object) -> None:
+        """Watch no descriptor: the network has none."""
+        raise NotImplementedError
+
     async def create_server(  # type: ignore[override]  # the part of it that routers and engines use
         self, protocol_factory: _Factory, host: str | None = None, port: int = 0, **_: Any
     ) -> VirtualServer:
