@@ -52,7 +52,7 @@ class Sink(Protocol):
         """Hear that there will be no complete response."""
 
 
-class EngineConnection(asyncio.Protocol):
+class EngineConnection:
     """One connection to one endpoint."""
 
     __slots__ = (
@@ -371,12 +371,8 @@ class EndpointPool:
             async with asyncio.timeout(self._connect_timeout_s):
                 if self._dialler is not None:
                     connection = await self._dialler.connect(lambda: EngineConnection(self))
-                elif self._poller is not None:
-                    connection = await connect(self._poller, lambda: EngineConnection(self), self._host, self._port)
                 else:
-                    _, connection = await self._loop.create_connection(
-                        lambda: EngineConnection(self), self._host, self._port
-                    )
+                    connection = await connect(self._poller, lambda: EngineConnection(self), self._host, self._port)
         except TimeoutError:
             failure = (ErrorKind.TIMEOUT_CONNECT, "no connection in time")
         except OSError as error:

@@ -12,7 +12,8 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+
+from turnout.http.sockets import WireT, connect, running_poller
 
 _LOOKUP_S = 5.0
 _FRESH_S = 30.0
@@ -22,7 +23,6 @@ _FAILURES_MAX = 2
 _ADDRESSES_MAX = 16
 
 Lookup = Callable[[str, int], Awaitable[list[str]]]
-Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 
 
 class Dialler:
@@ -58,7 +58,7 @@ class Dialler:
         self.stale_total = 0
         """Connections made to addresses whose name could not be looked up any more."""
 
-    async def connect(self, factory: Callable[[], Protocol]) -> Protocol:
+    async def connect(self, factory: Callable[[], WireT]) -> WireT:
         """Connect to one of the addresses.
 
         Raises:
@@ -69,13 +69,8 @@ class Dialler:
         failure: OSError = OSError(f"{self._host} has no address")
         for address in await self._current(loop.time()):
             try:
-                _, connection = await loop.create_connection(
-                    factory,
-                    address,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls is not None else None,
-                )
+                name = self._host if self._tls is not None else None
+                connection = await connect(running_poller(), factory, address, self._port, self._tls, name)
             except OSError as error:
                 failure = error
             else:

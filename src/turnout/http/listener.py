@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from turnout.core.options import Server
 from turnout.http.handler import Handler
@@ -59,9 +60,8 @@ class Listener:
             self._acceptors = await listen(poller, lambda: Connection(self), host, port, _BACKLOG, _has_descriptors)
             bound = self._acceptors[0].port
         else:
-            self._server = await loop.create_server(
-                lambda: Connection(self), host, port, backlog=_BACKLOG, reuse_address=True
-            )
+            factory: Callable[[], Any] = lambda: Connection(self)  # noqa: E731 - the loop wants a subclass, by name
+            self._server = await loop.create_server(factory, host, port, backlog=_BACKLOG, reuse_address=True)
             bound = int(self._server.sockets[0].getsockname()[1])
         self._sweep(loop)
         return bound

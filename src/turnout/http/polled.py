@@ -19,10 +19,15 @@ from turnout.http.outbox import Outbox
 # Plain integers: attributes of modules are looked up by name each time. The kernel's numbers, on every Linux.
 _IN: Final = 0x001
 _OUT: Final = 0x004
-_READ_BYTES: Final = 65_536
+# What is read at once grows with what comes: a buffer is allocated for each read, and most reads are one event.
+_READ_BYTES: Final = 4_096
+_READ_MAX_BYTES: Final = 262_144
+_READ_GROWS: Final = 4
 # So many sockets are served before timers and everything else of the loop have a turn.
 _BATCH: Final = 256
 _LOW_SHARE: Final = 4
+
+_EMPTY: Final[deque[bytes | memoryview]] = deque(maxlen=0)
 
 
 class Wire(Protocol):
@@ -135,6 +140,7 @@ class PolledTransport:
         "_paused_writing",
         "_peer",
         "_poller",
+        "_read_bytes",
         "_reading",
         "_recv",
         "_send",
@@ -155,8 +161,9 @@ class PolledTransport:
         self.fd = sock.fileno()
         self.watched = 0
         self._reading = True
+        self._read_bytes = _READ_BYTES
         self._closing = self._lost = self._eof = self._paused_writing = False
-        self._buffer: deque[bytes | memoryview] = deque()
+        self._buffer: deque[bytes | memoryview] = _EMPTY  # most transports never need one of their own
         self._buffered = 0
         self._high = 65_536
         self._watch()
@@ -181,6 +188,8 @@ class PolledTransport:
                 return
             if sent:
                 rest = memoryview(data)[sent:]
+        if self._buffer is _EMPTY:
+            self._buffer = deque()
         self._buffer.append(rest)
         self._buffered += len(rest)
         self._watch()
@@ -246,13 +255,15 @@ class PolledTransport:
         if not self._reading or self._closing:
             return
         try:
-            data = self._recv(_READ_BYTES)
+            data = self._recv(self._read_bytes)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
         if data:
+            if len(data) == self._read_bytes:
+                self._read_bytes = min(_READ_MAX_BYTES, len(data) * _READ_GROWS)
             self._wire.data_received(data)
         elif not self._wire.eof_received():
             self.close()
@@ -309,7 +320,7 @@ class PolledTransport:
         if self.watched:
             self._poller.watch(self, 0, self.watched)
             self.watched = 0
-        self._buffer.clear()
+        self._buffer = _EMPTY
         self._buffered = 0
         self._poller.soon(self._end, failure)
 

@@ -33,7 +33,7 @@ _LINGER: Final = 4
 _CLOSED: Final = 5
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One client connection: reads a request, waits for its answer, reads the next."""
 
     __slots__ = (

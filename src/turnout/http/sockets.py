@@ -6,8 +6,9 @@ import asyncio
 import errno
 import select
 import socket
+import ssl
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from turnout.http.outbox import running_outbox
@@ -113,13 +114,30 @@ async def listen(
     return acceptors
 
 
-async def connect(poller: Poller, factory: Callable[[], WireT], host: str, port: int) -> WireT:
-    """Connect to the first address of a host that answers.
+async def connect(
+    poller: Poller | None,
+    factory: Callable[[], WireT],
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None = None,
+    name: str | None = None,
+) -> WireT:
+    """Connect to the first address of a host that answers; by the loop's own transports without a poller or with TLS.
+
+    Args:
+        poller: `running_poller()`.
+        factory: makes the protocol.
+        host: name or address.
+        port: its port.
+        tls: how a certificate is checked; None without TLS.
+        name: what the certificate has to be for.
 
     Raises:
-        OSError: none does.
+        OSError: none answers, or the certificate is wrong.
 
     """
+    if poller is None or tls is not None:
+        return await _by_the_loop(factory, host, port, tls, name)
     loop = asyncio.get_running_loop()
     failure = OSError(f"{host} has no address")
     for family, kind, proto, address in await _addresses(loop, host, port):
@@ -138,6 +156,15 @@ async def connect(poller: Poller, factory: Callable[[], WireT], host: str, port:
             PolledTransport(poller, sock, wire, address)
             return wire
     raise failure
+
+
+async def _by_the_loop(
+    factory: Callable[[], WireT], host: str, port: int, tls: ssl.SSLContext | None, name: str | None
+) -> WireT:
+    loop = asyncio.get_running_loop()
+    made: Callable[[], Any] = factory
+    _, wire = await loop.create_connection(made, host, port, ssl=tls, server_hostname=name)
+    return cast("WireT", wire)
 
 
 async def _addresses(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Address]:
