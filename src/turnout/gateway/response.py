@@ -76,7 +76,7 @@ class AttemptResponse:
         self._paused = False
         self._hold = FAST
         self.plain = False
-        self.kept: list[bytes] | None = None
+        self.kept: bytearray | None = None
         self.lost = False
         self.joiner: Joiner | None = None
         self.upstream: Reach | None = None
@@ -305,16 +305,16 @@ class AttemptResponse:
         self.committed = self.plain = True
         payload = b"".join(shown)
         if self._run.keeps(self):
-            self.kept = []
+            self.kept = bytearray()
             self._keep(payload)
         self._run.commit(self, payload)
 
     def _keep(self, payload: bytes) -> None:
         """Keep what was sent, in case that another endpoint has to go on from here (R4)."""
-        if self.kept is not None:
-            self.kept.append(payload)
-            self._held_bytes += len(payload)
-            if self._held_bytes > self._run.gateway.recovery.resume.keep_max_bytes:
+        kept = self.kept
+        if kept is not None:
+            kept += payload
+            if len(kept) > self._run.gateway.recovery.resume.keep_max_bytes:
                 self.kept = None
 
     def _error_event(self, event: Event) -> None:
