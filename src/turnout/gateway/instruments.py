@@ -10,6 +10,7 @@ import msgspec
 
 from turnout.core.facts import CallFact
 from turnout.core.kit.rng import Rng
+from turnout.core.scheduling.types import Decision
 
 
 class Counts(Protocol):
@@ -27,14 +28,6 @@ class Instruments(Protocol):
         """Seconds between output events."""
 
     @property
-    def schedule(self) -> Counts:
-        """Seconds from a complete request to its decision."""
-
-    @property
-    def candidates(self) -> Counts:
-        """Candidates of a decision."""
-
-    @property
     def overhead(self) -> Counts:
         """Seconds of our own up to the response head."""
 
@@ -44,20 +37,14 @@ class Instruments(Protocol):
     def refused(self, code: str) -> None:
         """Count one refusal before the exchange."""
 
+    def decided(self, decision: Decision, seconds: float) -> None:
+        """Count a first decision and what it took."""
+
     def prefix(self, result: str, blocks: int, matched: int) -> None:
         """Count one prefix look-up."""
 
-    def held(self, reason: str) -> None:
-        """Count one request that scheduling holds."""
-
     def picked(self, endpoint: str) -> None:
         """Count one pick."""
-
-    def fell_back(self, policy: str, reason: str) -> None:
-        """Count one decision without its policy's own signal."""
-
-    def dropped(self, reason: str) -> None:
-        """Count one dropped candidate."""
 
 
 class Sources(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ _TICK_S: Final = 0.1
 _ROUTE: Final = frozenset((b"/v1/route", b"/v1/route/preview"))
 _PUBLIC: Final = frozenset((b"/", b"/health", b"/ready"))
 _DRAIN_RETRY_S: Final = 15
+_PACKED: Final = msgspec.msgpack.Encoder().encode
 
 
 class Gateway:
@@ -228,19 +229,8 @@ class Gateway:
 
     def decided(self, run: Run, decision: Decision) -> None:
         """Count and keep a first decision, so that it can be explained afterwards."""
-        meter = self.meter
-        meter.schedule.observe(run.decide_s)
-        meter.candidates.observe(len(decision.members))
-        if decision.picked is not None:
-            meter.picked(decision.picked.name)
-        if decision.held:
-            meter.held(decision.held)
-        else:
-            meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
-        for _, reason in decision.dropped:
-            meter.dropped(reason)
-        if decision.fallback or decision.relaxed:
-            meter.fell_back(decision.policy, decision.fallback or "relaxed")
+        self.meter.decided(decision, run.decide_s)
+        decision.packed, decision.rows = _PACKED(decision.rows), ()
         self.decisions.append((run.call_id, decision))
 
     def record(self, fact: CallFact) -> None:

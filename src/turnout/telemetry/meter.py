@@ -14,6 +14,7 @@ import msgspec
 
 from turnout.core.errors import Outcome
 from turnout.core.facts import CallFact, RouteKey
+from turnout.core.scheduling.types import Decision
 
 LABEL_MAX = 1000
 """Distinct models, and distinct endpoints, that get series of their own (F79)."""
@@ -187,6 +188,21 @@ class Meter:
     def refused(self, code: str) -> None:
         """Count one refusal before an exchange opened, by its error code (request-path §10)."""
         _bump(self.refusals, code)
+
+    def decided(self, decision: Decision, seconds: float) -> None:
+        """Count a first decision and what it took."""
+        self.schedule.observe(seconds)
+        self.candidates.observe(len(decision.members))
+        if decision.picked is not None:
+            self.picked(decision.picked.name)
+        if decision.held:
+            self.held(decision.held)
+        else:
+            self.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
+        for _, reason in decision.dropped:
+            self.dropped(reason)
+        if decision.fallback or decision.relaxed:
+            self.fell_back(decision.policy, decision.fallback or "relaxed")
 
     def prefix(self, result: str, blocks: int, matched: int) -> None:
         """Count one decision's look-up: result (scheduling §6), blocks hashed, blocks found at the endpoint picked."""

@@ -55,6 +55,8 @@ _LOWEST_UNITS = {"turnout": "s", "least_predicted_ttft": "s", "dynamo_cost": "bl
 
 def explain(decision: Decision, request_id: str) -> dict[str, Any]:
     """Return the document of one decision; JSON types only, floats survive JSON bit for bit."""
+    if decision.packed:
+        decision = msgspec.structs.replace(decision, rows=_unpacked(decision.packed), packed=b"")
     totals = _totals(decision)
     ranks = _ranks(decision, totals)
     document = {
@@ -94,6 +96,9 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
         "prefix_result": decision.prefix_result,
     }
     return document | _legs(decision) if type(decision) is PairDecision else document
+
+
+_unpacked = msgspec.msgpack.Decoder(list[tuple[int | float, ...]]).decode
 
 
 def brief(document: dict[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,8 @@ class Decision(msgspec.Struct, gc=False):
     recency: Sequence[int] = ()
     draws: Sequence[int] = ()
     rows: Sequence[tuple[float, ...]] = ()
+    packed: bytes = b""
+    """`rows` as msgpack once nobody decides by them: a kept decision is one object then, and not dozens of floats."""
     cached: Sequence[float] = ()
     form: str = ""
     costs: Costs = DEFAULT_COSTS
