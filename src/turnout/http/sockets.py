@@ -17,6 +17,8 @@ from turnout.http.polled import PolledTransport, Poller, Wire
 _ACCEPTS: Final = 64
 _ACCEPT_AGAIN_S: Final = 0.1
 _NOT_NOW: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+# A name may have an address of a family that this machine does not speak.
+_NOT_HERE: Final = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
 
 Address = tuple[int, int, int, Any]
 """Family, kind and protocol of a socket, and the address in the family's form."""
@@ -84,34 +86,45 @@ class Acceptor:
 async def listen(
     poller: Poller, factory: Callable[[], Wire], host: str, port: int, backlog: int, enough: Callable[[], bool]
 ) -> list[Acceptor]:
-    """Listen on every address of a host.
+    """Listen on every address of a host that this machine has.
 
     Raises:
-        OSError: one of them is taken, or not ours.
+        OSError: one of them is taken, or there is none.
 
     """
     loop = asyncio.get_running_loop()
     infos = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     acceptors: list[Acceptor] = []
-    try:
-        for family, kind, proto, _, address in dict.fromkeys(infos):
-            sock = socket.socket(family, kind, proto)
-            try:
-                sock.setblocking(False)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind(address)
-                sock.listen(backlog)
-            except OSError:
-                sock.close()
-                raise
-            acceptors.append(Acceptor(poller, sock, factory, enough))
-    except OSError:
-        for acceptor in acceptors:
-            acceptor.close()
-        raise
+    failure = OSError(f"{host} has no address")
+    for family, kind, proto, _, address in dict.fromkeys(infos):
+        try:
+            sock = _bound((family, kind, proto, address), backlog)
+        except OSError as error:
+            failure = error
+            if error.errno in _NOT_HERE:
+                continue
+            for acceptor in acceptors:
+                acceptor.close()
+            raise
+        acceptors.append(Acceptor(poller, sock, factory, enough))
+    if not acceptors:
+        raise failure
     return acceptors
+
+
+def _bound(address: Address, backlog: int) -> socket.socket:
+    sock = socket.socket(*address[:3])
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address[3])
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 async def connect(

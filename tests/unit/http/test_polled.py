@@ -324,6 +324,16 @@ def test_a_pause_leaves_connections_in_the_backlog_until_there_is_enough() -> No
     run(main)
 
 
+def test_a_host_without_an_address_of_this_machine_is_an_error() -> None:
+    async def main() -> None:
+        poller = running_poller()
+        assert poller is not None
+        with pytest.raises(OSError, match="assign requested address"):
+            await listen(poller, Heard, "192.0.2.1", 0, 64, lambda: True)  # TEST-NET-1: nobody's
+
+    run(main)
+
+
 def test_an_address_that_is_taken_is_an_error_and_leaves_nothing_behind() -> None:
     async def main() -> None:
         poller, acceptor = await _listening(Heard)
