@@ -18,6 +18,7 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.ulid import UlidSource
 from turnout.core.pricing import PriceBook
 from turnout.core.retry_budget import RetryBudget
+from turnout.core.scheduling.packing import pack
 from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
 from turnout.dialects.dialect import PATHS
@@ -52,7 +53,6 @@ _TICK_S: Final = 0.1
 _ROUTE: Final = frozenset((b"/v1/route", b"/v1/route/preview"))
 _PUBLIC: Final = frozenset((b"/", b"/health", b"/ready"))
 _DRAIN_RETRY_S: Final = 15
-_PACKED: Final = msgspec.msgpack.Encoder().encode
 
 
 class Gateway:
@@ -230,7 +230,7 @@ class Gateway:
     def decided(self, run: Run, decision: Decision) -> None:
         """Count and keep a first decision, so that it can be explained afterwards."""
         self.meter.decided(decision, run.decide_s)
-        decision.packed, decision.rows = _PACKED(decision.rows), ()
+        pack(decision)
         self.decisions.append((run.call_id, decision))
 
     def record(self, fact: CallFact) -> None:

@@ -16,6 +16,7 @@ from turnout.core.fleet.precision import Mode
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling import turnout
 from turnout.core.scheduling.legs import PairDecision
+from turnout.core.scheduling.packing import unpacked
 from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
 from turnout.core.scheduling.types import Costs, Decision, DropReason, Verdict
 
@@ -55,8 +56,7 @@ _LOWEST_UNITS = {"turnout": "s", "least_predicted_ttft": "s", "dynamo_cost": "bl
 
 def explain(decision: Decision, request_id: str) -> dict[str, Any]:
     """Return the document of one decision; JSON types only, floats survive JSON bit for bit."""
-    if decision.packed:
-        decision = msgspec.structs.replace(decision, rows=_unpacked(decision.packed), packed=b"")
+    decision = unpacked(decision)
     totals = _totals(decision)
     ranks = _ranks(decision, totals)
     document = {
@@ -96,9 +96,6 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
         "prefix_result": decision.prefix_result,
     }
     return document | _legs(decision) if type(decision) is PairDecision else document
-
-
-_unpacked = msgspec.msgpack.Decoder(list[tuple[int | float, ...]]).decode
 
 
 def brief(document: dict[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Decision(msgspec.Struct, gc=False):
     draws: Sequence[int] = ()
     rows: Sequence[tuple[float, ...]] = ()
     packed: bytes = b""
-    """`rows` as msgpack once nobody decides by them: a kept decision is one object then, and not dozens of floats."""
+    """Some columns (`packing`), when nobody decides by them any more: one object to keep and not dozens of floats."""
     cached: Sequence[float] = ()
     form: str = ""
     costs: Costs = DEFAULT_COSTS

@@ -7,6 +7,7 @@ from turnout.core import options
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.scheduling.ask import Ask
 from turnout.core.scheduling.explain import brief, explain, recompute
+from turnout.core.scheduling.packing import pack
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.policies import POLICIES
 from turnout.core.scheduling.types import DropReason
@@ -84,6 +85,9 @@ def test_recompute_gives_the_pick_and_the_totals_bit_for_bit(policy: str) -> Non
         totals = [candidate["total"] for candidate in document["candidates"]]
         assert recompute(document) == (document["picked"], totals)
         assert decision.picked is not None
+        pack(decision)
+        assert (decision.rows, decision.totals, decision.busy) == ((), (), [])
+        assert json.loads(json.dumps(explain(decision, "r"))) == document
         if keys:
             fleet.index.record(keys, decision.picked.bit, float(number))
 
