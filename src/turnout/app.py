@@ -122,6 +122,7 @@ class App:
         self._prober.start()
         self._observer = self._new_observer()
         self.changes.on_join = self._observer.scraper.follow
+        self.gateway.recovery.hear_load = self._observer.load_headers.heard
         self._observer.start()
         if self._bundles is not None:
             self._bundles.start()

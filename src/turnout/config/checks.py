@@ -90,6 +90,8 @@ def _endpoints(config: Config) -> Iterator[Finding]:
             yield f"{path}.tls_ca", shown("", endpoint.tls_ca), f"a file of certificates in PEM form ({wrong})"
         if endpoint.kv_ports[0] > endpoint.kv_ports[1]:
             yield f"{path}.kv_ports", shown("", endpoint.kv_ports), "the first port, then the last"
+        if endpoint.load_header and endpoint.kv_ranks > 1:
+            yield f"{path}.load_header", "true", f"false with {path}.kv_ranks > 1: it tells of one rank's queue alone"
         for name in endpoint.served_as:
             if name not in endpoint.models:
                 yield f"{path}.served_as", shown("", name), f"only names listed in {path}.models"

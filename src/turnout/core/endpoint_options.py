@@ -102,6 +102,9 @@ class Endpoint(Section, frozen=True, kw_only=True):
     load_events: Annotated[
         str, Meta(max_length=512), doc("SGLang: ZeroMQ address where rank 0 pushes load reports; empty: none.")
     ] = ""
+    load_header: Annotated[
+        bool, doc("vLLM: whole answers are asked to tell of load, too (endpoint-load-metrics); costs it some CPU each.")
+    ] = False
     cache_tokens: Annotated[
         Count | None, doc("Tokens its prefix cache holds, host memory included; else the capacity it reports.")
     ] = None

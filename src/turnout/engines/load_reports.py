@@ -15,13 +15,13 @@ import msgspec
 
 from turnout.core.fleet.report import Report
 
-_RATIO_MAX = 1.5
+RATIO_MAX = 1.5
 _LABEL = re.compile(rb'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _RANKS = (b"engine", b"dp_rank")
 _SHARDS = frozenset((b"tp_rank", b"pp_rank", b"moe_ep_rank"))
 
 # Each inner tuple is a sum; the first alternative of which every name is present counts.
-_COUNTS: dict[str, tuple[tuple[bytes, ...], ...]] = {
+COUNTS: dict[str, tuple[tuple[bytes, ...], ...]] = {
     "running": (
         (b"vllm:num_requests_running",),
         (b"sglang:num_running_reqs",),
@@ -63,7 +63,7 @@ _COUNTS: dict[str, tuple[tuple[bytes, ...], ...]] = {
     ),
     "prompt_tokens": ((b"vllm:prompt_tokens_total",), (b"sglang:prompt_tokens_total",)),
 }
-_KV_USAGE = (
+KV_USAGE = (
     b"vllm:kv_cache_usage_perc",
     b"vllm:gpu_cache_usage_perc",
     b"sglang:full_token_usage",
@@ -88,17 +88,15 @@ def read_metrics(page: bytes, models: frozenset[str] = frozenset()) -> Report | 
         return _joined(_series(page, name, wanted), sum)
 
     found: dict[str, float] = {}
-    for signal, alternatives in _COUNTS.items():
+    for signal, alternatives in COUNTS.items():
         for names in alternatives:
             values = [total(name) for name in names]
             known = [value for value in values if value is not None]
             if len(known) == len(values):
                 found[signal] = sum(known)
                 break
-    usage = next(
-        (value for name in _KV_USAGE if (value := _joined(_series(page, name, wanted), max)) is not None), None
-    )
-    if usage is not None and usage <= _RATIO_MAX:
+    usage = next((value for name in KV_USAGE if (value := _joined(_series(page, name, wanted), max)) is not None), None)
+    if usage is not None and usage <= RATIO_MAX:
         found["kv_usage_ratio"] = usage
     if not found:
         return None
@@ -149,7 +147,7 @@ def read_loads(body: bytes) -> Report | None:
         return int(sum(known)) if len(known) == len(listed) else None
 
     usages = [load.token_usage for load in loads]
-    known = [usage for usage in usages if usage is not None and 0 <= usage <= _RATIO_MAX]
+    known = [usage for usage in usages if usage is not None and 0 <= usage <= RATIO_MAX]
     return Report(
         running=total(load.num_running_reqs for load in loads),
         waiting=total(load.num_waiting_reqs for load in loads),

@@ -121,6 +121,9 @@ class LegPair:
                 run.remember_answer(head, body)
             self._prefill_failed(kind, head.status, retry_after_s(head.get, run.gateway.now_ms() / 1000))
             return
+        upstream = run.gateway.upstreams.get(legs.prefill.name)
+        if upstream is not None and upstream.asks_load:
+            run.gateway.recovery.answered(legs.prefill, head)
         if self._meeting is not None:
             self.cached = self._meeting.cached(body)
             self._prefilled(self.cached)
@@ -336,8 +339,9 @@ class LegPair:
         if upstream is None or endpoint.gone:
             sink.on_failure(ErrorKind.ENDPOINT_GONE, "gone")
             return
+        streams = run.request.stream and (sink is self.response or not self._serial)
         head = b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            upstream.head(run.request.path),
+            upstream.head(run.request.path) if streams else upstream.whole_head(run.request.path),
             run.prepared.forward,
             more,
             run.request_id,

@@ -5,6 +5,7 @@ One object per gateway, so that the way of a request without trouble passes one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.recovery.poison import PoisonFence
+from turnout.engines.load_headers import LOAD_HEADER
 from turnout.gateway.admission import Doors
 from turnout.gateway.fallback import candidates
 from turnout.gateway.health import Health
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from turnout.gateway.open_run import OpenRun
     from turnout.gateway.run import Run
     from turnout.gateway.service import Gateway
+    from turnout.http.response_head import ResponseHead
 
 
 _UNKNOWN = 2**62
@@ -55,6 +58,8 @@ class Recovery:
         self.fence = PoisonFence()
         self.rerouted = 0
         """Attempts that were sent elsewhere than the one before."""
+        self.hear_load: Callable[[EndpointState, bytes], object] = _unheard
+        """Takes what an answer tells of its engine's load; set by the composition root."""
         self.least_cache_tokens = _UNKNOWN
         """The smallest KV cache that an endpoint ever reported: no shorter prompt needs a closer look (Q3)."""
 
@@ -137,6 +142,12 @@ class Recovery:
             self.least_cache_tokens = cache_tokens
         self.doors.changed(endpoint, self._gateway.clock())
 
+    def answered(self, endpoint: EndpointState, head: ResponseHead) -> None:
+        """Look for the load in a whole answer of an endpoint that was asked for it, before its attempt ends."""
+        told = head.get(LOAD_HEADER)
+        if told is not None and not endpoint.gone:
+            self.hear_load(endpoint, told)
+
     def picked(self, run: OpenRun, *, held: bool) -> None:
         """Count the pick of a run that had to wait for it; of one that was held also its look-up."""
         gateway, decision = self._gateway, run.exchange.decision if run.exchange is not None else None
@@ -145,3 +156,7 @@ class Recovery:
             if held:
                 gateway.meter.prefix(decision.prefix_result, decision.blocks, decision.matched_blocks)
             gateway.decisions.append((run.call_id, decision))
+
+
+def _unheard(_: EndpointState, __: bytes) -> None:
+    """Nobody observes."""

@@ -363,6 +363,8 @@ class AttemptResponse:
             self.events = run.dialect.estimated_tokens(body)
         self.first_output_s, self.committed = self.head_at_s, True
         run.deliver(self, body)
+        if self.upstream.asks_load:  # type: ignore[union-attr]  # set when it was asked
+            run.gateway.recovery.answered(self.attempt.endpoint, self.head)  # type: ignore[arg-type]  # a body has a head
         run.completed(self)
 
     def _stream_from_here(self) -> None:

@@ -247,7 +247,7 @@ class Run(OpenRun):
         if attempt.endpoint.ranks is not None:
             body, forward = addressed(attempt, body, forward)
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            upstream.head(request.path),
+            upstream.head(request.path) if request.stream else upstream.whole_head(request.path),
             forward,
             self.request_id,
             len(body),

@@ -151,6 +151,7 @@ class TextUpstream:
     """What the gateway keeps of such an endpoint; takes the place of `gateway.upstream.Upstream`."""
 
     stream_usage = True
+    asks_load = False
 
     def __init__(self, source: TextSource) -> None:
         self.pool = TextPool(source)
@@ -162,3 +163,7 @@ class TextUpstream:
     def head(self, path: str, method: str = "POST") -> bytes:
         """Return the first line alone: no header is read."""
         return f"{method} {path} HTTP/1.1\r\n".encode()
+
+    def whole_head(self, path: str) -> bytes:
+        """Return the same."""
+        return self.head(path)

@@ -6,6 +6,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from turnout.core.options import Endpoint, Pool
+from turnout.engines.load_headers import ASK_LOAD
 from turnout.http.client import Sink
 from turnout.http.reaching import engine_pool
 
@@ -40,6 +41,7 @@ class Reach(Protocol):
     """How the gateway reaches one endpoint: `Upstream`, or `TextUpstream` for engines that are no HTTP servers."""
 
     stream_usage: bool
+    asks_load: bool
 
     @property
     def pool(self) -> RequestPool:
@@ -51,9 +53,15 @@ class Reach(Protocol):
     def head(self, path: str, method: str = "POST") -> bytes:
         """Return request line and constant headers."""
 
+    def whole_head(self, path: str) -> bytes:
+        """Return the same for a request whose answer comes as a whole."""
+
 
 class Upstream:
-    """Connections and prebuilt heads of one endpoint. `stream_usage`: its streams are asked for usage (U3)."""
+    """Connections and prebuilt heads of one endpoint. `stream_usage`: its streams are asked for usage (U3).
+
+    `asks_load`: its whole answers are asked to tell of its load in a header (engines §2).
+    """
 
     def __init__(self, endpoint: Endpoint, pool: Pool, connect_timeout_s: float) -> None:
         url = urlsplit(endpoint.url)
@@ -63,6 +71,9 @@ class Upstream:
         credential = f"authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
         self._common = f"host: {url.netloc}\r\naccept-encoding: identity\r\n{credential}".encode()
         self._heads: dict[str, bytes] = {}
+        self.asks_load = endpoint.load_header
+        self._whole = self._common + ASK_LOAD if self.asks_load else self._common
+        self._whole_heads: dict[str, bytes] = {} if self.asks_load else self._heads
 
     def refused_usage(self) -> bool:
         """Hear that a stream was refused for `stream_options`; True: it is not sent any more, so ask again (U4)."""
@@ -75,4 +86,11 @@ class Upstream:
         known = self._heads.get(path)
         if known is None:
             known = self._heads[path] = f"{method} {path} HTTP/1.1\r\n".encode() + self._common
+        return known
+
+    def whole_head(self, path: str) -> bytes:
+        """Return the same for a whole answer: one head and one store of them where nothing more is asked."""
+        known = self._whole_heads.get(path)
+        if known is None:
+            known = self._whole_heads[path] = f"POST {path} HTTP/1.1\r\n".encode() + self._whole
         return known

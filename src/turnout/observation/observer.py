@@ -9,6 +9,7 @@ from turnout.core import options
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet
 from turnout.observation.introductions import Introductions
+from turnout.observation.load_headers import LoadHeaders
 from turnout.observation.scraper import Scraper
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Observer:
         self._fleet, self._clock = fleet, clock
         self.scraper = Scraper(fleet, endpoints, load, clock=clock, on_report=on_change, on_restart=self._on_restart)
         self.introductions = Introductions(fleet, clock=clock)
+        self.load_headers = LoadHeaders(fleet, clock=clock, on_change=on_change)
         self.kv: KvEvents | None = None
         if any(endpoint.kv_events or endpoint.kv_discover or endpoint.load_events for endpoint in endpoints):
             from turnout.observation.kv_events import KvEvents  # loads ZeroMQ
@@ -62,6 +64,7 @@ class Observer:
             "realised": {name: precision.realised_total for name, precision in learnt.items()},
             "report_age": {e.name: now - e.observed_at for e in endpoints if e.observed_at is not None},
             "signal_lost": {name: dict(scrapes.lost) for name, scrapes in self.scraper.scrapes.items()},
+            "load_headers": {name: dict(counts) for name, counts in self.load_headers.counts.items()},
             "load_errors": {name: dict(scrapes.errors) for name, scrapes in self.scraper.scrapes.items()},
         }
         if self.kv is not None:

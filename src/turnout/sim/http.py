@@ -51,6 +51,8 @@ class Connection(asyncio.Protocol):
         self._chunked = False
         self._transport: asyncio.Transport
         self.gone: Callable[[], None] | None = None
+        self.beside: Callable[[], tuple[str, str]] | None = None
+        """A header that goes out with the next whole answer, written when that is."""
         self.control = False
         """Whether it carried a control request; such a connection outlives the fault `refuse`."""
         self._start_message()
@@ -139,7 +141,9 @@ class Connection(asyncio.Protocol):
         headers: Iterable[tuple[str, str]] = (),
     ) -> None:
         """A whole answer with its true length."""
-        self._transport.write(self._head(status, content_type, [*headers, ("content-length", str(len(body)))]) + body)
+        told = () if self.beside is None or status >= HTTPStatus.MULTIPLE_CHOICES else (self.beside(),)
+        lines = [*headers, *told, ("content-length", str(len(body)))]
+        self._transport.write(self._head(status, content_type, lines) + body)
         self.done()
 
     def open(self, content_type: str, length: int | None = None) -> None:
@@ -167,7 +171,7 @@ class Connection(asyncio.Protocol):
 
     def done(self) -> None:
         """The answer is written: the next request, or close."""
-        self.gone = None
+        self.gone = self.beside = None
         current, self._current = self._current, None
         if current is not None and not current.keep_alive:
             self._transport.close()

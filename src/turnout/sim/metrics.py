@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,17 @@ class Metrics:
     def text(self, *, zero: bool = False, missing: bool = False) -> bytes:
         """The page of an engine of one rank."""
         return page([self], zero=zero, missing=missing)
+
+    def told(self, form: str, *, zero: bool = False, missing: bool = False) -> str:
+        """The value of `endpoint-load-metrics`, as JSON or TEXT: what vLLM finds of its page under today's names."""
+        model, names = self.model, self.model.options.metric_names
+        named = {"kv_cache_usage_perc": model.store.used / model.store.capacity} if names == "new" else {}
+        if names != "renamed":
+            named["num_requests_waiting"] = float(model.waiting)
+        named = {} if missing else {name: value * (0 if zero else 1) for name, value in named.items()}
+        if form == "text":
+            return "TEXT " + ", ".join(f"named_metrics.{name}={value}" for name, value in named.items())
+        return f"JSON {json.dumps({'named_metrics': named})}"
 
     def families(self, scale: int) -> list[list[str]]:
         """The lines of each name, its type first; `scale` 0: every value is 0, and there are no histograms."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from turnout.sim.options import EngineOptions
 
 HEADER = "x-data-parallel-rank"
+HEADER_LOAD = "endpoint-load-metrics-format"
+_LOAD_FORMS = ("json", "text")
 
 
 class Ranks:
@@ -54,6 +56,16 @@ class Ranks:
     def metrics(self, *, zero: bool = False, missing: bool = False) -> bytes:
         """The metrics page: every rank under its number."""
         return page([pump.metrics for pump in self.pumps], zero=zero, missing=missing)
+
+    def beside(self, form: str, faults: FaultPlan) -> Callable[[], tuple[str, str]] | None:
+        """Return what writes the load beside a whole answer, of rank 0 alone: vLLM takes the first sample of a name."""
+        form = form.lower()
+
+        def told() -> tuple[str, str]:
+            zero, missing = faults.draw("metrics_zero") is not None, faults.draw("metrics_missing") is not None
+            return "endpoint-load-metrics", self.first.metrics.told(form, zero=zero, missing=missing)
+
+        return told if form in _LOAD_FORMS else None
 
     def loads(self) -> dict[str, Any]:
         """What SGLang's `/v1/loads` says of each rank."""

@@ -22,7 +22,7 @@ from turnout.sim.handover import MEMBERS, Handovers, server_info
 from turnout.sim.handover_shapes import KV_PATH
 from turnout.sim.http import Connection, HttpRequest
 from turnout.sim.ranks import HEADER as HEADER_RANK
-from turnout.sim.ranks import Ranks
+from turnout.sim.ranks import HEADER_LOAD, Ranks
 from turnout.sim.requests import Generate, RefusalError
 from turnout.sim.text import readable
 
@@ -75,8 +75,6 @@ class SimEngineServer:
             ("POST", "/tokenize"): self._tokenize,
             ("POST", "/detokenize"): self._detokenize,
             ("POST", "/abort_request"): self._abort,
-            ("GET", "/server_info"): self._server_info,
-            ("GET", "/v1/loads"): self._loads,
             ("GET", "/query"): self._query,
             ("POST", KV_PATH): self._fetch,
             ("GET", "/sim/state"): self._state,
@@ -84,6 +82,11 @@ class SimEngineServer:
             ("POST", "/sim/faults"): self._faults_added,
             ("DELETE", "/sim/faults"): self._faults_cleared,
         }
+        if options.dialect == "sglang":
+            self._routes |= {
+                ("GET", "/server_info"): self._server_info,
+                ("GET", "/v1/loads"): self._loads,
+            }
 
     async def start(self) -> tuple[str, int]:
         """Listen, and return host and port; after `stop`, a new incarnation. Raises OSError if the port is taken."""
@@ -291,6 +294,8 @@ class SimEngineServer:
             model=self.options.model,
             with_logprobs=asked.logprobs,
         )
+        if not asked.stream and self.options.dialect == "vllm":
+            connection.beside = self._ranks.beside(request.headers.get(HEADER_LOAD, ""), self.faults)
         if any(member in request.body for member in MEMBERS) and self._handovers.take(
             connection, request, asked, shape, functools.partial(self._mid_answer, request)
         ):
@@ -346,15 +351,9 @@ class SimEngineServer:
         connection.reply(200, text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _server_info(self, connection: Connection, _: HttpRequest) -> None:
-        if self.options.dialect != "sglang":
-            connection.reply(404, wire.to_json({"detail": "Not Found"}))
-            return
         connection.reply(200, wire.to_json(server_info(self.options, self._port, self.kv_addresses[0])))
 
     def _loads(self, connection: Connection, _: HttpRequest) -> None:
-        if self.options.dialect != "sglang":
-            connection.reply(404, wire.to_json({"detail": "Not Found"}))
-            return
         connection.reply(200, wire.to_json(self._ranks.loads()))
 
     def _query(self, connection: Connection, _: HttpRequest) -> None:

@@ -181,6 +181,13 @@ PREFIX: tuple[Metric, ...] = (
         source="signal_lost",
     ),
     Metric(
+        "turnout_load_headers_total",
+        "counter",
+        "Answers that told of load in a header: taken, empty (no name that is known) or bad.",
+        ("endpoint", "result"),
+        source="load_headers",
+    ),
+    Metric(
         "turnout_load_estimate_error",
         "gauge",
         "Requests by which the reckoned load is off when the next report comes, on average.",

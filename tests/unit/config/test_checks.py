@@ -155,3 +155,11 @@ def test_an_address_splits_into_host_and_port() -> None:
     assert host_port("[::1]:80") == ("::1", 80)
     assert host_port("example.org:0") == ("example.org", 0)
     assert not is_loopback("nonsense")
+
+
+def test_a_header_of_one_rank_is_no_report_of_several() -> None:
+    one = options.Endpoint(name="a", url="http://h:1", models=["m"], load_header=True)
+    assert findings(usable(endpoint=[one])) == []
+    several = options.Endpoint(name="a", url="http://h:1", models=["m"], load_header=True, kv_ranks=2)
+    (found,) = findings(usable(endpoint=[several]))
+    assert found.startswith("endpoint[0].load_header: false with endpoint[0].kv_ranks > 1")

@@ -41,6 +41,7 @@ class EndpointState(Marks):
         "cache",
         "cache_tokens",
         "context_max",
+        "counted_at",
         "dialects",
         "durable_cooldown",
         "family",
@@ -107,8 +108,7 @@ class EndpointState(Marks):
         self.family: str = endpoint.family
         self.dialects = frozenset(endpoint.dialects or _SPOKEN.get(endpoint.family, ("openai",)))
         self.durable_cooldown, self.flat_rate = endpoint.durable_cooldown, endpoint.flat_rate
-        self.bit = bit
-        self.incarnation = incarnation
+        self.bit, self.incarnation = bit, incarnation
         if endpoint.standby:
             self.standby = True
         if endpoint.role != "both":
@@ -120,6 +120,7 @@ class EndpointState(Marks):
         self.waiting: int | None = None
         self.kv_usage_ratio: float | None = None
         self.observed_at: float | None = None
+        self.counted_at: float | None = None  # when the last whole report was asked for; parts of one build on it
         self.in_flight_at_report = self.own_at_report = 0
         """As many of our own as the scrape was sent; as many of the reported requests may be ours."""
         self.last_byte_at: float | None = None
@@ -204,12 +205,30 @@ class EndpointState(Marks):
             self.kv_capacity_tokens = report.kv_capacity_tokens
         if report.max_running is not None:
             self.max_running = report.max_running
-        if self.observed_at is not None and sent.at < self.observed_at:
+        if self.counted_at is not None and sent.at < self.counted_at:
             return  # the answer to a scrape that a pushed report has overtaken
+        self.counted_at = sent.at
         self.reported(sent.at, sent.in_flight, report.running, report.waiting, report.kv_usage_ratio, max_age_s)
         self.own_at_report = sent.in_flight + self.attempts_total - sent.attempts
         self.waiting_uncached_tokens = report.waiting_uncached_tokens
         self.prefill.reported(sent, report.waiting, report.waiting_uncached_tokens, mean_uncached)
+
+    def told(self, sent: Sent, part: Report, max_age_s: float, mean_uncached: float) -> None:
+        """Take in what an answer told beside itself: how many wait, how full the memory is, hardly ever how many run.
+
+        While a whole report is fresh, whatever is left out stays as it was there. Requests beside our own are believed
+        to be as many as then, so that such a part moves them between running and waiting only.
+        """
+        running, waiting, usage = part.running, part.waiting, part.kv_usage_ratio
+        if self.counted_at is not None and sent.at - self.counted_at <= max_age_s:
+            waiting = self.waiting if waiting is None else waiting
+            usage = self.kv_usage_ratio if usage is None else usage
+            if running is None and self.running is not None and self.waiting is not None and waiting is not None:
+                foreign = max(0, self.running + self.waiting - self.in_flight_at_report)
+                running = max(0, foreign + sent.in_flight - waiting)
+        self.reported(sent.at, sent.in_flight, running, waiting, usage, max_age_s)
+        self.prefill.reported(sent, waiting, None, mean_uncached)
+        self.waiting_uncached_tokens = None
 
     @property
     def cache_capacity_tokens(self) -> int | None:

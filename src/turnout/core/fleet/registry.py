@@ -316,6 +316,10 @@ class Fleet:
         if pool.pairs is not None and self.pairing is not None:
             self.pairing.reported(endpoint, report, sent.at)
 
+    def told(self, endpoint: EndpointState, sent: Sent, part: Report) -> None:
+        """An answer told a part of a report; `sent` has our own counts without the request it answered."""
+        endpoint.told(sent, part, self.load_max_age_s, self._pools[min(endpoint.models)].mean_uncached)
+
     def on_connect_failure(self, endpoint: EndpointState, now: float) -> None:
         """No connection came about (O1): out until something reaches it. Providers have their breaker only."""
         if not endpoint.unreachable:
