@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from turnout.sim.wire import usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from turnout.sim.faults import Fault
-    from turnout.sim.http import Connection
     from turnout.sim.requests import Generate
     from turnout.sim.sequence import Emitted
 
@@ -25,6 +24,45 @@ WRONG_EXTRA_BYTES = 64
 TRAILING = b'{"trailing":"bytes that nobody announced"}'
 _LONG_BEFORE_END = ("no_terminator", "wrong_length", "extra_bytes", "trickle")
 """Kinds that shape the whole answer instead of striking at one token."""
+
+
+class Line(Protocol):
+    """Where an answer is written: a connection, or the place of one of several that share a connection.
+
+    `gone` is called when the client leaves while it is open.
+    """
+
+    gone: Callable[[], None] | None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+
+    def reply(
+        self, status: int, body: bytes, *, content_type: str = ..., headers: Iterable[tuple[str, str]] = ...
+    ) -> None:
+        """A whole answer."""
+
+    def open(self, content_type: str, length: int | None = None) -> None:
+        """The head of an answer written in pieces."""
+
+    def write(self, data: bytes) -> None:
+        """A piece."""
+
+    def end(self, extra: bytes = b"") -> None:
+        """The honest end."""
+
+    def half_close(self) -> None:
+        """FIN, while the socket stays open for reading."""
+
+    def cut(self) -> None:
+        """FIN without terminator."""
+
+    def reset(self) -> None:
+        """RST."""
+
+    def kill(self) -> None:
+        """RST at once."""
 
 
 class Answer(Protocol):
@@ -68,7 +106,7 @@ class StreamAnswer:
     """Server-sent events: role, deltas, finish, usage on request, `[DONE]`."""
 
     def __init__(
-        self, connection: Connection, asked: Generate, shape: Shape, fault: Fault | None, *, cached_tokens: bool
+        self, connection: Line, asked: Generate, shape: Shape, fault: Fault | None, *, cached_tokens: bool
     ) -> None:
         self._connection = connection
         self._asked = asked
@@ -179,7 +217,7 @@ class StreamAnswer:
 class Drip:
     """Bytes that leave one at a time, as over a very bad line."""
 
-    def __init__(self, connection: Connection, bytes_per_s: float) -> None:
+    def __init__(self, connection: Line, bytes_per_s: float) -> None:
         self._connection = connection
         self._gap_s = 1 / bytes_per_s
         self._waiting = bytearray()
@@ -217,7 +255,7 @@ class WholeAnswer:
     """One JSON object when the generation ends."""
 
     def __init__(
-        self, connection: Connection, asked: Generate, shape: Shape, fault: Fault | None, *, cached_tokens: bool
+        self, connection: Line, asked: Generate, shape: Shape, fault: Fault | None, *, cached_tokens: bool
     ) -> None:
         self._connection = connection
         self._asked = asked
@@ -234,54 +272,55 @@ class WholeAnswer:
             cached = event.cached_tokens if self._reports_cached else None
             counts = usage(self._asked.prompt_tokens, event.output_tokens, cached)
             body = self._shape.whole(self._texts, event.finish, event.stop_hit, counts)
-            if self._fault is None:
-                self._connection.reply(200, body)
-            else:
-                self._broken(body, self._fault)
+            send_whole(self._connection, self._shape, body, self._fault)
         return True
 
-    def _broken(self, body: bytes, fault: Fault) -> None:
-        connection = self._connection
-        half = len(body) // 2
-        if fault.kind == "bad_sse":
-            connection.reply(200, body[:-1])
-            return
-        if fault.kind == "error_event":
-            connection.reply(200, self._shape.error(fault.status))
-            return
-        if fault.kind == "no_terminator":  # a whole answer has none
-            connection.reply(200, body)
-            return
-        if fault.kind == "extra_bytes":
-            connection.open("application/json", len(body))
-            connection.write(body + TRAILING)
-            connection.end()
-            return
-        connection.open("application/json", len(body) + (WRONG_EXTRA_BYTES if fault.kind == "wrong_length" else 0))
-        if fault.kind == "trickle":
-            drip = Drip(connection, fault.factor)
-            drip.write(body)
-            drip.end()
-        elif fault.kind == "stall":
-            connection.write(body[:half])
-            asyncio.get_running_loop().call_later(fault.seconds, self._rest, body[half:])
-        elif fault.kind == "silence":
-            connection.write(body[:half])
-            asyncio.get_running_loop().call_later(fault.seconds, connection.cut)
-        elif fault.kind == "half_close":
-            connection.write(body[:half])
-            connection.half_close()
-        elif fault.kind == "wrong_length":
-            connection.write(body)
-            connection.cut()
-        else:
-            connection.write(body[:half])
-            if fault.kind == "reset_mid_stream":
-                connection.reset()
-            else:
-                connection.cut()
 
-    def _rest(self, rest: bytes) -> None:
-        if self._connection.busy:
-            self._connection.write(rest)
-            self._connection.end()
+def send_whole(connection: Line, shape: Shape, body: bytes, fault: Fault | None) -> None:
+    """Write a whole answer, or what a fault makes of it."""
+    if fault is None or fault.kind == "no_terminator":  # a whole answer has none
+        connection.reply(200, body)
+    elif fault.kind == "bad_sse":
+        connection.reply(200, body[:-1])
+    elif fault.kind == "error_event":
+        connection.reply(200, shape.error(fault.status))
+    else:
+        _broken(connection, body, fault)
+
+
+def _broken(connection: Line, body: bytes, fault: Fault) -> None:
+    half = len(body) // 2
+    if fault.kind == "extra_bytes":
+        connection.open("application/json", len(body))
+        connection.write(body + TRAILING)
+        connection.end()
+        return
+    connection.open("application/json", len(body) + (WRONG_EXTRA_BYTES if fault.kind == "wrong_length" else 0))
+    if fault.kind == "trickle":
+        drip = Drip(connection, fault.factor)
+        drip.write(body)
+        drip.end()
+    elif fault.kind == "stall":
+        connection.write(body[:half])
+        asyncio.get_running_loop().call_later(fault.seconds, _rest, connection, body[half:])
+    elif fault.kind == "silence":
+        connection.write(body[:half])
+        asyncio.get_running_loop().call_later(fault.seconds, connection.cut)
+    elif fault.kind == "half_close":
+        connection.write(body[:half])
+        connection.half_close()
+    elif fault.kind == "wrong_length":
+        connection.write(body)
+        connection.cut()
+    else:
+        connection.write(body[:half])
+        if fault.kind == "reset_mid_stream":
+            connection.reset()
+        else:
+            connection.cut()
+
+
+def _rest(connection: Line, rest: bytes) -> None:
+    if connection.busy:
+        connection.write(rest)
+        connection.end()

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from turnout.sim import wire
-from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
+from turnout.sim.answers import Line, Shape, StreamAnswer, WholeAnswer
 from turnout.sim.handover_shapes import (
     Collected,
+    Legs,
     OfferingShape,
     Params,
     Watched,
@@ -105,7 +106,7 @@ class Handovers:
         self._faults = faults
         self._port = port
         self._offers: dict[str, Offer] = {}
-        self._rids: dict[str, Connection] = {}
+        self._rids: dict[str, Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = 0
         self.counts = {"offered": 0, "fetched": 0, "expired": 0, "failed": 0, "recomputed": 0}
@@ -138,6 +139,14 @@ class Handovers:
         `fault` draws what befalls the answer as it is written.
         """
         legs = decode(legs_decoder, request.body)
+        if not self.serve(connection, legs, asked, shape, fault):
+            return False
+        if legs.bootstrap_room is not None and legs.rid is not None:  # only now: one refused must not take a name
+            self.named(legs.rid, connection)
+        return True
+
+    def serve(self, connection: Line, legs: Legs, asked: Generate, shape: Shape, fault: Draw) -> bool:
+        """The same for legs that have been read, on a line of their own."""
         params = legs.kv_transfer_params
         if legs.bootstrap_room is not None:
             if self._options.role == "decode":
@@ -145,8 +154,6 @@ class Handovers:
                 self._fetch_first(connection, asked, shape, address, fault)
             else:
                 self._offer_room(connection, asked, shape, str(legs.bootstrap_room), fault)
-            if legs.rid is not None:  # only now: a request refused for its room must not take another's name
-                self._rids[legs.rid] = connection
             return True
         if params is None:
             return False
@@ -160,7 +167,7 @@ class Handovers:
 
     # -- the prefill side ---------------------------------------------------------------------------------------------
 
-    def _offer(self, connection: Connection, asked: Generate, shape: Shape, fault: Draw) -> None:
+    def _offer(self, connection: Line, asked: Generate, shape: Shape, fault: Draw) -> None:
         """NIXL: answer with what the decode side needs, and keep the blocks."""
         self._serial += 1
         name = f"{self._options.name}-{self._serial}"
@@ -175,7 +182,7 @@ class Handovers:
             return
         self._begin(connection, work, answer, name, self._new_offer(name))
 
-    def _offer_push(self, connection: Connection, asked: Generate, shape: Shape, name: str, fault: Draw) -> None:
+    def _offer_push(self, connection: Line, asked: Generate, shape: Shape, name: str, fault: Draw) -> None:
         """Mooncake: answer as soon as the prompt is computed; the blocks wait for whoever knows the transfer."""
         known = self._offers.get(name)
         if known is not None and known.number >= 0:
@@ -184,7 +191,7 @@ class Handovers:
         work = msgspec.structs.replace(asked.work, max_tokens=1, min_tokens=0, pinned=True)
         self._begin(connection, work, answer, name, known or self._new_offer(name))
 
-    def _begin(self, connection: Connection, work: Any, answer: Any, name: str, offer: Offer) -> None:
+    def _begin(self, connection: Line, work: Any, answer: Any, name: str, offer: Offer) -> None:
         """Compute a prompt; a client that leaves before the answer takes the offer with it."""
         offer.number = number = self._run(connection, work, Watched(answer, functools.partial(self._ready, name)))
 
@@ -207,7 +214,7 @@ class Handovers:
             "tp_size": 1,
         }
 
-    def _offer_room(self, connection: Connection, asked: Generate, shape: Shape, room: str, fault: Draw) -> None:
+    def _offer_room(self, connection: Line, asked: Generate, shape: Shape, room: str, fault: Draw) -> None:
         """Bootstrap: the answer waits until the decode side has fetched."""
         known = self._offers.get(room)
         if (known is not None and known.number >= 0) or self._faults.draw("room_conflict") is not None:
@@ -342,7 +349,7 @@ class Handovers:
     # -- the decode side ----------------------------------------------------------------------------------------------
 
     def _fetch_first(
-        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str], fault: Draw
+        self, connection: Line, asked: Generate, shape: Shape, address: tuple[str, int, str], fault: Draw
     ) -> None:
         task = asyncio.get_running_loop().create_task(self._fetched(connection, asked, shape, address, fault))
         self._tasks.add(task)
@@ -350,7 +357,7 @@ class Handovers:
         connection.gone = task.cancel  # type: ignore[assignment]  # what cancel returns is of no interest
 
     async def _fetched(
-        self, connection: Connection, asked: Generate, shape: Shape, address: tuple[str, int, str], fault: Draw
+        self, connection: Line, asked: Generate, shape: Shape, address: tuple[str, int, str], fault: Draw
     ) -> None:
         host, port, name = address
         lacks = self._pump.model.lacks(asked.work)
@@ -368,6 +375,12 @@ class Handovers:
         answer = make(connection, asked, shape, fault(), cached_tokens=self._options.cached_tokens)
         self._run(connection, msgspec.structs.replace(asked.work, transferred=arrived), answer)
 
+    def named(self, rid: str, line: Line) -> None:
+        """Remember a request by the name that its client gave it, so that it can be aborted."""
+        if len(self._rids) > OFFERS_MAX:
+            self._rids = {rid: known for rid, known in self._rids.items() if known.busy}
+        self._rids[rid] = line
+
     def abort(self, connection: Connection, request: HttpRequest) -> None:
         """`POST /abort_request`: end one request by its `rid`; unknown ones are fine."""
         rid = decode(legs_decoder, request.body).rid
@@ -376,10 +389,8 @@ class Handovers:
         if known is not None and known.busy and known is not connection:
             known.kill()
 
-    def _run(self, connection: Connection, work: Any, answer: Any) -> int:
+    def _run(self, connection: Line, work: Any, answer: Any) -> int:
         pump = self._pump
         number = pump.run(work, answer)
         connection.gone = functools.partial(pump.abort, number)
-        if len(self._rids) > OFFERS_MAX:
-            self._rids = {rid: known for rid, known in self._rids.items() if known.busy}
         return number

@@ -71,7 +71,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dp_size: int = 1
     """Data-parallel ranks, each with these blocks and its own KV events: the next port each."""
     dialect: Dialect = "vllm"
-    """sglang: it also tells its role and where its events are, at `/server_info`, and its load, at `/v1/loads`."""
+    """sglang: it also has `/generate`, `/server_info` (its role, where its events are) and `/v1/loads`."""
     role: Role = "both"
     """Which leg of a bootstrap hand-over it takes; those of NIXL say so themselves."""
     kv_host: str = ""

@@ -134,7 +134,7 @@ class Reader:
         """`POST /v1/completions`. Raises RefusalError."""
         asked = decode(_completion, body)
         self._check_model(asked.model)
-        prompt, tokens = _prompt(asked.prompt, "prompt")
+        prompt, tokens = read_prompt(asked.prompt, "prompt")
         limit = asked.max_tokens if asked.max_tokens is not None else COMPLETION_TOKENS
         return self._generate(asked, prompt, tokens, limit, chat=False)
 
@@ -147,7 +147,7 @@ class Reader:
         dimensions = DIMENSIONS if asked.dimensions is None else asked.dimensions
         if not 1 <= dimensions <= DIMENSIONS_MAX:
             raise RefusalError(400, f"dimensions = {dimensions}: expected 1 to {DIMENSIONS_MAX}", param="dimensions")
-        return [_prompt(each, "input")[1] for each in inputs], dimensions, asked.encoding_format == "base64"
+        return [read_prompt(each, "input")[1] for each in inputs], dimensions, asked.encoding_format == "base64"
 
     def tokenize(self, body: bytes) -> bytes:
         """`POST /tokenize`: packed tokens of a prompt or of messages. Raises RefusalError."""
@@ -180,7 +180,7 @@ class Reader:
                 max_tokens=self._limit(len(tokens) // TOKEN_BYTES, limit),
                 min_tokens=asked.min_tokens or 0,
                 ignore_eos=bool(asked.ignore_eos),
-                stop=_stops(asked.stop),
+                stop=read_stops(asked.stop),
                 cache_salt=asked.cache_salt or "",
             ),
             chat=chat,
@@ -232,8 +232,8 @@ def _render(messages: list[Message], tools: object, asked: _Chat | _Tokenize) ->
     return render_chat(messages, tools, generation_prompt=wanted)
 
 
-def _prompt(prompt: object, field: str) -> tuple[bytes, bytes]:
-    """Rendered bytes and packed tokens of a string, of token ids, or of a list that holds one of them."""
+def read_prompt(prompt: object, field: str) -> tuple[bytes, bytes]:
+    """Rendered bytes and packed tokens of a string, of token ids, or of a list of one of them. Raises RefusalError."""
     if isinstance(prompt, str):
         rendered = render_prompt(prompt)
         return rendered, pack(rendered)
@@ -241,7 +241,7 @@ def _prompt(prompt: object, field: str) -> tuple[bytes, bytes]:
         tokens = _packed_ids(prompt, field)
         return rendered_of(tokens), tokens
     if isinstance(prompt, list) and len(prompt) == 1:
-        return _prompt(prompt[0], field)
+        return read_prompt(prompt[0], field)
     raise RefusalError(400, f"{field}: expected one string or one list of token ids", param=field)
 
 
@@ -252,7 +252,8 @@ def _packed_ids(ids: list[Any], field: str) -> bytes:
     return pack_ids(ids)
 
 
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+def read_stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple, without empty ones. Raises RefusalError."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > STOPS_MAX:
         raise RefusalError(400, f"stop has {len(stops)} strings: expected at most {STOPS_MAX}", param="stop")

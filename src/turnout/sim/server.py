@@ -13,7 +13,7 @@ import msgspec
 import xxhash
 
 import turnout
-from turnout.sim import anthropic_wire, wire
+from turnout.sim import anthropic_wire, native, wire
 from turnout.sim.answers import Shape, StreamAnswer, WholeAnswer
 from turnout.sim.anthropic import MessagesReader
 from turnout.sim.faults import HEADER, MID_ANSWER, Fault, FaultPlan, parse_header
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from turnout.sim.options import EngineOptions
 
-GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", anthropic_wire.PATH})
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", anthropic_wire.PATH, native.PATH})
 REMEMBERED_REQUESTS = 100
 DEATH_DELAY_S = 0.01
 """Time for the answer to the control request that asked for the death."""
@@ -86,6 +86,7 @@ class SimEngineServer:
             self._routes |= {
                 ("GET", "/server_info"): self._server_info,
                 ("GET", "/v1/loads"): self._loads,
+                ("POST", native.PATH): self._native,
             }
 
     async def start(self) -> tuple[str, int]:
@@ -237,7 +238,7 @@ class SimEngineServer:
 
     def _struck_before_answer(self, connection: Connection, request: HttpRequest) -> bool:
         """Whether a fault has dealt with this request already: nothing more is to be answered."""
-        generating = request.path in GENERATING
+        generating = request.path in GENERATING and (request.method, request.path) in self._routes
         draw = self._draws(request, by_path_only=not generating)
         if generating:
             self._remember(request)
@@ -314,6 +315,10 @@ class SimEngineServer:
         pump = self._ranks.pick(asked.rank, request.headers.get(HEADER_RANK))
         connection.gone = functools.partial(pump.abort, pump.run(asked.work, answer))
 
+    def _native(self, connection: Connection, request: HttpRequest) -> None:
+        parts, fault = (self.options, self._ranks, self._handovers), functools.partial(self._mid_answer, request)
+        native.serve(connection, request, *parts, fault=fault, identifier=self._identifier(request, "gen"))
+
     def _mid_answer(self, request: HttpRequest) -> Fault | None:
         """Draw what befalls an answer while it is written."""
         draw = self._draws(request)
@@ -389,4 +394,6 @@ class SimEngineServer:
 
 def _worded(request: HttpRequest) -> Callable[[bytes], bytes]:
     """How an error body is put into the dialect of a request."""
+    if request.path == native.PATH:
+        return native.translated
     return anthropic_wire.translated if request.path.startswith(anthropic_wire.PATH) else bytes
