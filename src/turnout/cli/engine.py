@@ -52,7 +52,7 @@ def engine(
     kv_load: Annotated[str, typer.Option(help="Publish load reports at this ZeroMQ address, as SGLang does.")] = "",
     dp_size: Annotated[int, typer.Option(help="Data-parallel ranks; each publishes at the next port.")] = 1,
     dialect: Annotated[
-        Dialect, typer.Option(help="sglang: it also tells role and events, at /server_info, and loads, at /v1/loads.")
+        Dialect, typer.Option(help="sglang: /generate, too; role and events at /server_info, loads at /v1/loads.")
     ] = "vllm",
     role: Annotated[Role, typer.Option(help="Leg of a bootstrap hand-over that it takes.")] = "both",
     kv_host: Annotated[str, typer.Option(help="Host that a prefill engine names as its own.")] = "",

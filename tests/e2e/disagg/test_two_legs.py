@@ -150,6 +150,27 @@ def test_usage_is_merged_over_legs(start_router: Any, fleet_of: Any, flow: str, 
     assert all(row.ok for row in fact.attempts)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_leg_that_answers_as_a_whole_tells_its_load(
+    start_router: Any, fleet_of: Any, flow: str, wire: Any, *, stream: bool
+) -> None:
+    fleet = fleet_of(flow, {"p0": "prefill", "d0": "decode"})
+    tables = [table | {"load_header": True} for table in fleet.tables]
+    router = start_router(endpoint=tables, disagg={"decider": "always"})
+    for _ in range(2):
+        answer = router.ask(body(wire, 6, stream=stream))
+        assert answer.status == 200
+        assert answer.header(b"endpoint-load-metrics") is None
+    taken = {"taken": 2, "empty": 0, "bad": 0}
+    whole = {"p0", "d0"} if not stream else {"p0"} if flow == "nixl" else set()
+    assert router.eventually(lambda: router.app._observer.load_headers.counts == dict.fromkeys(sorted(whole), taken)), (
+        router.call(lambda: router.app._observer.load_headers.counts)
+    )
+    endpoints = router.app.gateway.fleet.endpoints
+    for name in whole:
+        assert (endpoints[name].waiting, endpoints[name].in_flight_at_report) == (0, 0)
+
+
 def test_decode_target_only_from_registry(start_router: Any, fleet_of: Any, flow: str, wire: Any) -> None:
     """No client field makes an engine send KV elsewhere; a prefill answer that names another host goes nowhere."""
     fleet = fleet_of(flow)
