@@ -11,6 +11,7 @@ import re
 from typing import Any, Final
 
 from turnout.core.options import Server
+from turnout.core.selection.controls import HEADERS, InvalidControl
 from turnout.core.types import Refusal
 
 _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"))
@@ -44,6 +45,7 @@ _RELIED_ON: Final = frozenset(
         b"cookie",
     )
 )
+_SEEN_MAX: Final = 29  # of each of two values, so that both fit into the 64 characters a message may show
 _MEMO_MAX: Final = 1024
 _MEMO_HEAD_MAX_BYTES: Final = 2048
 
@@ -168,8 +170,10 @@ def _add_header(headers: dict[bytes, bytes], line: bytes) -> Refusal | None:
     if b"_" in name:  # removed before anything reads it: servers disagree on whether it equals the dashed name
         return None
     if name in headers:
-        if name in _SINGLE or name.startswith(b"x-turnout-"):
+        if name in _SINGLE:
             return _bad(f"a repeated {name.decode()} header", "one")
+        if name.startswith(b"x-turnout-"):
+            return _two_controls(name, headers[name], value)
         headers[name] = headers[name] + (b"; " if name == b"cookie" else b", ") + value
     else:
         headers[name] = value
@@ -207,6 +211,14 @@ def _framing(head: Head) -> Refusal | None:
             return _bad("an invalid Content-Length", "1 to 19 digits")
         head.content_length = int(length)
     return None
+
+
+def _two_controls(name: bytes, first: bytes, second: bytes) -> Refusal:
+    """Refuse a control that was sent twice; a knob with the code of every other fault of a knob (selection §8)."""
+    error = InvalidControl(name.decode(), first[:_SEEN_MAX] + b" and " + second[:_SEEN_MAX], "one header")
+    return Refusal(
+        400, "invalid_routing_knobs" if name in HEADERS else "bad_http", f"{error}.", param=error.param, close=True
+    )
 
 
 def _bad(what: str, expected: str) -> Refusal:

@@ -151,6 +151,9 @@ def test_error_mapping_is_one_table(house: House, path: bytes, model: str) -> No
         for text in (b"nan", b"Infinity", b"-0", b"1e0", b"0x1", b"1_0", b"maybe"):
             seen = house.ask(MATHS, f"x-turnout-routing-{name}: ".encode() + text, path=path, model=model)
             assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", f"x-turnout-routing-{name}")
+        line = f"x-turnout-routing-{name}: 0.5".encode()
+        seen = house.ask(MATHS, line, line, path=path, model=model)
+        assert (seen.status, seen.code, seen.param) == (400, "invalid_routing_knobs", f"x-turnout-routing-{name}")
         member = name.replace("-", "_")
         wrong: tuple[object, ...] = ("0.5", [], -1)
         for value in wrong:
@@ -163,6 +166,7 @@ def test_error_mapping_is_one_table(house: House, path: bytes, model: str) -> No
 def test_RoutingKnobsOverride_Envelope_of_anthropic(house: House) -> None:
     bad: list[tuple[bytes, dict[str, Any]]] = [
         (b"x-turnout-routing-alpha: nan", {}),
+        (b"x-turnout-routing-alpha: 0.5\r\nx-turnout-routing-alpha: 0.5", {}),
         (b"x-unknown: 1", {"turnout": {"alpha": "0.5"}}),
     ]
     for line, body in bad:

@@ -33,6 +33,34 @@ def test_repeated_headers_are_joined_and_cookies_by_semicolons() -> None:
     assert (head.headers[b"x-a"], head.headers[b"cookie"]) == (b"1, 2", b"a; b")
 
 
+REPEATED = {
+    "a knob": (b"x-turnout-routing-alpha", b"0.5", b"0.6", "invalid_routing_knobs", "got 0.5 and 0.6."),
+    "the same twice": (b"X-Turnout-Routing-Alpha", b"0.5", b"0.5", "invalid_routing_knobs", "got 0.5 and 0.5."),
+    "two long ones": (b"x-turnout-routing-speed-weight", b"1" * 99, b"2" * 99, "invalid_routing_knobs", "and 2222"),
+    "another control": (b"x-turnout-priority", b"high", b"low", "bad_http", "got high and low."),
+    "bytes that are no text": (b"x-turnout-session", b"\xff", b"b", "bad_http", "got \\xff and b."),
+}
+
+
+@pytest.mark.parametrize(("name", "first", "second", "code", "seen"), REPEATED.values(), ids=REPEATED)
+def test_a_control_sent_twice_is_refused_by_name_and_with_both_values(
+    name: bytes, first: bytes, second: bytes, code: str, seen: str
+) -> None:
+    refusal = parse(*LINES, name + b": " + first, b"X-A: 1", name + b": " + second)
+    assert isinstance(refusal, Refusal)
+    lowered = name.decode().lower()
+    assert (refusal.status, refusal.code, refusal.param, refusal.close) == (400, code, lowered, True)
+    assert refusal.message.startswith(f"{lowered}: expected one header, got ")
+    assert seen in refusal.message
+    assert len(refusal.message) < 160
+
+
+def test_a_credential_sent_twice_is_never_repeated_to_anybody() -> None:
+    refusal = parse(*LINES, b"Authorization: Bearer first", b"Authorization: Bearer second")
+    assert isinstance(refusal, Refusal)
+    assert refusal.message == "The request has a repeated authorization header; expected one."
+
+
 def test_names_with_underscores_are_not_there() -> None:
     assert set(parsed(*LINES, b"content_length: 7", b"x_y: z").headers) == {b"host", b"content-length"}
 
