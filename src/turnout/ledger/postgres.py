@@ -30,10 +30,6 @@ _KNOWN_ATTEMPTS = "SELECT call_id, attempt_no, phase FROM attempts WHERE call_id
 _ROUTE = "SELECT route_id FROM routes WHERE provider = %s AND model = %s AND replica = %s"
 _NOW = "SELECT (extract(epoch FROM transaction_timestamp()) * 1000)::bigint"
 _DIRTY = "INSERT INTO dirty_hours VALUES (%s) ON CONFLICT DO NOTHING"
-_SPENT = (
-    "INSERT INTO budgets VALUES (%s, %s, %s, %s)"
-    " ON CONFLICT (tenant, key_id, day_ms) DO UPDATE SET spent_nusd = budgets.spent_nusd + excluded.spent_nusd"
-)
 # A row that the table refuses; everything else is the database in trouble.
 _ROW_ERRORS = (psycopg.DataError, psycopg.IntegrityError, OverflowError, ValueError, TypeError)
 _CONFLICTS = (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
@@ -66,7 +62,7 @@ class PostgresDatabase:
         self._router_id = router_id
         self._clock_ms = clock_ms
         self._copy = {name: _copy(schema.metadata.tables[name]) for name in _COPIED}
-        self._upsert = _array_upsert()
+        self._additions = {table.name: _array_upsert(table) for table in (schema.attempt_buckets, schema.budgets)}
 
     def connection(self) -> sa.Connection:
         """Open the connection if need be."""
@@ -145,16 +141,13 @@ class PostgresDatabase:
         return row[0], False
 
     def insert(self, table: str, new: list[rows.Row]) -> None:
-        """Insert rows; buckets are added to those that are there."""
+        """Insert rows; sums are added to those that are there, so no key comes twice in one batch of them."""
         if not new:
             return
-        cursor = self._cursor()
-        if table == "attempt_buckets":
-            cursor.execute(self._upsert, [list(column) for column in zip(*new, strict=True)])
+        if table in self._additions:
+            self._cursor().execute(self._additions[table], [list(column) for column in zip(*new, strict=True)])
         elif table == "dirty_hours":
-            cursor.executemany(_DIRTY, new)
-        elif table == "budgets":
-            cursor.executemany(_SPENT, new)
+            self._cursor().executemany(_DIRTY, new)
         else:
             self._copy_rows(table, new)
 
@@ -181,11 +174,12 @@ def _copy(table: sa.Table) -> str:
     return f"COPY {table.name} ({', '.join(connection.inserted_columns(table))}) FROM STDIN"
 
 
-def _array_upsert() -> str:
+def _array_upsert(table: sa.Table) -> str:
     """Write the addition of many rows of sums as one statement over arrays, one per column."""
-    table = schema.attempt_buckets
-    names = [column.name for column in table.columns]
-    conflict = sum_upsert(table, postgresql).partition(" ON CONFLICT")[2]
-    arrays = ", ".join(["%s::bigint[]"] * len(names))
+    dialect: Any = postgresql
+    conflict = sum_upsert(table, dialect).partition(" ON CONFLICT")[2]
+    types = [column.type.compile(dialect.dialect()) for column in table.columns]
+    names = ", ".join([column.name for column in table.columns])
+    arrays = ", ".join([f"%s::{kind}[]" for kind in types])
     # Names of our own schema only.
-    return f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays}) ON CONFLICT{conflict}"  # noqa: S608
+    return f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT{conflict}"  # noqa: S608
