@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.memory import load, require_all_served, running, wait_ready
+from benchmarks.memory import load, prepare, require_all_served, serving
 
 WARM_S, SECONDS = 3, 20
 LOOK_S = 0.5
@@ -40,15 +39,8 @@ def main() -> None:
 
 
 def _measure(work: Path, options: argparse.Namespace) -> None:
-    harness.prepare(harness.find(options.harness, os.environ, harness.REPOSITORY), work)
-    harness.require_free(range(harness.MOCK_PORT, harness.MOCK_PORT + harness.REPLICAS))
-    listen, admin = harness.free_ports(2)
-    config = work / "bench.toml"
-    config.write_text(harness.turnout_toml(listen, admin, work / "turnout.db"), encoding="utf-8")
-    mock = ["taskset", "-c", "1", str(work / "mock"), str(harness.MOCK_PORT), str(harness.REPLICAS)]
-    serve = ["taskset", "-c", "0", *harness.serve_command(config)]
-    with running(mock, work / "mock.log"), running(serve, work / "turnout.log") as router:
-        wait_ready(listen, router, work / "turnout.log")
+    prepare(work, options.harness)
+    with serving(work) as (_, listen, admin):
         arguments = f"-b {work}/bodies/small.jsonl -r {options.rows // 2} -c 64 -w {WARM_S} -d {SECONDS}"
         looks = []
         with subprocess.Popen(load(work, listen, arguments), stdout=subprocess.PIPE, text=True) as process:

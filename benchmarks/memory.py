@@ -109,17 +109,9 @@ def _verdict(value: float, bar: float) -> str:
 
 
 def _measure(work: Path, options: argparse.Namespace) -> str:
-    source = harness.find(options.harness, os.environ, harness.REPOSITORY)
-    harness.prepare(source, work)
-    harness.require_free(range(harness.MOCK_PORT, harness.MOCK_PORT + harness.REPLICAS))
+    prepare(work, options.harness)
     facts = harness.facts()
-    listen, admin = harness.free_ports(2)
-    config = work / "bench.toml"
-    config.write_text(harness.turnout_toml(listen, admin, work / "turnout.db"), encoding="utf-8")
-    mock = ["taskset", "-c", "1", str(work / "mock"), str(harness.MOCK_PORT), str(harness.REPLICAS)]
-    serve = ["taskset", "-c", "0", *harness.serve_command(config)]
-    with running(mock, work / "mock.log"), running(serve, work / "turnout.log") as router:
-        wait_ready(listen, router, work / "turnout.log")
+    with serving(work) as (router, listen, _):
         time.sleep(SETTLE_S)
         idle = _rss_kb(router.pid)
         few = at_concurrency(_streams(work, listen, router.pid, FEW), FEW)
@@ -132,8 +124,27 @@ def _measure(work: Path, options: argparse.Namespace) -> str:
     return f"{report.facts_list(facts)}\n{table}"
 
 
+def prepare(work: Path, given: Path | None) -> None:
+    """Copy and build the load tools, `given` or found, and see that nobody listens where their engines will."""
+    harness.prepare(harness.find(given, os.environ, harness.REPOSITORY), work)
+    harness.require_free(range(harness.MOCK_PORT, harness.MOCK_PORT + harness.REPLICAS))
+
+
 @contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serving(work: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+    """Run the mock engines on core 1 and Turnout on core 0; gives its process, its port and its admin port."""
+    listen, admin = harness.free_ports(2)
+    config = work / "bench.toml"
+    config.write_text(harness.turnout_toml(listen, admin, work / "turnout.db"), encoding="utf-8")
+    mock = ["taskset", "-c", "1", str(work / "mock"), str(harness.MOCK_PORT), str(harness.REPLICAS)]
+    serve = ["taskset", "-c", "0", *harness.serve_command(config)]
+    with _running(mock, work / "mock.log"), _running(serve, work / "turnout.log") as router:
+        _wait_ready(listen, router, work / "turnout.log")
+        yield router, listen, admin
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process while the block runs; it ends with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=harness.environment(), cwd=log.parent, stdout=output, stderr=output)
@@ -148,7 +159,7 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             process.wait()
 
 
-def wait_ready(port: int, router: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_ready(port: int, router: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a router answers, or say what it said instead."""
     until = time.monotonic() + READY_S
     while time.monotonic() < until and router.poll() is None:
