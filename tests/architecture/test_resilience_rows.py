@@ -249,6 +249,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("simulation/test_world.py", "test_no_promise_is_broken"),
     ),
 }
+REMOVAL = f"{FAULTS}/test_removal.py"
 DEADLINES, RETRY = f"{FAULTS}/test_deadlines.py", f"{CORE}/test_exchange.py"
 RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "D1": ((CONNECTING, "test_F02_F10_a_connection_that_never_comes_is_given_up_in_time"),),
@@ -350,7 +351,10 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{CORE}/test_resilience_traps.py", "test_nine_breaker_bugs"),
         (f"{FLEET}/test_registry.py", "test_retry_after_is_the_time_to_the_earliest_return"),
     ),
-    "B10": ((f"{CHAOS}/test_changes.py", "test_sighup_swaps_the_configuration_and_keeps_the_last_good_one"),),
+    "B10": (
+        (REMOVAL, "test_B10_a_breaker_survives_reloads_that_leave_its_endpoint_as_it_was"),
+        (REMOVAL, "test_B10_a_breaker_dies_with_its_incarnation"),
+    ),
     "O1": ((DEADLINES, "test_O1_an_unreachable_endpoint_is_looked_for_after_a_fifth_of_a_second_one_and_three"),),
     "O2": ((FLEETS, "test_F39_a_third_of_failures_ejects_relative_to_the_pool"),),
     "O3": ((f"{FLEET}/test_ejection.py", "test_o3_at_most_half_of_a_pool_is_out"),),
@@ -359,7 +363,14 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "O6": ((f"{FAULTS}/test_traps.py", "test_probes_survive_reload"),),
     "I1": ((f"{FLEET}/test_registry.py", "test_same_identity_inherits_nothing"),),
     "I2": ((f"{FLEET}/test_registry.py", "test_removal_is_idempotent"),),
-    "I3": ((f"{CORE}/test_exchange_endings.py", "test_permits_of_a_replaced_endpoint_return_to_its_own_incarnation"),),
+    "I3": (
+        (REMOVAL, "test_I3_what_runs_on_a_removed_endpoint_runs_on_while_its_process_lives"),
+        (REMOVAL, "test_I3_a_connection_that_breaks_after_the_removal_is_a_failure_as_any_other"),
+        (REMOVAL, "test_I3_nobody_waits_for_a_removed_process_that_is_gone"),
+        (REMOVAL, "test_I3_nobody_waits_for_the_life_before_a_restart"),
+        (REMOVAL, "test_I3_a_late_answer_to_a_client_that_left_reaches_nobody"),
+        (f"{CORE}/test_exchange_endings.py", "test_permits_of_a_replaced_endpoint_return_to_its_own_incarnation"),
+    ),
     "I4": ((FLEETS, "test_F51_an_empty_pool_holds_requests_until_somebody_comes"),),
     "I5": ((CONNECTING, "test_F07_the_last_good_addresses_stay_for_an_hour"),),
     "Q1": (

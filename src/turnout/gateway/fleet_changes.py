@@ -1,7 +1,8 @@
 """Endpoints that come and go while the router runs: registered, drained by hand, replaced by a reload (X4, I2, I3).
 
-What runs on an endpoint that leaves runs on: its connections live until they are done. An endpoint that returns, or
-whose description has changed, is a new incarnation: cold, without affinity, load, breaker or cooldown of the old one.
+What runs on an endpoint that leaves runs on: its connections live until they are done, and until then it is asked
+whether it is there. An endpoint that returns, or whose description has changed, is a new incarnation: cold, without
+affinity, load, breaker or cooldown of the old one.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class FleetChanges:
             told["left"].append(name)
         for name in sorted(wanted):
             known = self._described.get(name)
-            if known == wanted[name] and same_pool:
+            if known == wanted[name]:
+                if not same_pool:  # how we connect is no trait of the endpoint: its state stays (B10)
+                    self._reconnect(known)
                 continue
             told["joined" if known is None else "changed"].append(name)
             self._join(wanted[name])
@@ -100,16 +103,28 @@ class FleetChanges:
 
     def _join(self, described: options.Endpoint) -> None:
         gateway, name = self._gateway, described.name
-        self._retire(name)
-        gateway.upstreams[name] = Upstream(described, self._pool, self._connect_s)
+        self._see_off(name)
+        self._reconnect(described)
         gateway.fleet.add(described, gateway.clock())
         self._prober.watch(name)
         self.on_join(described)
 
     def _leave(self, name: str) -> None:
+        self._see_off(name)
         self._prober.forget(name)
         self._gateway.fleet.remove(name)
         self._retire(name)
+
+    def _see_off(self, name: str) -> None:
+        """Nobody waits for a reply that cannot come: one that leaves is asked as long as somebody waits for it (I3)."""
+        endpoint, upstream = self._gateway.fleet.endpoints.get(name), self._gateway.upstreams.get(name)
+        if endpoint is not None and upstream is not None and endpoint.in_flight:
+            self._prober.see_off(endpoint, upstream)
+
+    def _reconnect(self, described: options.Endpoint) -> None:
+        """Open new connections from here on."""
+        self._retire(described.name)
+        self._gateway.upstreams[described.name] = Upstream(described, self._pool, self._connect_s)
 
     def _retire(self, name: str) -> None:
         """Let open connections end by themselves, and close those that nobody uses."""

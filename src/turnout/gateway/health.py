@@ -29,8 +29,6 @@ class Health:
         self.ejections = Ejections(ejection)
         self._reviewed_s = 0.0
         self._ticked_s: float | None = None
-        self.leaving: set[EndpointState] = set()
-        """Removed endpoints that still have open attempts."""
         self._conditions: dict[str, str] = {}
         self.tell: Callable[[str, dict[str, object]], None] = lambda _, __: None
         """Hears of changes of endpoints; set by the composition root."""
@@ -58,14 +56,16 @@ class Health:
 
     def tick(self, now: float) -> None:
         """Give up on responses of lost endpoints, and review ejections."""
-        gateway = self._gateway
-        if any(is_lost(endpoint) for endpoint in gateway.fleet.endpoints.values()) or self.leaving:
+        fleet = self._gateway.fleet
+        if fleet.leaving:
+            fleet.leaving = [endpoint for endpoint in fleet.leaving if endpoint.in_flight]
+        if any(map(is_lost, fleet.endpoints.values())) or any(map(is_lost, fleet.leaving)):
             self._end_lost(now)
         self._notice(now)
         if now - self._reviewed_s >= _REVIEW_S:
             self._reviewed_s = now
-            for model in gateway.fleet.models:
-                pool = gateway.fleet.pool(model)
+            for model in fleet.models:
+                pool = fleet.pool(model)
                 if pool is not None:
                     self.ejections.review(pool.members, now)
 
@@ -86,7 +86,7 @@ class Health:
                 self.tell("endpoint_changed", {"endpoint": name, "was": before, "now": current})
 
     def _end_lost(self, now: float) -> None:
-        """R9: one second without a byte is enough from an endpoint that is gone, unreachable or failing its probes."""
+        """R9: one second without a byte is enough from an endpoint that is unreachable or failing its probes."""
         for run in list(self._gateway.runs):
             response = run.response
             if response is None or run.outcome is not None or not is_lost(response.attempt.endpoint):

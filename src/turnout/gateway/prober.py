@@ -82,9 +82,10 @@ class Prober:
         self._wake: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ended: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._stopped = False
         self._timed_out = False
-        """Whether the latest question got no answer in time; read before the next one is asked."""
+        """Whether the question that ended last got no answer in time; read before the loop does anything else."""
 
     def start(self) -> None:
         """Begin probing every endpoint; providers are never probed."""
@@ -108,6 +109,13 @@ class Prober:
             self._ended.add(task)
             task.add_done_callback(self._ended.discard)
 
+    def see_off(self, endpoint: EndpointState, upstream: Reach) -> None:
+        """Ask an endpoint that is being removed, on its own upstream, until nobody waits for it any more (I3)."""
+        if not endpoint.provider and not self._stopped:
+            task = asyncio.get_running_loop().create_task(self._see_off(endpoint, upstream))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
     def failed(self, endpoint: EndpointState) -> None:
         """Hear that an endpoint could not be reached: ask soon."""
         wake = self._wake.get(endpoint.name)
@@ -119,7 +127,9 @@ class Prober:
         self._stopped = True
         for name in list(self._tasks):
             self.forget(name)
-        await asyncio.gather(*self._ended, return_exceptions=True)
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._ended, *self._leaving, return_exceptions=True)
 
     async def _guard(self, name: str) -> None:
         """Watch, and go on after an exception: a bug in one probe must not blind the router (O6)."""
@@ -140,16 +150,13 @@ class Prober:
             now = gateway.clock()
             away = endpoint.unreachable or endpoint.probe_failing
             if away or not listed or not gateway.recovery.health.progress(endpoint, now):
-                ok = await self._ask(gateway.upstreams[name], "/health") is not None
-                progress = gateway.recovery.health.progress(endpoint, gateway.clock())
-                if ok or counts_as_failure(ok=ok, timed_out=self._timed_out, progress=progress):
-                    gateway.fleet.on_probe(endpoint, gateway.clock(), ok=ok)
+                ok = await self._ready(endpoint, gateway.upstreams[name])
                 misses = 0 if ok else misses + 1
                 if not ok and misses == 1 and not listed:
                     gateway.fleet.on_connect_failure(endpoint, gateway.clock())
                 if ok and (away or not listed):
                     listed = await self._list(endpoint, gateway.upstreams[name])
-            delay = self._options.interval_s * (0.8 + 0.4 * gateway.rng.random())
+            delay = self._pause_s()
             if endpoint.unreachable and misses <= len(_RETURN_DELAYS_S):
                 delay = min(delay, _RETURN_DELAYS_S[max(0, misses - 1)])
             wake.clear()
@@ -160,6 +167,25 @@ class Prober:
                 continue
             misses = 0
             await asyncio.sleep(_RETURN_DELAYS_S[0])
+
+    async def _see_off(self, endpoint: EndpointState, upstream: Reach) -> None:
+        while endpoint.in_flight and not self._stopped:
+            await asyncio.sleep(self._pause_s())
+            if endpoint.in_flight:
+                await self._ready(endpoint, upstream)
+
+    async def _ready(self, endpoint: EndpointState, upstream: Reach) -> bool:
+        """Ask whether it is ready, and let the answer count."""
+        gateway = self._gateway
+        ok = await self._ask(upstream, "/health") is not None
+        now = gateway.clock()
+        progress = gateway.recovery.health.progress(endpoint, now)
+        if ok or counts_as_failure(ok=ok, timed_out=self._timed_out, progress=progress):
+            gateway.fleet.on_probe(endpoint, now, ok=ok)
+        return ok
+
+    def _pause_s(self) -> float:
+        return self._options.interval_s * (0.8 + 0.4 * self._gateway.rng.random())
 
     async def _list(self, endpoint: EndpointState, upstream: Reach) -> bool:
         """Read contexts from the model list; an engine without one keeps its configuration."""
@@ -198,11 +224,10 @@ class Prober:
 
     async def _ask(self, upstream: Reach, path: str) -> tuple[int, bytes] | None:
         reply = _Reply()
-        self._timed_out = False
         upstream.pool.request(upstream.head(path, "GET") + b"\r\n", reply)
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                answer = await reply.done
+                answer, self._timed_out = await reply.done, False
         except TimeoutError:
             answer, self._timed_out = None, True
         finally:

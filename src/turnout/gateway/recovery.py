@@ -122,7 +122,8 @@ class Recovery:
         if not request.repeatable and resume.require_deterministic and not self.some_continue:
             return False
         pool = self._gateway.fleet.pool(run.model)
-        if pool is not None and len(pool.members) > 1:
+        members = pool.members if pool is not None else []
+        if len(members) > 1 or (members and _is_untried(members[0], run)):  # the one that broke may have been removed
             return True
         return resume.scope == "fallback_models" and bool(candidates(cast("Run", run), joins=True))
 
@@ -160,3 +161,7 @@ class Recovery:
 
 def _unheard(_: EndpointState, __: bytes) -> None:
     """Nobody observes."""
+
+
+def _is_untried(endpoint: EndpointState, run: OpenRun) -> bool:
+    return run.exchange is not None and all(attempt.endpoint.name != endpoint.name for attempt in run.exchange.attempts)

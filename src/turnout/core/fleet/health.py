@@ -1,20 +1,21 @@
 """Busy is not dead, and alive is not working: what progress says about an endpoint (resilience O4, O5, R9, D3).
 
 Progress is a response byte in the last five seconds. While there is some, nobody needs to probe, and a probe that
-times out counts nothing. An endpoint that is gone, unreachable or failing its probes gets one second of patience for
-each open response, instead of the minutes that a silent socket could take.
+times out counts nothing. An endpoint that is unreachable or failing its probes gets one second of patience for each
+open response, instead of the minutes that a silent socket could take. One that was removed is asked while attempts on
+it are open: as long as its process answers they run on, however silent (I3).
 """
 
 from __future__ import annotations
 
 from turnout.core.fleet.breaker import State
 from turnout.core.fleet.endpoint import EndpointState
-from turnout.core.fleet.marks import DRAINING, EJECTED, GONE, PROBE_FAILING, REFUSED, UNREACHABLE
+from turnout.core.fleet.marks import DRAINING, EJECTED, PROBE_FAILING, REFUSED, UNREACHABLE
 
 PROGRESS_S = 5.0
 PATIENCE_S = 1.0
 ONLINE = "online"
-_LOST = GONE | UNREACHABLE | PROBE_FAILING
+_LOST = UNREACHABLE | PROBE_FAILING
 # The weightiest first: of several only that one is told.
 _CONDITIONS = (
     (DRAINING, "draining"),

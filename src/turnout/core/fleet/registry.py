@@ -179,6 +179,8 @@ class Fleet:
         self.ghosts = Ghosts(prefix.max_blocks if prefix.max_blocks is not None else _OWNERS_MAX)
         self.load_max_age_s = (load or options.Load()).max_age_s
         self.endpoints: dict[str, EndpointState] = {}
+        self.leaving: list[EndpointState] = []
+        """Removed endpoints on which attempts were open when somebody looked last (I3)."""
         self._declared: dict[str, options.Endpoint] = {}
         self._breaker = breaker
         self._probe_failures = probe_failures
@@ -228,7 +230,12 @@ class Fleet:
         return state
 
     def restarted(self, endpoint: EndpointState, now: float) -> EndpointState | None:
-        """The engine behind an endpoint began a new life: a new incarnation, of which only its context is known."""
+        """The engine behind an endpoint began a new life: a new incarnation, of which only its context is known.
+
+        Who waits for the old one waits in vain, and no connection need say so.
+        """
+        if self.endpoints.get(endpoint.name) is endpoint:
+            endpoint.unreachable = True
         return self.redeclared(endpoint, self._declared[endpoint.name], now)
 
     def redeclared(self, endpoint: EndpointState, description: options.Endpoint, now: float) -> EndpointState | None:
@@ -255,6 +262,7 @@ class Fleet:
         if state is None:
             return None
         state.gone = True
+        self.leaving = [known for known in (*self.leaving, state) if known.in_flight]
         self.index.retire(state.bit)
         self.predicted.retire(state.bit)
         self.close_streams(state, "gone")

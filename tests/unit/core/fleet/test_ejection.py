@@ -126,9 +126,15 @@ def test_busy_is_not_dead() -> None:
     assert not counts_as_failure(ok=True, timed_out=False, progress=False)
 
 
-@pytest.mark.parametrize("mark", ["gone", "unreachable", "probe_failing"])
+@pytest.mark.parametrize("mark", ["unreachable", "probe_failing"])
 def test_r9_lost_endpoints_are_known_by_one_look(mark: str) -> None:
     endpoint = member("a")
     assert not is_lost(endpoint)
     setattr(endpoint, mark, True)
     assert is_lost(endpoint)
+
+
+def test_i3_a_removed_endpoint_is_not_lost_by_being_removed() -> None:
+    endpoint = member("a")
+    endpoint.gone = True
+    assert not is_lost(endpoint)
