@@ -248,7 +248,8 @@ def test_every_path_writes_rows(surface: str, outcome: str, router: Routers, scr
     if outcome == "context_exceeded":
         member = next(name for name in ("messages", "prompt", "input") if name in body)
         body[member] = [{"role": "user", "content": "a" * 900}] if member == "messages" else "a" * 900
-    lines = [b"x-turnout-timeout-ms: 150"] if outcome == "deadline_exceeded" else []
+    # Long enough to be sent to the engine on a busy machine: a deadline that comes before has no attempt.
+    lines = [b"x-turnout-timeout-ms: 1000"] if outcome == "deadline_exceeded" else []
     client = up.client()
     client.send(up.request(body, *lines, path=path))
     if outcome == "client_gone":
@@ -278,6 +279,7 @@ def test_load_returns_to_zero(router: Routers, script_engine: Engines, wire: Any
     draw = random.Random(5)
     one, two = script_engine(), script_engine()
     one.scripts = two.scripts = [draw.choice(endings) for _ in range(120)] + [[wire.answer()]]
+    # Time-outs end what is silent; none of them decides the verdict, whichever answers they cut on a busy machine.
     up = router(one, two, timeout={"first_token_failover_s": 0.1, "first_token_s": 0.1, "stall_s": 0.1})
     clients: list[Client] = []
     for number in range(40):
@@ -327,10 +329,10 @@ async def ask_and_leave(up: Router, number: int, draw: random.Random, wrong: lis
         stream = draw.random() < 0.6
         body = {"model": "model-a", "messages": [{"role": "user", "content": canary}], "stream": stream}
         writer.write(up.request(body, b"x-canary: " + canary.encode(), key=f"key-{number}"))
-        patience = draw.choice((0.0, 0.002, 0.01, 5.0))
+        patience = draw.choice((0.0, 0.002, 0.01, 30.0))
         seen = b""
         try:
-            async with asyncio.timeout(patience if stream else 5.0):
+            async with asyncio.timeout(patience if stream else 30.0):
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = next((int(x[15:]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")), 0)
                 seen = await (reader.readexactly(length) if length else reader.readuntil(b"data: [DONE]"))
