@@ -249,7 +249,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("simulation/test_world.py", "test_no_promise_is_broken"),
     ),
 }
-REMOVAL = f"{FAULTS}/test_removal.py"
+REMOVAL, ONE_OF_MANY = f"{FAULTS}/test_removal.py", f"{FAULTS}/test_one_of_many.py"
 DEADLINES, RETRY = f"{FAULTS}/test_deadlines.py", f"{CORE}/test_exchange.py"
 RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "D1": ((CONNECTING, "test_F02_F10_a_connection_that_never_comes_is_given_up_in_time"),),
@@ -403,8 +403,19 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "P3": ((f"{CHAOS}/test_storm.py", "test_no_client_is_refused_lied_to_or_left_hanging"),),
     "P4": ((DEADLINES, "test_D5_one_deadline_for_all_attempts"),),
     "P5": ((RETRY, "test_p5_a_refused_connection_takes_the_endpoint_out_at_once"),),
-    "P6": ((f"{CHAOS}/test_storm.py", "test_no_client_is_refused_lied_to_or_left_hanging"),),
-    "P7": (("simulation/test_world.py", "test_no_promise_is_broken"),),
+    "P6": (
+        (ONE_OF_MANY, "test_P6_one_endpoint_that_fails_costs_no_client_an_error"),
+        (ONE_OF_MANY, "test_P6_one_endpoint_that_says_nothing_costs_no_client_an_error"),
+        (ONE_OF_MANY, "test_P6_one_endpoint_that_takes_no_connection_costs_no_client_an_error"),
+        (f"{CHAOS}/test_storm.py", "test_no_client_is_refused_lied_to_or_left_hanging"),
+    ),
+    "P7": (
+        (
+            f"{FAULTS}/test_overload.py",
+            "test_P7_three_times_the_capacity_costs_little_is_refused_at_once_and_shared_fairly",
+        ),
+        ("simulation/test_world.py", "test_no_promise_is_broken"),
+    ),
 }
 NOT_BUILT = {
     "F67": "a router is one process: there are no sibling workers, and whoever supervises it restarts it",
