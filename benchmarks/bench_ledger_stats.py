@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from turnout.core import options
 from turnout.core.facts import AttemptFact, CallFact, OpenedCall, RouteKey
 from turnout.ledger import connection, derived, window
+from turnout.ledger.derivation import Derivation
 from turnout.ledger.entry import encode
 from turnout.ledger.slots import Slots
 from turnout.ledger.snapshot import Refresher
@@ -75,7 +76,8 @@ def _run(root: Path, server: Any, rows: int, routes: int) -> None:
 
 
 def _refreshes(store: Any, url: str, rows: int, keys: list[RouteKey], rng: random.Random) -> Refresher:
-    refresher = Refresher(options.Ledger(url=url), clock_ms=_now_ms)
+    section = options.Ledger(url=url)
+    refresher = Refresher(section, Derivation(section), clock_ms=_now_ms)
     started = time.perf_counter()
     refresher.refresh()
     _print("first refresh (sums every bucket, streaks, tools)", (time.perf_counter() - started) * 1e3, "ms")

@@ -128,7 +128,7 @@ class App:
             self._bundles.start()
         if self.ledger is not None:
             self.ledger.start()
-        self._restoring = asyncio.get_running_loop().create_task(restore_pins(self.gateway, config))
+        self._restoring = asyncio.get_running_loop().create_task(restore_pins(self.gateway, config, self.ledger))
         if config.coordinator.enabled:
             await self._start_coordinator()
         if config.server.admin_listen:

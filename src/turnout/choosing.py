@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from turnout.core.selection_options import Selection
     from turnout.core.types import Usage
     from turnout.gateway.selecting import Selecting
-    from turnout.ledger.turns import Turn
     from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger
 
@@ -163,32 +162,20 @@ def _prices(gateway: Gateway, ledger: Ledger) -> dict[str, Price]:
     return found
 
 
-async def restore_pins(gateway: Gateway, config: Config) -> int:
+async def restore_pins(gateway: Gateway, config: Config, ledger: Ledger | None) -> int:
     """Rebuild the session pins from the ledger; returns how many. Without an answer sessions start afresh."""
     selecting, options = gateway.selecting, config.selection
-    if selecting is None or not options.pin_enabled or not config.ledger.url:
+    if selecting is None or not options.pin_enabled or ledger is None or not config.ledger.url:
         return 0
     now_ms = gateway.now_ms()
     since_ms = now_ms - int(options.pin_ttl_s * 1000)
-    turns = await asyncio.to_thread(_turns, config.ledger.url, since_ms, options.pin_max_sessions)
+    turns = await asyncio.to_thread(ledger.recent_turns, since_ms, options.pin_max_sessions)
     now = gateway.clock()
     found = [(one, now - (now_ms - one.ended_at_ms) / 1000) for one in reversed(turns)]
     return sum(
         selecting.restore(one.tenant, one.session, one.knobs_hash, one.model, one.provider, one.tokens_in or 0, at_s)
         for one, at_s in found
     )
-
-
-def _turns(url: str, since_ms: int, most: int) -> list[Turn]:
-    """Ask the ledger, on a thread; nothing when there is no database yet or it does not answer."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from turnout.ledger.turns import recent_turns
-
-    try:
-        return recent_turns(url, since_ms, most)
-    except (SQLAlchemyError, OSError):
-        return []
 
 
 def choice_pages(gateway: Gateway, watch: Watch | None) -> list[Route]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turnout.ledger import upgrade
+from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S
 from turnout.ledger.sink import LedgerRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turnout.core import options
-    from turnout.core.facts import RouteKey
+    from turnout.ledger.backend import HotRoute, Turn
     from turnout.ledger.sink import Sink
     from turnout.ledger.upgrade import OnEvent
 
@@ -70,7 +71,7 @@ def open_store(
     return postgres.open_store(options.url, router_id=router_id, clock_ms=clock_ms, **days)
 
 
-def hot_routes(url: str, now_ms: int) -> list[tuple[str, str, RouteKey, int]]:
+def hot_routes(url: str, now_ms: int) -> list[HotRoute]:
     """Ask for the hot routes of the last hour's sessions; none while there is no database that answers."""
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -85,6 +86,79 @@ def hot_routes(url: str, now_ms: int) -> list[tuple[str, str, RouteKey, int]]:
             engine.dispose()
     except (SQLAlchemyError, OSError):
         return []
+
+
+def recent_turns(url: str, since_ms: int, most: int) -> list[Turn]:
+    """Ask for the newest turns; none while there is no database that answers."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from turnout.ledger import turns
+
+    try:
+        return turns.recent_turns(url, since_ms, most)
+    except (SQLAlchemyError, OSError):
+        return []
+
+
+class Opener:
+    """Opens the database in a thread of its own: calls are spooled meanwhile, however long a migration takes.
+
+    At normal priority: loading the library holds the interpreter's lock, and what stands back for requests while it
+    holds it makes them wait for longer, not for less.
+    """
+
+    def __init__(
+        self,
+        open_sink: Callable[[], Sink],
+        *,
+        delay_s: float,
+        on_event: OnEvent,
+        on_open: Callable[[], None],
+        spool_bytes: Callable[[], int],
+    ) -> None:
+        """Open it `delay_s` after `start`, and tell `on_open`."""
+        self.sink: Sink | None = None
+        self.done = threading.Event()
+        """There is a sink, or there never will be one."""
+        self._open_sink = open_sink
+        self._delay_s = delay_s
+        self._on_event = on_event
+        self._on_open = on_open
+        self._spool_bytes = spool_bytes
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger-opener", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Try once more at most, at once."""
+        self._closing.set()
+
+    def _run(self) -> None:
+        retry_s, failing = RETRY_FIRST_S, False
+        pause_s = self._delay_s
+        while not self.done.is_set():
+            self._closing.wait(pause_s)
+            closing = self._closing.is_set()
+            try:
+                self.sink = self._open_sink()
+                self.done.set()
+                self._on_open()
+            except LedgerRefusedError as error:
+                self._on_event("ledger_refused", error=str(error))
+                self.done.set()
+            except Exception as error:  # noqa: BLE001 - whatever keeps a file from opening is tried again
+                if not failing:
+                    self._on_event("ledger_down", kind="unreachable", error=str(getattr(error, "orig", error)))
+                failing = True
+                pause_s, retry_s = retry_s, min(RETRY_MAX_S, retry_s * 2)
+                if closing:
+                    self.done.set()
+            else:
+                if failing:
+                    self._on_event("ledger_up", spool_bytes=self._spool_bytes())
 
 
 def _import_prices(url: str, file: str, now_ms: int, on_event: OnEvent) -> None:

@@ -61,13 +61,16 @@ def in_force(conn: sa.Connection, at_ms: int) -> int | None:
     return found
 
 
-def load(conn: sa.Connection, version: int | None, cached_factor: float = 0.1) -> PriceBook:
-    """Give one version as a book; an empty book for None."""
+def of_version(conn: sa.Connection, version: int | None) -> list[Price]:
+    """Give the prices of one version; none for None."""
     table = schema.prices
     found = conn.execute(sa.select(table).where(table.c.version == version)).mappings() if version is not None else ()
-    return PriceBook.of(
-        version, [Price(**{k: v for k, v in row.items() if k != "version"}) for row in found], cached_factor
-    )
+    return [Price(**{k: v for k, v in row.items() if k != "version"}) for row in found]
+
+
+def load(conn: sa.Connection, version: int | None, cached_factor: float = 0.1) -> PriceBook:
+    """Give one version as a book; an empty book for None."""
+    return PriceBook.of(version, of_version(conn, version), cached_factor)
 
 
 def add(

@@ -11,7 +11,7 @@ import functools
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from turnout.core import options
     from turnout.core.admission.spending import Spending
     from turnout.core.facts import Percentiles, RouteKey
-    from turnout.ledger.window import Window
+    from turnout.ledger.backend import Statistics
 
 STALE_MS: Final = 30_000
-_STREAKS_EVERY_MS: Final = 10_000
 _RANKS_EVERY_S: Final = 10.0
+# So many routes are asked about at once.
+_RANKED_AT_ONCE: Final = 256
 # Each derivation takes at most a twentieth of the time.
 _PAUSE_FACTOR: Final = 20
 _EMPTY: Final = StatsSnapshot()
@@ -40,6 +41,7 @@ class Refresher:
     def __init__(
         self,
         options: options.Ledger,
+        statistics: Statistics,
         *,
         clock_ms: Callable[[], int],
         monotonic: Callable[[], float] = time.monotonic,
@@ -47,19 +49,18 @@ class Refresher:
         delay_s: float = 1.0,
         spending: Spending | None = None,
     ) -> None:
-        """Describe it; the database is opened by the thread, at `begin` or `delay_s` after `start`."""
+        """Describe it; the thread asks for the first time at `begin` or `delay_s` after `start`."""
         self.latest: StatsSnapshot = _EMPTY
         self.book = PriceBook.of(None, (), options.default_cached_price_factor)
         self.read_errors: dict[str, int] = {}
         self._options = options
+        self._statistics = statistics
         self._clock_ms = clock_ms
         self._monotonic = monotonic
         self._yields = yields
         self._delay_s = delay_s
         self._spending = spending
-        self._engine: Any = None
-        self._windows: tuple[Window, Window] | None = None
-        self._streaks_at_ms = 0
+        self._asked = False
         self._unranked: list[tuple[int, RouteKey]] = []
         self._ranked: dict[RouteKey, Percentiles] = {}
         self._ranks_at_ms = 0
@@ -98,41 +99,26 @@ class Refresher:
         """Derive everything now and publish it.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database does not answer.
+            Exception: the database does not answer.
         """
-        from turnout.ledger import connection, derived, prices
-        from turnout.ledger.window import Window
-
-        section = self._options
-        if self._engine is None:
-            self._engine = connection.reading(section.url)
-        if self._windows is None:
-            self._windows = Window(section.route_window_ms), Window(section.tool_window_ms)
+        self._asked = True
         started = self._monotonic()
         now_ms = self._clock_ms()
         self._read_spent(now_ms)
         before = self.latest
-        with self._engine.connect() as conn, conn.begin():
-            keys = derived.routes(conn)
-            routes = derived.stats_of(self._windows[0].refresh(conn, now_ms), keys)
-            tool_incapable, by_route, by_endpoint = before.tool_incapable, before.route_streaks, before.endpoint_streaks
-            if not 0 <= now_ms - self._streaks_at_ms < _STREAKS_EVERY_MS:
-                tool_sums = self._windows[1].refresh(conn, now_ms)
-                tool_incapable = derived.incapable(tool_sums, keys, section.tool_min_samples)
-                by_route, by_endpoint = derived.failure_streaks(conn, now_ms, section.streak_window_ms)
-                self._streaks_at_ms = now_ms
-            version = prices.in_force(conn, now_ms)
-            if version != self.book.version:  # a version never changes: it is read once
-                self.book = prices.load(conn, version, section.default_cached_price_factor)
+        found = self._statistics.derive(now_ms, self.book.version)
+        if found.prices is not None:
+            self.book = PriceBook.of(found.version, found.prices, self._options.default_cached_price_factor)
+        health = found.health
         self.latest = StatsSnapshot(
             observed_at_ms=now_ms,
             derive_ms=round((self._monotonic() - started) * 1000),
-            window_ms=section.route_window_ms,
-            routes=routes,
-            models=derived.merged(routes, lambda key: key.model),
-            tool_incapable=tool_incapable,
-            route_streaks=by_route,
-            endpoint_streaks=by_endpoint,
+            window_ms=self._options.route_window_ms,
+            routes=found.routes,
+            models=found.models,
+            tool_incapable=before.tool_incapable if health is None else health.tool_incapable,
+            route_streaks=before.route_streaks if health is None else health.by_route,
+            endpoint_streaks=before.endpoint_streaks if health is None else health.by_endpoint,
             percentiles=before.percentiles,
             percentiles_at_ms=before.percentiles_at_ms,
         )
@@ -140,15 +126,12 @@ class Refresher:
 
     def _read_spent(self, now_ms: int) -> None:
         """Publish what keys have spent, with the calls that are known to be among it."""
-        from turnout.ledger import derived
-
         spending = self._spending
         if spending is None or not spending.days:
             return
         call_ids = spending.committed()
         try:
-            with self._engine.connect() as conn, conn.begin():
-                spending.publish(derived.spent(conn, now_ms, spending.days), call_ids)
+            spending.publish(self._statistics.spent(now_ms, spending.days), call_ids)
         except Exception:
             spending.unread(call_ids)
             raise
@@ -157,22 +140,20 @@ class Refresher:
         """Ask the rows for the percentiles of the next routes for so long; publish them when all routes are through.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database does not answer.
+            Exception: the database does not answer.
         """
-        from turnout.ledger import derived
-
         started, now_ms = self._monotonic(), self._clock_ms()
         if not self._unranked:
             if started < self._ranks_due_s:
                 return
             self._ranked, self._ranks_at_ms, self._ranks_s = {}, now_ms, 0.0
             self._ranks_due_s = started + _RANKS_EVERY_S
-            with self._engine.connect() as conn:
-                self._unranked = [(n, key) for n, key in derived.routes(conn).items() if key in self.latest.routes]
-        with self._engine.connect() as conn, conn.begin():
-            while self._unranked and self._monotonic() - started < most_s:
-                route_id, key = self._unranked.pop()
-                self._ranked[key] = derived.percentiles(conn, route_id, now_ms, self._options.route_window_ms)
+            self._unranked = [(n, key) for n, key in self._statistics.routes() if key in self.latest.routes]
+        while self._unranked and (left_s := started + most_s - self._monotonic()) > 0:
+            part = self._unranked[:_RANKED_AT_ONCE]
+            found = self._statistics.percentiles([number for number, _ in part], now_ms, left_s)
+            self._ranked |= {key: ranks for (_, key), ranks in zip(part, found, strict=False)}
+            del self._unranked[: len(found)]
         self._ranks_s += self._monotonic() - started
         if not self._unranked:
             self.latest = msgspec.structs.replace(
@@ -195,15 +176,14 @@ class Refresher:
         if self._stop.is_set():
             return
         # Before it stands back: whoever waits for a module that such a thread loads waits as long as it takes there.
-        from turnout.ledger import connection, derived, prices, window  # noqa: F401
-
+        self._statistics.prepare()
         self._yields()
         pause_s = 0.0
         while not self._stop.wait(pause_s):
             spent_s = self._timed("snapshot", self.refresh)
             self._looked.set()
             pause_s = max(self._options.snapshot_interval_s, _PAUSE_FACTOR * spent_s)
-            if self._engine is not None:
+            if self._asked:
                 self._timed("percentiles", functools.partial(self.rank, pause_s / _PAUSE_FACTOR))
         self._drop()
 
@@ -219,7 +199,5 @@ class Refresher:
 
     def _drop(self) -> None:
         """Start over with new connections and new sums."""
-        engine, self._engine, self._windows, self._unranked = self._engine, None, None, []
-        self._streaks_at_ms = 0
-        if engine is not None:
-            engine.dispose()
+        self._asked, self._unranked = False, []
+        self._statistics.drop()

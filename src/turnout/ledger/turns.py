@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
 import sqlalchemy as sa
 
 from turnout.ledger import connection
+from turnout.ledger.backend import Turn
 
 _MOST: Final = 100_000
 _TURNS: Final = sa.text(
@@ -18,18 +18,6 @@ _TURNS: Final = sa.text(
     " AND c.knobs_hash <> '' AND c.outcome = 'completed' AND (c.user_id IS NULL OR c.session_id <> c.user_id)) t"
     " WHERE place = 1 ORDER BY ended_at_ms DESC, seq DESC LIMIT :most"
 )
-
-
-class Turn(msgspec.Struct, frozen=True, gc=False):
-    """One session's newest turn under one vector of knobs."""
-
-    tenant: str
-    session: str
-    knobs_hash: str
-    model: str
-    provider: str
-    tokens_in: int | None
-    ended_at_ms: int
 
 
 def recent_turns(url: str, since_ms: int, most: int = _MOST) -> list[Turn]:

@@ -7,7 +7,6 @@ request may.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import threading
 import time
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turnout.core.admission.spending import Spending
 from turnout.ledger import opening, upgrade
-from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S, Drain
+from turnout.ledger.drain import Drain
 from turnout.ledger.entry import Entry, encode
 from turnout.ledger.explanations import Explanations
-from turnout.ledger.sink import LedgerRefusedError
+from turnout.ledger.in_process import InProcess
 from turnout.ledger.slots import Slots, recover
 from turnout.ledger.snapshot import Refresher
 from turnout.ledger.spool import Spool
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turnout.core import options
-    from turnout.core.facts import CallFact, OpenedCall, RouteKey, StatsSnapshot
+    from turnout.core.facts import CallFact, OpenedCall, StatsSnapshot
     from turnout.core.pricing import PriceBook
+    from turnout.ledger.backend import Backend, HotRoute, Turn
     from turnout.ledger.explanations import Recent
     from turnout.ledger.pages import Pages
     from turnout.ledger.sink import Sink
@@ -41,6 +41,8 @@ _PRUNE_PAUSE_S: Final = 0.05
 _OPEN_DELAY_S: Final = 0.05
 # The first requests wait so long for prices and budgets, then a database that does not answer is taken for down.
 _KNOWN_WAIT_S: Final = 5.0
+# A thread that has no reason to wait any longer ends in this time.
+_ENDS_S: Final = 0.2
 _ATTEMPTS_SHARE: Final = 0.8
 # So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
 _AS_THEY_CAME: Final = 512
@@ -65,8 +67,11 @@ class Ledger:
         open_delay_s: float = _OPEN_DELAY_S,
         open_sink: Callable[[], Sink] | None = None,
         prices: str = "",
+        backend: Backend | None = None,
     ) -> None:
         """Describe the ledger of one router process, with the file of its prices; touches no file yet.
+
+        `backend` is where the database is opened; in this process, if not given.
 
         Raises:
             LedgerRefusedError: `options.url` names neither a file nor a server.
@@ -75,10 +80,9 @@ class Ledger:
         self._clock_ms = clock_ms
         self._monotonic = monotonic
         self._on_event: OnEvent = on_event or _ignore
-        self._open_delay_s = open_delay_s
         self._has_prices = bool(prices)
-        self._open_sink = open_sink or functools.partial(
-            opening.open_store, options, router_id=router_id, clock_ms=clock_ms, on_event=self._on_event, prices=prices
+        self._backend: Backend = backend or InProcess(
+            options, router_id=router_id, clock_ms=clock_ms, on_event=self._on_event, prices=prices
         )
         self._path = upgrade.base_of(options.url, options.spool_path)
         self._queue: deque[Entry] = deque()
@@ -93,9 +97,10 @@ class Ledger:
         # Ids of calls that found the queue full: their slots still have them.
         self._overflow: deque[str] = deque()
         self.spending = Spending()
-        self._refresher = Refresher(options, clock_ms=clock_ms, yields=opening.stand_back, spending=self.spending)
+        self._refresher = Refresher(
+            options, self._backend.statistics, clock_ms=clock_ms, yields=opening.stand_back, spending=self.spending
+        )
         self._closed = False
-        self._closing = threading.Event()
         self._deadline = 0.0
         self._next_prune = 0.0
         self._wake = threading.Event()
@@ -104,7 +109,6 @@ class Ledger:
         self._rounds = 0
         self._in_round = False
         self._settled = False
-        self._opened = threading.Event()
         self._name = f"{clock_ms():013d}-{os.getpid()}"
         sizes = {"max_bytes": options.spool_max_bytes, "frame_calls": _FRAME_CALLS, "read_calls": options.batch_max}
         self._spool = Spool(self._path, name=self._name, **sizes)
@@ -120,11 +124,16 @@ class Ledger:
             direct_max=options.batch_max * (1 if upgrade.is_file(options.url) else _SERVER_BATCHES),
             spending=self.spending,
         )
-        self._sink: Sink | None = None
+        self._opener = opening.Opener(
+            open_sink or self._backend.open,
+            delay_s=open_delay_s,
+            on_event=self._on_event,
+            on_open=self._opened,
+            spool_bytes=lambda: self._spool.size_bytes,
+        )
         self._pages: Pages | None = None
         # Daemons: a database that hangs must not keep the process from ending; `close` is what loses nothing.
         self._writer = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-        self._opener = threading.Thread(target=self._open, name="ledger-opener", daemon=True)
         self._spiller = threading.Thread(target=self._spill_over, name="ledger-spiller", daemon=True)
 
     def start(self) -> None:
@@ -133,7 +142,10 @@ class Ledger:
         Raises:
             LedgerRefusedError: the schema of the database does not fit this code.
         """
-        opening.check(self._options.url)
+        awaited = self._has_prices or self.spending.days
+        if awaited:
+            self._backend.hurry()
+        self._backend.check()
         if self._options.slots:
             # Without a place for the file requests are served all the same; `ledger_down` says what is wrong there.
             with contextlib.suppress(OSError):
@@ -142,7 +154,7 @@ class Ledger:
         self._opener.start()
         self._spiller.start()
         self._refresher.start()
-        if self._has_prices or self.spending.days:
+        if awaited:
             self._refresher.wait(_KNOWN_WAIT_S)
 
     def accepted(self, call: OpenedCall) -> None:
@@ -197,9 +209,13 @@ class Ledger:
         """Give the version of the price book in force, as of the last refresh; empty before the first."""
         return self._refresher.book
 
-    def hot_routes(self) -> list[tuple[str, str, RouteKey, int]]:
+    def hot_routes(self) -> list[HotRoute]:
         """Give (tenant, session, hot route, instant) of the last hour, to start with. Blocks."""
-        return opening.hot_routes(self._options.url, self._clock_ms())
+        return self._backend.hot_routes(self._clock_ms())
+
+    def recent_turns(self, since_ms: int, most: int) -> list[Turn]:
+        """Give the newest turn of each session, newest first, to start with. Blocks."""
+        return self._backend.recent_turns(since_ms, most)
 
     def session_sums(self, tenant: str, session: str) -> tuple[tuple[int, ...], frozenset[str]]:
         """Give the sums over a session's rows and the ids of the newest of them. Blocks."""
@@ -238,11 +254,14 @@ class Ledger:
         self._deadline = self._monotonic() + timeout_s
         self._closed = True
         self._refresher.close(0.0)
-        self._closing.set()
+        self._opener.close()
         self._wake.set()
         self._spill.set()
         if self._writer.is_alive():
-            self._writer.join(timeout_s + 0.2)
+            self._writer.join(timeout_s + _ENDS_S)
+        self._backend.close()
+        if self._writer.is_alive():
+            self._writer.join(_ENDS_S)  # what it waited for may be gone
         if self._writer.is_alive():
             # The writer hangs in the database. Its batch goes to the spool as well: stored twice changes nothing.
             self._spool.append_encoded([entry.payload for entry in self._drain.inflight])
@@ -289,7 +308,12 @@ class Ledger:
             "slots_missed": self._slots.missed if self._slots is not None else 0,
             "slots_unreadable": self._slots_unreadable,
             **self._refresher.stats(),
+            **self._backend.stats(),
         }
+
+    def _opened(self) -> None:
+        self._wake.set()
+        self._refresher.begin()
 
     def _run(self) -> None:
         opening.stand_back()
@@ -305,7 +329,7 @@ class Ledger:
             with self._round_done:
                 self._in_round = True
                 self._wake.clear()
-            self._drain.sink = self._sink
+            self._drain.sink = self._opener.sink
             wait_s = self._drain.round()
             settled = self._drain.settled
             if settled:
@@ -315,8 +339,8 @@ class Ledger:
                 self._rounds += 1
                 self._settled = settled
                 self._round_done.notify_all()
-        self._opened.wait(max(0.0, self._deadline - self._monotonic()))
-        self._drain.sink = self._sink
+        self._opener.done.wait(max(0.0, self._deadline - self._monotonic()))
+        self._drain.sink = self._opener.sink
         self._drain.finish(self._deadline)
         if self._drain.sink is not None:
             self._drain.sink.close()
@@ -364,35 +388,6 @@ class Ledger:
             return min(wait_s, _PRUNE_PAUSE_S)
         self._next_prune = self._monotonic() + _PRUNE_EVERY_S
         return wait_s
-
-    def _open(self) -> None:
-        """Prepare the database in a thread of its own: calls are spooled meanwhile, however long a migration takes.
-
-        At normal priority: loading the library holds the interpreter's lock, and what stands back for requests while it
-        holds it makes them wait for longer, not for less.
-        """
-        retry_s, failing = RETRY_FIRST_S, False
-        pause_s = self._open_delay_s
-        while not self._opened.is_set():
-            self._closing.wait(pause_s)
-            try:
-                self._sink = self._open_sink()
-                self._opened.set()
-                self._wake.set()
-                self._refresher.begin()
-            except LedgerRefusedError as error:
-                self._on_event("ledger_refused", error=str(error))
-                self._opened.set()
-            except Exception as error:  # noqa: BLE001 - whatever keeps a file from opening is tried again
-                if not failing:
-                    self._on_event("ledger_down", kind="unreachable", error=str(getattr(error, "orig", error)))
-                failing = True
-                pause_s, retry_s = retry_s, min(RETRY_MAX_S, retry_s * 2)
-                if self._closed:
-                    self._opened.set()
-            else:
-                if failing:
-                    self._on_event("ledger_up", spool_bytes=self._spool.size_bytes)
 
 
 def _ignore(name: str, /, **fields: object) -> None:

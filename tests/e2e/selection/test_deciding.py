@@ -296,14 +296,14 @@ def test_pins_are_rebuilt_from_the_ledger(
     config = msgspec.structs.replace(again.config, ledger=options.Ledger(url=f"sqlite:///{database}"))
 
     async def restored() -> int:
-        return await restore_pins(again.app.gateway, config)
+        return await restore_pins(again.app.gateway, config, ledger)
 
     assert again._loop.run(restored()) == 1
     assert again._loop.run(restored()) == 0
     seen = ask(again, CHAT, MATHS, session)
     assert (seen.header(b"x-turnout-model"), seen.header(b"x-turnout-reason")) == (b"small", b"session_pin")
-    missing = msgspec.structs.replace(again.config, ledger=options.Ledger(url=f"sqlite:///{tmp_path}/none/x.db"))
-    config = missing
+    missing = options.Ledger(url=f"sqlite:///{tmp_path}/none/x.db")
+    ledger = Ledger(missing, router_id="r", clock_ms=started.app.gateway.now_ms)
     assert again._loop.run(restored()) == 0
 
 

@@ -11,6 +11,7 @@ from turnout.core import options
 from turnout.core.facts import Percentiles, RouteKey, RouteStats, StatsSnapshot
 from turnout.core.pricing import Price, Tokens
 from turnout.ledger import connection, derived, health, prices
+from turnout.ledger.derivation import Derivation
 from turnout.ledger.derived import CostRow, cost_accuracy
 from turnout.ledger.health import Result, streak
 from turnout.ledger.sink import LedgerRefusedError
@@ -245,7 +246,8 @@ def test_marketplace_health_tracks_route_and_peer_fault_scope(conn: sa.Connectio
 @pytest.fixture
 def refresher(database: Path, clock: Any, conn: sa.Connection) -> Refresher:
     assert not conn.closed
-    return Refresher(options.Ledger(url=f"sqlite:///{database}"), clock_ms=clock)
+    section = options.Ledger(url=f"sqlite:///{database}")
+    return Refresher(section, Derivation(section), clock_ms=clock)
 
 
 def test_a_snapshot_holds_everything_and_its_age(refresher: Refresher, tries: Make, clock: Any) -> None:

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from turnout.core.facts import CallFact, RouteKey
+from turnout.ledger.backend import Turn
 from turnout.ledger.store import Store
-from turnout.ledger.turns import Turn, recent_turns
+from turnout.ledger.turns import recent_turns
 
 NOW_MS = 1_700_000_000_000
 
