@@ -12,14 +12,27 @@ from turnout.gateway.authority import watch
 from turnout.gateway.reading import Reading
 from turnout.gateway.session_totals import SessionTotals
 from turnout.learning import Learning
+from turnout.ledger.remote import OwnProcess
 from turnout.ledger.spool import STRIP_SHARE
+from turnout.ledger.writer import Ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnout.config.schema import Config
     from turnout.coordinator.door import Door
     from turnout.core.scheduling.types import Decision
     from turnout.gateway.service import Gateway
-    from turnout.ledger.writer import Ledger
+    from turnout.ledger.upgrade import OnEvent
+
+
+def open_books(config: Config, router_id: str, now_ms: Callable[[], int], on_event: OnEvent) -> Ledger | None:
+    """Describe the ledger that a configuration names, if it names one, with its database where it shall be."""
+    section, prices = config.ledger, config.prices.file
+    if not section.url:
+        return None
+    own = OwnProcess(section, router_id=router_id, on_event=on_event, prices=prices) if section.own_process else None
+    return Ledger(section, router_id=router_id, clock_ms=now_ms, on_event=on_event, prices=prices, backend=own)
 
 
 def keep_accounts(gateway: Gateway, ledger: Ledger | None, config: Config) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
-from turnout.accounting import explained, keep_accounts, keep_door_accounts, ledger_stats
+from turnout.accounting import explained, keep_accounts, keep_door_accounts, ledger_stats, open_books
 from turnout.choosing import choice_pages, choice_stats, choose_and_replay, restore_pins
 from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
@@ -37,7 +37,6 @@ from turnout.gateway.prober import Prober
 from turnout.gateway.service import Gateway
 from turnout.gateway.upstream import Upstream
 from turnout.http.listener import Listener
-from turnout.ledger.writer import Ledger
 from turnout.observation.observer import Observer
 from turnout.telemetry.logs import LogSink
 from turnout.telemetry.meter import EndpointRow, Meter
@@ -45,6 +44,7 @@ from turnout.telemetry.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from turnout.bundles.watch import Watch
+    from turnout.ledger.writer import Ledger
 
 _FLUSH_S = 5.0
 _SWITCH_S = 0.0005
@@ -75,7 +75,7 @@ class App:
         self.meter = Meter()
         self._sink = LogSink(config.log)
         self.log = self._sink.logger(component="router")
-        self.ledger = self._new_ledger() if config.ledger.url else None
+        self.ledger = open_books(config, _router_id(), now_ms, self.log.warning)
         self.port = 0
         self.admin_port = 0
         self._stopping = asyncio.Event()
@@ -183,10 +183,6 @@ class App:
         fixed = [name for name in _FIXED if getattr(config, name) != getattr(self._config, name)]
         told = reload.apply(self.gateway, self.changes, snapshot_of(config))
         self.log.info("reloaded", **told, needs_restart=fixed)
-
-    def _new_ledger(self) -> Ledger:
-        config, told = self._config, self.log.warning
-        return Ledger(config.ledger, router_id=_router_id(), clock_ms=now_ms, on_event=told, prices=config.prices.file)
 
     def _new_observer(self) -> Observer:
         config, gateway = self._config, self.gateway

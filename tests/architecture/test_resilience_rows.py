@@ -423,7 +423,7 @@ NOT_BUILT = {
 }
 
 # Instants that are shown or stored; durations are monotonic, and the core is handed both.
-WALL_CLOCK = {"app.py", "cli/ledger.py", "sim/pump.py", "sim/server.py", "coordinator/text.py"}
+WALL_CLOCK = {"app.py", "cli/ledger.py", "ledger/process.py", "sim/pump.py", "sim/server.py", "coordinator/text.py"}
 
 
 @cache

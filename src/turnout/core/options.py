@@ -259,6 +259,9 @@ class Ledger(Section, frozen=True, kw_only=True):
     batch_max: Annotated[Count, _doc("Calls per transaction.")] = 500
     flush_interval_ms: Annotated[Count, _doc("Longest wait before a batch is written.")] = 100
     spool_max_bytes: Annotated[Bytes, _doc("Size of the spool that takes batches the database cannot.")] = 1_073_741_824
+    own_process: Annotated[
+        bool, _doc("The database's work is done by a process beside the router, so that requests do not wait for it.")
+    ] = True
     on_failure: Annotated[
         Literal["serve", "reject"],
         _doc("reject: 503 while neither database nor spool file take calls and memory for them runs out."),

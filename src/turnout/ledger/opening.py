@@ -43,6 +43,16 @@ def check(url: str) -> None:
         server_upgrade.check(url, connect_timeout_s=_START_CHECK_S)
 
 
+def load(url: str) -> None:
+    """Load what opening, storing and pruning need, so that it is there before the first batch."""
+    from turnout.ledger import prices, store  # noqa: F401
+
+    if upgrade.is_file(url):
+        from turnout.ledger import sqlite  # noqa: F401
+    else:
+        from turnout.ledger import postgres, server_upgrade  # noqa: F401
+
+
 def open_store(
     options: options.Ledger, *, router_id: str, clock_ms: Callable[[], int], on_event: OnEvent, prices: str = ""
 ) -> Sink:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from turnout.ledger import connection, upgrade
 from turnout.ledger.sink import LedgerRefusedError
@@ -51,6 +49,10 @@ def run(url: str) -> str | None:
         LedgerRefusedError: the schema is newer than this code.
         sqlalchemy.exc.DBAPIError: the server does not answer or refuses.
     """
+    # Alembic costs 12 MB that a check does not pay.
+    from alembic import command
+    from alembic.config import Config
+
     engine = connection.postgres_engine(url, "-c statement_timeout=0 -c lock_timeout=60s")
     config = Config()
     config.set_main_option("script_location", upgrade.MIGRATIONS)

@@ -219,6 +219,12 @@ LEDGER: tuple[Metric, ...] = (
     ),
     Metric("turnout_ledger_snapshot_age_seconds", "gauge", "Age of the derived statistics.", source="snapshot_age_s"),
     Metric("turnout_ledger_derive_seconds", "gauge", "Duration of their last derivation.", source="derive_s"),
+    Metric(
+        "turnout_ledger_process_restarts_total",
+        "counter",
+        "Times that the process of the database was started again.",
+        source="process_restarts",
+    ),
     Metric("turnout_ledger_read_errors_total", "counter", "Queries that failed.", ("query",), source="read_errors"),
 )
 """Keys of the ledger's stats (ledger §10); an absent key gives no sample."""
