@@ -17,7 +17,7 @@ from turnout.ledger.spool import STRIP_SHARE
 from turnout.ledger.writer import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from turnout.config.schema import Config
     from turnout.coordinator.door import Door
@@ -78,6 +78,29 @@ def keep_door_accounts(door: Door, gateway: Gateway, ledger: Ledger | None, mode
             now_ms=gateway.now_ms,
             entropy=gateway.entropy,
         )
+
+
+class LedgerSource:
+    """What `console.ledger_pages` asks of a ledger; the first question loads the database's library."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def rows(self, table: str, filters: Mapping[str, str], limit: int, cursor: str) -> dict[str, Any]:
+        """Return rows of a table."""
+        return self._ledger.pages().rows(table, filters, limit, cursor)
+
+    def sessions(self, window_ms: int, limit: int, cursor: str) -> dict[str, Any]:
+        """Return sessions."""
+        return self._ledger.pages().sessions(window_ms, limit, cursor)
+
+    def document(self, name: str, window_s: int) -> dict[str, Any]:
+        """Return a document."""
+        return self._ledger.pages().document(name, window_s)
+
+    def export(self, table: str, since_ms: int, cursor: str, limit: int) -> tuple[bytes, str, bool]:
+        """Return a part of an export."""
+        return self._ledger.pages().export(table, since_ms, cursor, limit)
 
 
 def ledger_stats(ledger: Ledger | None) -> dict[str, Any]:

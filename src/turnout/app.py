@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from turnout import __version__
-from turnout.accounting import explained, keep_accounts, keep_door_accounts, ledger_stats, open_books
+from turnout.accounting import LedgerSource, explained, keep_accounts, keep_door_accounts, ledger_stats, open_books
 from turnout.choosing import choice_pages, choice_stats, choose_and_replay, restore_pins
 from turnout.config.errors import ConfigError
 from turnout.config.schema import Config
@@ -299,7 +299,7 @@ class App:
             version=__version__,
         )
         facts.metrics = exposition.render  # type: ignore[method-assign]  # the page is the exposition's
-        pages = ledger_routes(self.ledger.pages()) if self.ledger is not None else ()
+        pages = ledger_routes(LedgerSource(self.ledger)) if self.ledger is not None else ()
         disagg_pages = disagg_routes(lambda: disagg_document(self.gateway, self._clock()))
         pages = (*pages, *choice_pages(self.gateway, self._bundles), *self._door_pages, *disagg_pages,
                  *registration_routes(self.changes, self._config.server.registration_digest))  # fmt: skip

@@ -31,6 +31,10 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def _loaded(pid: int, library: str) -> bool:
+    return library in Path(f"/proc/{pid}/maps").read_text()
+
+
 def test_a_killed_ledger_process_costs_no_request_and_no_row(processes: Any, chaos: Any) -> None:
     router = processes.serve(processes.engines(2))
 
@@ -55,6 +59,7 @@ def test_a_killed_ledger_process_costs_no_request_and_no_row(processes: Any, cha
     assert f"turnout_ledger_process_restarts_total {KILLS}" in router.admin("/metrics")
     assert router.words().count("ledger_process_restarted") == KILLS
     beside = _children(router.child.pid)
+    assert [_loaded(pid, "sqlalchemy") for pid in (router.child.pid, *beside)] == [False, True]
     assert router.stop() == 0
     assert [pid for pid in beside if _runs(pid)] == []
 
