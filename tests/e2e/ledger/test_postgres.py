@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from turnout.core import options
 from turnout.core.facts import RouteKey
 from turnout.ledger import connection, schema, server_upgrade, upgrade
+from turnout.ledger.remote import OwnProcess
 from turnout.ledger.sink import LedgerRefusedError, SinkDownError
 from turnout.ledger.writer import Ledger
 
@@ -200,3 +201,32 @@ def test_a_server_that_is_down_at_boot_and_later_loses_nothing(
     assert ledger.close() == 0
     assert events.names == ["ledger_down", "ledger_up"] * 2
     assert _rows(upgraded_url, "SELECT count(*), count(DISTINCT call_id) FROM calls") == [(200, 200)]
+
+
+def test_the_process_of_the_ledger_keeps_what_a_server_cannot_take(
+    upgraded_url: str, server_url: str, postgres: Any, tmp_path: Path, call: Make, clock: Any, events: Any
+) -> None:
+    def beside(url: str) -> Ledger:
+        section = options.Ledger(url=url, spool_path=str(tmp_path / "spool"), flush_interval_ms=10)
+        given: dict[str, Any] = {"router_id": "r", "on_event": events, "prices": ""}
+        return Ledger(section, clock_ms=clock, open_delay_s=0.0, backend=OwnProcess(section, **given), **given)
+
+    refused = beside(server_url)
+    with pytest.raises(LedgerRefusedError, match="turnout ledger upgrade"):
+        refused.start()
+    assert refused.close() == 0
+    ledger = beside(upgraded_url)
+    ledger.start()
+    ledger.record(call(0))
+    assert ledger.flush(60.0) == 0
+    postgres.stop()
+    try:
+        for n in range(1, 100):
+            ledger.record(call(n))
+        assert ledger.flush(0.3) > 0
+    finally:
+        postgres.start()
+    assert ledger.flush(60.0) == 0
+    assert ledger.close() == 0
+    assert events.names == ["ledger_down", "ledger_up"]
+    assert _rows(upgraded_url, "SELECT count(*), count(DISTINCT call_id) FROM calls") == [(100, 100)]
