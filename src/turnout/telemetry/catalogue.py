@@ -28,10 +28,7 @@ REQUESTS: tuple[Metric, ...] = (
         "turnout_requests_total", "counter", "Accepted requests by their one outcome.", ("model", "outcome", "class")
     ),
     Metric(
-        "turnout_attempts_total",
-        "counter",
-        "Ended attempts and legs; result is ok or the error kind.",
-        ("endpoint", "result"),
+        "turnout_attempts_total", "counter", "Ended attempts and legs, ok or an error kind.", ("endpoint", "result")
     ),
     Metric("turnout_refusals_total", "counter", "Refusals before a request was accepted, by error code.", ("code",)),
     Metric("turnout_ttft_seconds", "histogram", "Complete head of the request to first output event.", ("model",)),
@@ -219,12 +216,7 @@ LEDGER: tuple[Metric, ...] = (
     ),
     Metric("turnout_ledger_snapshot_age_seconds", "gauge", "Age of the derived statistics.", source="snapshot_age_s"),
     Metric("turnout_ledger_derive_seconds", "gauge", "Duration of their last derivation.", source="derive_s"),
-    Metric(
-        "turnout_ledger_process_restarts_total",
-        "counter",
-        "Times that the process of the database was started again.",
-        source="process_restarts",
-    ),
+    Metric("turnout_ledger_process_restarts_total", "counter", "Restarts of its process.", source="process_restarts"),
     Metric("turnout_ledger_read_errors_total", "counter", "Queries that failed.", ("query",), source="read_errors"),
 )
 """Keys of the ledger's stats (ledger §10); an absent key gives no sample."""
