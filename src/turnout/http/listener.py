@@ -106,10 +106,14 @@ class Listener:
                 del self._by_address[address]
 
     def drain(self) -> None:
-        """Close idle connections and let every further response close its own (X1)."""
+        """Close idle connections and let every further response close its own (X1).
+
+        The first request of a new connection is on its way: closed before it is read, it would be answered by a reset.
+        """
         self.draining = True
         for connection in list(self.connections):
-            connection.close_if_idle()
+            if not connection.fresh:
+                connection.close_if_idle()
 
     async def stop(self) -> None:
         """Stop accepting and close what is left."""

@@ -53,6 +53,7 @@ class Connection:
         "_transport",
         "_unsent_bytes",
         "deadline",
+        "fresh",
         "keep_alive",
     )
 
@@ -73,6 +74,7 @@ class Connection:
         self._unsent_bytes = 0
         self._line_ends = 0
         self.keep_alive = True
+        self.fresh = True
         self.deadline = listener.now + listener.options.idle_s
 
     # -- what the gateway uses ----------------------------------------------------------------------------------------
@@ -89,6 +91,7 @@ class Connection:
         """End the current answer; the next request of the connection may begin."""
         if self._state != _BUSY:
             return
+        self.fresh = False
         self._exchange = None
         self._listener.body_bytes -= self._body_held
         self._body_held = 0

@@ -51,6 +51,23 @@ def test_X1_not_ready_at_once_and_open_until_the_notice_is_over(router: Routers,
     assert up.eventually(leaving.done)
 
 
+def test_X1_a_connection_that_has_not_asked_yet_is_answered_and_not_reset(
+    router: Routers, script_engine: Engines, wire: Any
+) -> None:
+    gate = wire.Gate()
+    up = router(script_engine([gate, wire.answer()]), drain={"grace_s": 60.0})
+    running, new = sent(up, wire.chat()), up.client()
+    assert up.eventually(lambda: (len(up.app.listener.connections), len(up.app.gateway.runs)) == (2, 1))
+    leaving = leave(up)
+    assert up.eventually(lambda: up.app.gateway.draining)
+    new.send(up.request(wire.chat()))
+    refused = new.response()
+    assert (refused.status, refused.code) == (503, "draining")
+    gate.open()
+    assert running.response().status == 200
+    assert up.eventually(leaving.done)
+
+
 def test_X2_queued_requests_are_served_within_the_grace(router: Routers, script_engine: Engines, wire: Any) -> None:
     gate = wire.Gate()
     engine = script_engine([gate, wire.answer()], [wire.answer()])
