@@ -23,6 +23,7 @@ from turnout.core.facts import AttemptFact, CallFact, OpenedCall, RouteKey
 from turnout.ledger import connection, derived, window
 from turnout.ledger.derivation import Derivation
 from turnout.ledger.entry import encode
+from turnout.ledger.remote import OwnProcess
 from turnout.ledger.slots import Slots
 from turnout.ledger.snapshot import Refresher
 from turnout.ledger.writer import Ledger
@@ -159,8 +160,10 @@ def _opened(f: CallFact) -> OpenedCall:
 
 
 def _sustained(url: str, rows_per_s: int, keys: list[RouteKey], rng: random.Random) -> None:
-    """Record at a fixed rate through the writer, two rows a call, and look at what waits."""
-    ledger = Ledger(options.Ledger(url=url), router_id="bench", clock_ms=_now_ms, open_delay_s=0.0)
+    """Record at a fixed rate through the writer, as in service: two rows a call; look at what waits."""
+    section = options.Ledger(url=url)
+    process = OwnProcess(section, router_id="bench", on_event=lambda _name, /, **_fields: None, prices="")
+    ledger = Ledger(section, router_id="bench", clock_ms=_now_ms, open_delay_s=0.0, backend=process)
     ledger.start()
     ledger.record(_fact(10**8, _now_ms(), keys, rng))
     ledger.flush(30.0)
