@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 PART: Final = 32
 """Items per part."""
+NICENESS: Final = 19
+"""Of the process that answers: the router takes the core from it whenever it wants it (docs/adr/0011)."""
 
 
 class Settings(msgspec.Struct, frozen=True, tag=True):

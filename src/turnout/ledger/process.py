@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from turnout.ledger.sink import Sink
 
-_NICENESS: Final = 19
 _encode: Final = msgspec.msgpack.Encoder().encode
 _raw_parts: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _fact: Final = msgspec.msgpack.Decoder(CallFact).decode
@@ -231,4 +230,4 @@ def _now_ms() -> int:
 def _stand_back() -> None:
     """Leave the core to the router whenever it wants it: on Linux this thread, elsewhere the process."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, 0, messages.NICENESS)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NICENESS: Final = 19
 GONE: Final = "process_gone"
 """The kind of an error of the process, beside those of the database."""
 # Whatever a signal to the whole group or a service manager says, the process ends with its channels, never before.
@@ -117,7 +116,7 @@ class OwnProcess:
         self._url = options.url
         self._settings = messages.Settings(options, router_id, prices)
         self._on_event = on_event
-        self._niceness = NICENESS
+        self._niceness = messages.NICENESS
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._closed = False
@@ -226,7 +225,7 @@ class OwnProcess:
                 except OSError as error:
                     raise SinkDownError(GONE, f"not started: {error}") from error
                 self._starts += 1
-                self._niceness = NICENESS
+                self._niceness = messages.NICENESS
                 ended, self._ended = self._ended, {}
                 if ended:
                     self._on_event("ledger_process_restarted", pid=self._child.process.pid, **ended)
