@@ -37,6 +37,7 @@ from turnout.gateway.prober import Prober
 from turnout.gateway.service import Gateway
 from turnout.gateway.upstream import Upstream
 from turnout.http.listener import Listener
+from turnout.http.timeslice import ask_for_short_slices
 from turnout.observation.observer import Observer
 from turnout.telemetry.logs import LogSink
 from turnout.telemetry.meter import EndpointRow, Meter
@@ -97,6 +98,8 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        # First of all: what is started from here on does not inherit it.
+        ask_for_short_slices()
         await self.start()
         watchdog = Watchdog(lambda seconds: self.log.error("loop_blocked", seconds=round(seconds, 3)))
         watchdog.start()
