@@ -172,14 +172,14 @@ def rerate(
 ) -> None:
     """Price a period by another version, beside what was billed, and print old and new sums."""
     from turnout.core.pricing import usd
-    from turnout.ledger import prices
+    from turnout.ledger import prices, rerating
 
     with _reporting(), _writing(_address(config, url)) as conn:
         if version not in {known.version for known in prices.versions(conn)}:
             _fail(f"version {version}: the book has no such version")
         book = prices.load(conn, version, _section(config).default_cached_price_factor)
         rerate_id = _now_ms()
-        found = prices.rerate(
+        found = rerating.rerate(
             conn, book, from_ms=_instant(since), until_ms=_instant(until), rerate_id=rerate_id, dry_run=dry_run
         )
     typer.echo(f"rerate {'(dry run)' if dry_run else rerate_id}, version {version}")

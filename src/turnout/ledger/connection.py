@@ -1,56 +1,26 @@
-"""How databases are opened: writing connections with the settings of ledger §4, any number of query-only readers."""
+"""How databases are opened through SQLAlchemy: for servers, for migrations, and for pages and commands of people."""
 
 from __future__ import annotations
 
-import sqlite3
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from turnout.ledger import upgrade
-from turnout.ledger.sink import LedgerRefusedError
+from turnout.ledger import files, upgrade
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-BUSY_TIMEOUT_MS: Final = 5_000
-# A log that grew in a long transaction is cut back to this size by the next checkpoint.
-_WAL_LIMIT_BYTES: Final = 67_108_864
-_SQLITE_MIN: Final = (3, 35, 0)
-
-# auto_vacuum must precede the first table and WAL mode: later it would need a full VACUUM.
-_WRITER_PRAGMAS: Final = (
-    "PRAGMA auto_vacuum = INCREMENTAL",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA foreign_keys = ON",
-    # Statement journals in a file cost some sixteen small writes per call; they are scratch, and the WAL is the truth.
-    "PRAGMA temp_store = MEMORY",
-    f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}",
-)
-
 
 def writing_engine(
-    path: Path, *, begin: str = "BEGIN IMMEDIATE", busy_timeout_s: float = BUSY_TIMEOUT_MS / 1000
+    path: Path, *, begin: str = "BEGIN IMMEDIATE", busy_timeout_s: float = files.BUSY_TIMEOUT_MS / 1000
 ) -> sa.Engine:
     """Give an engine whose every connection may write and starts its transactions with `begin`."""
-    if sqlite3.sqlite_version_info < _SQLITE_MIN:
-        msg = f"SQLite {sqlite3.sqlite_version} is too old: expected at least 3.35"
-        raise LedgerRefusedError(msg)
-
-    def connect() -> sqlite3.Connection:
-        # The driver's own transaction handling is off: it would begin late, after the first read of a transaction.
-        conn = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
-        try:
-            for pragma in _WRITER_PRAGMAS:
-                conn.execute(pragma).fetchall()
-        except sqlite3.Error:
-            conn.close()
-            raise
-        return conn
-
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    files.check_version()
+    engine = sa.create_engine(
+        "sqlite://", creator=lambda: files.open_writing(path, busy_timeout_s=busy_timeout_s), poolclass=NullPool
+    )
 
     def on_begin(conn: sa.Connection) -> None:
         conn.exec_driver_sql(begin)
@@ -61,14 +31,7 @@ def writing_engine(
 
 def reading_engine(path: Path) -> sa.Engine:
     """Give an engine whose connections can neither write nor checkpoint."""
-
-    def connect() -> sqlite3.Connection:
-        uri = f"{path.absolute().as_uri()}?mode=ro"
-        conn = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
-        conn.execute("PRAGMA query_only = ON")
-        return conn
-
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    engine = sa.create_engine("sqlite://", creator=lambda: files.open_reading(path), poolclass=NullPool)
 
     def on_begin(conn: sa.Connection) -> None:
         # Several reads of one transaction must see the same rows; the driver alone would give each its own.
@@ -111,9 +74,3 @@ def postgres_engine(url: str, settings: str = "", *, connect_timeout_s: int = 5)
             "tcp_user_timeout": 20_000,
         },
     )
-
-
-def inserted_columns(table: sa.Table) -> list[str]:
-    """Name the columns that an insertion gives: all but an identity."""
-    identity = table.autoincrement_column
-    return [column.name for column in table.columns if column is not identity]

@@ -1,4 +1,4 @@
-"""The database's half of the snapshot: one connection for reading, the sums of its windows, and what changes rarely.
+"""The database's half of the snapshot: a connection for reading, the sums of its windows, and what changes rarely.
 
 The other half is `snapshot.Refresher`, which asks. Whoever holds this belongs to one thread, and loads the database's
 library with the first question.
@@ -10,16 +10,19 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
+from turnout.ledger import upgrade
 from turnout.ledger.backend import Derived, Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
 
     from turnout.core import options
     from turnout.core.admission.spending import Row
     from turnout.core.facts import Percentiles, RouteKey
+    from turnout.ledger.queries import Connection
     from turnout.ledger.window import Window
 
 _HEALTH_EVERY_MS: Final = 10_000
@@ -38,13 +41,16 @@ class Derivation:
 
     def prepare(self) -> None:
         """Load the library."""
-        from turnout.ledger import connection, derived, prices, window  # noqa: F401
+        from turnout.ledger import derived, prices, window  # noqa: F401
+
+        if not upgrade.is_file(self._section.url):
+            from turnout.ledger import connection  # noqa: F401
 
     def spent(self, now_ms: int, days: int) -> list[Row]:
         """Read the sums of keys."""
         from turnout.ledger import derived
 
-        with self._opened().connect() as conn, conn.begin():
+        with self._opened() as conn:
             return derived.spent(conn, now_ms, days)
 
     def derive(self, now_ms: int, version: int | None) -> Derived:
@@ -55,7 +61,7 @@ class Derivation:
         section = self._section
         if self._windows is None:
             self._windows = Window(section.route_window_ms), Window(section.tool_window_ms)
-        with self._opened().connect() as conn, conn.begin():
+        with self._opened() as conn:
             keys = derived.routes(conn)
             routes = derived.stats_of(self._windows[0].refresh(conn, now_ms), keys)
             health = None
@@ -75,7 +81,7 @@ class Derivation:
         """Read every route."""
         from turnout.ledger import derived
 
-        with self._opened().connect() as conn:
+        with self._opened() as conn:
             return list(derived.routes(conn).items())
 
     def percentiles(self, route_ids: Sequence[int], now_ms: int, most_s: float) -> list[Percentiles]:
@@ -84,7 +90,7 @@ class Derivation:
 
         started = self._monotonic()
         found: list[Percentiles] = []
-        with self._opened().connect() as conn, conn.begin():
+        with self._opened() as conn:
             for route_id in route_ids:
                 if self._monotonic() - started >= most_s:
                     break
@@ -98,9 +104,12 @@ class Derivation:
         if engine is not None:
             engine.dispose()
 
-    def _opened(self) -> sa.Engine:
-        from turnout.ledger import connection
+    def _opened(self) -> AbstractContextManager[Connection]:
+        from turnout.ledger import queries
 
-        if self._engine is None:
-            self._engine = connection.reading(self._section.url)
-        return self._engine
+        url = self._section.url
+        if self._engine is None and not upgrade.is_file(url):
+            from turnout.ledger import connection
+
+            self._engine = connection.reading(url)
+        return queries.reading(url, self._engine)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turnout.core import options
     from turnout.ledger.backend import HotRoute, Turn
     from turnout.ledger.sink import Sink
-    from turnout.ledger.upgrade import OnEvent
+    from turnout.ledger.upgrade import OnEvent, Prepare
 
 # A server that does not answer in this time is taken for down; serving starts without it.
 _START_CHECK_S: Final = 2
@@ -54,7 +54,13 @@ def load(url: str) -> None:
 
 
 def open_store(
-    options: options.Ledger, *, router_id: str, clock_ms: Callable[[], int], on_event: OnEvent, prices: str = ""
+    options: options.Ledger,
+    *,
+    router_id: str,
+    clock_ms: Callable[[], int],
+    on_event: OnEvent,
+    prices: str = "",
+    prepare: Prepare = upgrade.prepare,
 ) -> Sink:
     """Bring the database to this schema, or check that it has it, take in the price file, and give its store.
 
@@ -71,7 +77,7 @@ def open_store(
         from turnout.ledger import sqlite
 
         path = upgrade.path_of(options.url)
-        upgrade.prepare(path, clock_ms=clock_ms, on_event=on_event)
+        prepare(path, clock_ms=clock_ms, on_event=on_event)
         _import_prices(options.url, prices, clock_ms(), on_event)
         return sqlite.open_store(path, router_id=router_id, clock_ms=clock_ms, **days)
     from turnout.ledger import postgres, server_upgrade
@@ -83,31 +89,20 @@ def open_store(
 
 def hot_routes(url: str, now_ms: int) -> list[HotRoute]:
     """Ask for the hot routes of the last hour's sessions; none while there is no database that answers."""
-    from sqlalchemy.exc import SQLAlchemyError
+    from turnout.ledger import derived, queries
 
-    from turnout.ledger import connection, derived
-
-    try:
-        engine = connection.reading(url)
-        try:
-            with engine.connect() as conn:
-                return derived.recent_hot_routes(conn, now_ms)
-        finally:
-            engine.dispose()
-    except (SQLAlchemyError, OSError):
-        return []
+    with contextlib.suppress(*queries.errors(url)), queries.reading(url) as conn:
+        return derived.recent_hot_routes(conn, now_ms)
+    return []
 
 
 def recent_turns(url: str, since_ms: int, most: int) -> list[Turn]:
     """Ask for the newest turns; none while there is no database that answers."""
-    from sqlalchemy.exc import SQLAlchemyError
+    from turnout.ledger import queries, turns
 
-    from turnout.ledger import turns
-
-    try:
+    with contextlib.suppress(*queries.errors(url)):
         return turns.recent_turns(url, since_ms, most)
-    except (SQLAlchemyError, OSError):
-        return []
+    return []
 
 
 class Opener:
@@ -175,19 +170,16 @@ def _import_prices(url: str, file: str, now_ms: int, on_event: OnEvent) -> None:
     """Append the configured price file to the book; a bad one changes nothing, and serving goes on with the book."""
     if not file:
         return
-    from turnout.ledger import connection
+    from turnout.ledger import queries
     from turnout.ledger.prices import add_once
 
-    engine = connection.writing(url)
     try:
-        with engine.begin() as conn:
+        with queries.changing(url) as conn:
             version = add_once(conn, Path(file), now_ms)
         if version is not None:
             on_event("prices_imported", file=file, version=version)
     except (LedgerRefusedError, OSError) as error:
         on_event("prices_refused", file=file, error=str(error))
-    finally:
-        engine.dispose()
 
 
 def stand_back() -> None:

@@ -13,16 +13,14 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from turnout.ledger import connection, schema
+from turnout.ledger import connection, rows, schema
 from turnout.ledger.retention import Ages
-from turnout.ledger.sqlite import sum_upsert
 from turnout.ledger.store import AlreadyStoredError, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from turnout.core.facts import RouteKey
-    from turnout.ledger import rows
 
 _COPIED: Final = ("calls", "attempts", "decisions", "late_buckets")
 _KNOWN = "SELECT call_id FROM calls WHERE call_id = ANY(%s)"
@@ -61,8 +59,8 @@ class PostgresDatabase:
         self._connection: sa.Connection | None = None
         self._router_id = router_id
         self._clock_ms = clock_ms
-        self._copy = {name: _copy(schema.metadata.tables[name]) for name in _COPIED}
-        self._additions = {table.name: _array_upsert(table) for table in (schema.attempt_buckets, schema.budgets)}
+        self._copy = {table: _copy(table) for table in _COPIED}
+        self._additions = {table: _array_upsert(schema.metadata.tables[table]) for table in rows.SUM_KEYS}
 
     def connection(self) -> sa.Connection:
         """Open the connection if need be."""
@@ -169,17 +167,16 @@ class PostgresDatabase:
         return driver.cursor()
 
 
-def _copy(table: sa.Table) -> str:
+def _copy(table: str) -> str:
     """Write the COPY statement of a table."""
-    return f"COPY {table.name} ({', '.join(connection.inserted_columns(table))}) FROM STDIN"
+    return f"COPY {table} ({', '.join(rows.inserted_columns(table))}) FROM STDIN"
 
 
 def _array_upsert(table: sa.Table) -> str:
     """Write the addition of many rows of sums as one statement over arrays, one per column."""
-    dialect: Any = postgresql
-    conflict = sum_upsert(table, dialect).partition(" ON CONFLICT")[2]
-    types = [column.type.compile(dialect.dialect()) for column in table.columns]
+    dialect: Any = postgresql.dialect  # its stubs have no types
+    types = [column.type.compile(dialect()) for column in table.columns]
     names = ", ".join([column.name for column in table.columns])
     arrays = ", ".join([f"%s::{kind}[]" for kind in types])
     # Names of our own schema only.
-    return f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT{conflict}"  # noqa: S608
+    return f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}){rows.addition(table.name)}"  # noqa: S608

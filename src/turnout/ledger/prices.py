@@ -10,16 +10,30 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import sqlalchemy as sa
 
-from turnout.core.pricing import Price, PriceBook, Tokens, micro_usd
-from turnout.ledger import schema
+from turnout.core.pricing import Price, PriceBook, micro_usd
+from turnout.ledger import queries
 from turnout.ledger.sink import LedgerRefusedError
 
-_PAGE: Final = 5_000
+if TYPE_CHECKING:
+    from turnout.ledger.queries import Connection
+
+_PRICE_COLUMNS: Final = Price.__struct_fields__
+_VERSIONS: Final = "SELECT version, effective_from_ms, created_at_ms, source, note FROM price_versions ORDER BY version"
+_IN_FORCE: Final = (
+    "SELECT version FROM price_versions WHERE effective_from_ms <= :at"
+    " ORDER BY effective_from_ms DESC, version DESC LIMIT 1"
+)
+_NEWEST: Final = "SELECT source FROM price_versions ORDER BY version DESC LIMIT 1"
+_PRICES: Final = f"SELECT {', '.join(_PRICE_COLUMNS)} FROM prices WHERE version = :version"  # noqa: S608 - names of our own
+_ADD: Final = (
+    "INSERT INTO price_versions (effective_from_ms, created_at_ms, source, note)"
+    " VALUES (:effective, :created, :source, :note) RETURNING version"
+)
+_LOCK: Final = "LOCK TABLE price_versions IN SHARE ROW EXCLUSIVE MODE"
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -32,49 +46,32 @@ class Version(msgspec.Struct, frozen=True):
     note: str
 
 
-class Rerated(msgspec.Struct, frozen=True):
-    """What attempts of one tenant at one provider cost, and would cost by the other version."""
-
-    tenant: str
-    provider: str
-    n: int
-    old_nusd: int
-    new_nusd: int
-    unpriced_n: int
-
-
-def versions(conn: sa.Connection) -> list[Version]:
+def versions(conn: Connection) -> list[Version]:
     """Give every version, oldest first."""
-    table = schema.price_versions
-    return [Version(*row) for row in conn.execute(sa.select(table).order_by(table.c.version))]
+    return [Version(*row) for row in queries.rows(conn, _VERSIONS)]
 
 
-def in_force(conn: sa.Connection, at_ms: int) -> int | None:
+def in_force(conn: Connection, at_ms: int) -> int | None:
     """Give the version that prices an attempt that starts at an instant; of equal instants the newest."""
-    table = schema.price_versions
-    found: int | None = conn.execute(
-        sa.select(table.c.version)
-        .where(table.c.effective_from_ms <= at_ms)
-        .order_by(table.c.effective_from_ms.desc(), table.c.version.desc())
-        .limit(1)
-    ).scalar()
+    found: int | None = queries.value(conn, _IN_FORCE, at=at_ms)
     return found
 
 
-def of_version(conn: sa.Connection, version: int | None) -> list[Price]:
+def of_version(conn: Connection, version: int | None) -> list[Price]:
     """Give the prices of one version; none for None."""
-    table = schema.prices
-    found = conn.execute(sa.select(table).where(table.c.version == version)).mappings() if version is not None else ()
-    return [Price(**{k: v for k, v in row.items() if k != "version"}) for row in found]
+    if version is None:
+        return []
+    found = queries.rows(conn, _PRICES, version=version)
+    return [Price(**dict(zip(_PRICE_COLUMNS, row, strict=True))) for row in found]
 
 
-def load(conn: sa.Connection, version: int | None, cached_factor: float = 0.1) -> PriceBook:
+def load(conn: Connection, version: int | None, cached_factor: float = 0.1) -> PriceBook:
     """Give one version as a book; an empty book for None."""
     return PriceBook.of(version, of_version(conn, version), cached_factor)
 
 
 def add(
-    conn: sa.Connection,
+    conn: Connection,
     prices: Iterable[Price],
     *,
     effective_from_ms: int,
@@ -93,10 +90,9 @@ def add(
     twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
     if problem or twice or not rows:
         raise LedgerRefusedError(f"prices: {problem or (f'{twice} is given twice' if twice else 'the book is empty')}")
-    table = schema.price_versions
-    given = {"effective_from_ms": effective_from_ms, "created_at_ms": created_at_ms, "source": source, "note": note}
-    version: int = conn.execute(sa.insert(table).values(given).returning(table.c.version)).scalar_one()
-    conn.execute(sa.insert(schema.prices), [{"version": version, **msgspec.structs.asdict(price)} for price in rows])
+    given = {"effective": effective_from_ms, "created": created_at_ms, "source": source, "note": note}
+    version: int = queries.value(conn, _ADD, **given)
+    queries.insert(conn, "prices", [{"version": version, **msgspec.structs.asdict(price)} for price in rows])
     return version
 
 
@@ -115,7 +111,7 @@ def read(file: Path) -> list[Price]:
     return parse(document)
 
 
-def add_once(conn: sa.Connection, file: Path, now_ms: int) -> int | None:
+def add_once(conn: Connection, file: Path, now_ms: int) -> int | None:
     """Append a file as the version in force from now on, inside the caller's transaction; None: it is there already.
 
     Routers that start at the same time with the same file make one version of it.
@@ -125,11 +121,9 @@ def add_once(conn: sa.Connection, file: Path, now_ms: int) -> int | None:
     """
     rows = read(file)
     source = f"{file.name} {hashlib.sha256(msgspec.json.encode(rows)).hexdigest()[:16]}"
-    if conn.dialect.name == "postgresql":
-        conn.exec_driver_sql("LOCK TABLE price_versions IN SHARE ROW EXCLUSIVE MODE")
-    newest = conn.execute(
-        sa.select(schema.price_versions.c.source).order_by(schema.price_versions.c.version.desc()).limit(1)
-    ).scalar()
+    if queries.on_server(conn):
+        queries.change(conn, _LOCK)
+    newest = queries.value(conn, _NEWEST)
     if newest == source:
         return None
     return add(conn, rows, effective_from_ms=now_ms, created_at_ms=now_ms, source=source)
@@ -168,44 +162,3 @@ def _parsed(number: int, entry: Any) -> Price:
         except ValueError as error:
             raise LedgerRefusedError(f"prices[{number}].{name}: {error}") from None
     return Price(**values)
-
-
-def rerate(
-    conn: sa.Connection, book: PriceBook, *, from_ms: int, until_ms: int, rerate_id: int, dry_run: bool
-) -> list[Rerated]:
-    """Price every `computed` attempt that ended in [from, until) by another version; what was billed stays.
-
-    Repeating it with the same version gives the same sums. `dry_run` writes nothing.
-    """
-    attempts, routes, calls = schema.attempts, schema.routes, schema.calls
-    tokens = (attempts.c[name] for name in ("tokens_in", "tokens_out", "tokens_cached", "tokens_cache_write"))
-    query = (
-        sa.select(
-            *(attempts.c.seq, attempts.c.call_id, attempts.c.attempt_no, attempts.c.phase, attempts.c.cost_nusd),
-            *(calls.c.tenant, routes.c.provider, routes.c.model),
-            *tokens,
-        )
-        .select_from(attempts.join(routes).outerjoin(calls, calls.c.call_id == attempts.c.call_id))
-        .where(attempts.c.ended_at_ms >= from_ms, attempts.c.ended_at_ms < until_ms)
-        .where(attempts.c.cost_basis == "computed")
-        .order_by(attempts.c.seq)
-        .limit(_PAGE)
-    )
-    sums: dict[tuple[str, str], list[int]] = {}
-    last = -1
-    while True:
-        page = conn.execute(query.where(attempts.c.seq > last)).all()
-        if not page:
-            break
-        last = page[-1].seq
-        new: list[dict[str, Any]] = []
-        for row in page:
-            cost = book.list_nusd(row.provider, row.model, Tokens(*row[8:12]))
-            total = sums.setdefault((row.tenant or "", row.provider), [0, 0, 0, 0])
-            for at, value in enumerate((1, row.cost_nusd or 0, cost or 0, cost is None)):
-                total[at] += value
-            key = {"rerate_id": rerate_id, "call_id": row.call_id, "attempt_no": row.attempt_no, "phase": row.phase}
-            new.append({**key, "cost_nusd": cost, "list_nusd": cost})
-        if not dry_run:
-            conn.execute(sa.insert(schema.rerated), new)
-    return [Rerated(tenant, provider, *sums[tenant, provider]) for tenant, provider in sorted(sums)]

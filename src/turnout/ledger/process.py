@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turnout.core.facts import CallFact
-from turnout.ledger import messages, opening
+from turnout.ledger import messages, opening, upgrading
 from turnout.ledger.channel import Channel, ChannelError, OversizeError
 from turnout.ledger.derivation import Derivation
 from turnout.ledger.messages import (
@@ -103,7 +103,12 @@ class Writer:
 
         settings = self._settings
         self._sink = opening.open_store(
-            settings.ledger, router_id=settings.router_id, clock_ms=_now_ms, on_event=told, prices=settings.prices
+            settings.ledger,
+            router_id=settings.router_id,
+            clock_ms=_now_ms,
+            on_event=told,
+            prices=settings.prices,
+            prepare=upgrading.prepare,
         )
 
     def _opened(self) -> Sink:
@@ -229,5 +234,9 @@ def _now_ms() -> int:
 
 def _stand_back() -> None:
     """Leave the core to the router whenever it wants it: on Linux this thread, elsewhere the process."""
+    with contextlib.suppress(OSError, AttributeError):
+        # Niceness means nothing to a real-time class, which a router that has one hands down.
+        if os.sched_getscheduler(0) in {os.SCHED_FIFO, os.SCHED_RR}:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, messages.NICENESS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import sqlalchemy as sa
 
-from turnout.ledger import schema
+from turnout.ledger import queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from turnout.ledger.queries import Connection
 
 CHUNK_ROWS: Final = 5_000
 BUCKETS_MS: Final = 48 * 3_600_000
@@ -28,11 +29,11 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
     hourly_days: int = 400
 
 
-def prune(conn: sa.Connection, now_ms: int, ages: Ages) -> bool:
+def prune(conn: Connection, now_ms: int, ages: Ages) -> bool:
     """Delete at most one chunk; True while a full chunk was found, so more may wait."""
-    for statement in _chunks(now_ms, ages):
-        with conn.begin():
-            deleted = conn.execute(statement).rowcount
+    for statement, oldest in _chunks(now_ms, ages):
+        with queries.transaction(conn):
+            deleted = queries.change(conn, statement, oldest=oldest)
         if deleted:
             _vacuum(conn)
         if deleted >= CHUNK_ROWS:
@@ -46,28 +47,28 @@ def ulid_floor(instant_ms: int) -> str:
     return "".join(_CROCKFORD[value >> shift & 31] for shift in range(5 * (_ULID_TIME_CHARS - 1), -1, -5))
 
 
-def _vacuum(conn: sa.Connection) -> None:
+def _vacuum(conn: Connection) -> None:
     """Give freed pages back to the file system; the pragma frees a page per step, so its cursor is read to the end."""
-    if conn.dialect.name != "sqlite":
-        return
-    driver = conn.connection.driver_connection
-    assert driver is not None, "an open connection has one"
-    driver.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    file = queries.driver_of(conn)
+    if file is not None:
+        file.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
 
 
-def _chunks(now_ms: int, ages: Ages) -> Iterator[sa.Delete]:
-    oldest_ms = now_ms - ages.calls_days * _DAY_MS
-    for table in (schema.attempts, schema.calls):
-        old = sa.select(table.c.seq).where(table.c.ended_at_ms < oldest_ms).order_by(table.c.ended_at_ms)
-        yield sa.delete(table).where(table.c.seq.in_(old.limit(CHUNK_ROWS).scalar_subquery()))
-    buckets = schema.attempt_buckets
+def _chunks(now_ms: int, ages: Ages) -> Iterator[tuple[str, int | str]]:
+    """Give the deletions, each with the bound that its `:oldest` stands for."""
+    calls_ms = now_ms - ages.calls_days * _DAY_MS
+    for table in ("attempts", "calls"):
+        yield _chunk(table, "seq", "ended_at_ms"), calls_ms
     # One row per 10 s, route and writer: what ages out between two runs is far less than a chunk.
-    yield sa.delete(buckets).where(buckets.c.bucket_ms < now_ms - BUCKETS_MS)
-    late = schema.late_buckets
-    yield sa.delete(late).where(late.c.recorded_at_ms < now_ms - BUCKETS_MS)
-    for table, at in ((schema.usage_hourly, "hour_ms"), (schema.dirty_hours, "hour_ms"), (schema.budgets, "day_ms")):
-        yield sa.delete(table).where(table.c[at] < now_ms - ages.hourly_days * _DAY_MS)
-    decisions = schema.decisions
-    floor = ulid_floor(now_ms - ages.decisions_days * _DAY_MS)
-    old_ids = sa.select(decisions.c.call_id).where(decisions.c.call_id < floor).order_by(decisions.c.call_id)
-    yield sa.delete(decisions).where(decisions.c.call_id.in_(old_ids.limit(CHUNK_ROWS).scalar_subquery()))
+    yield "DELETE FROM attempt_buckets WHERE bucket_ms < :oldest", now_ms - BUCKETS_MS
+    yield "DELETE FROM late_buckets WHERE recorded_at_ms < :oldest", now_ms - BUCKETS_MS
+    hours_ms = now_ms - ages.hourly_days * _DAY_MS
+    for table, at in (("usage_hourly", "hour_ms"), ("dirty_hours", "hour_ms"), ("budgets", "day_ms")):
+        yield f"DELETE FROM {table} WHERE {at} < :oldest", hours_ms  # noqa: S608 - names of our own
+    yield _chunk("decisions", "call_id", "call_id"), ulid_floor(now_ms - ages.decisions_days * _DAY_MS)
+
+
+def _chunk(table: str, key: str, at: str) -> str:
+    """Delete the oldest rows of a table, at most a chunk of them."""
+    old = f"SELECT {key} FROM {table} WHERE {at} < :oldest ORDER BY {at} LIMIT {CHUNK_ROWS}"  # noqa: S608 - names of our own
+    return f"DELETE FROM {table} WHERE {key} IN ({old})"  # noqa: S608 - names of our own

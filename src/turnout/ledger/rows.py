@@ -46,6 +46,21 @@ ATTEMPT_COLUMNS: Final = (
     *("tools_requested", "tools_emitted", "cost_nusd", "cost_basis", "list_nusd", "price_version"),
 )
 
+_RENAMED: Final = {"cls": "class"}
+INSERTED: Final = {
+    "decisions": ("call_id", "json"),
+    "attempt_buckets": (
+        *("bucket_ms", "route_id", "writer_id", "n", "counted_n", "ok_n", "e2e_n", "e2e_sum_ms", "ttft_n"),
+        *("ttft_sum_ms", "tools_n", "tools_emitted_n"),
+    ),
+    "late_buckets": ("recorded_at_ms", "bucket_ms", "writer_id"),
+    "dirty_hours": ("hour_ms",),
+    "budgets": ("tenant", "key_id", "day_ms", "spent_nusd"),
+}
+"""The columns of the other tables that a batch goes to."""
+SUM_KEYS: Final = {"attempt_buckets": 3, "budgets": 3}
+"""Tables of sums: so many columns in front are the key, and the others are added up."""
+
 
 class Stamp(msgspec.Struct, frozen=True, gc=False):
     """What every row of one transaction shares."""
@@ -67,6 +82,19 @@ class Batch(msgspec.Struct, frozen=True):
 
 Sums = dict[tuple[int, int], list[int]]
 """Per (bucket_ms, route_id) what its bucket row grows by, in column order."""
+
+
+def inserted_columns(table: str) -> tuple[str, ...]:
+    """Name the columns that an insertion gives, in order: all but an identity."""
+    named = {"calls": CALL_COLUMNS, "attempts": ATTEMPT_COLUMNS}.get(table)
+    return INSERTED[table] if named is None else tuple([_RENAMED.get(name, name.strip("()")) for name in named])
+
+
+def addition(table: str) -> str:
+    """Write what an insertion into a table of sums does where there is a row already, the same for both databases."""
+    columns, keys = INSERTED[table], SUM_KEYS[table]
+    sums = ", ".join([f"{name} = ({table}.{name} + excluded.{name})" for name in columns[keys:]])
+    return f" ON CONFLICT ({', '.join(columns[:keys])}) DO UPDATE SET {sums}"
 
 
 def route_keys(facts: Iterable[CallFact]) -> set[RouteKey]:

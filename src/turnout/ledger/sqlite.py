@@ -1,6 +1,6 @@
 """The one writing connection to SQLite.
 
-Statements are compiled once from the SQLAlchemy tables and run through the driver with plain tuples. Two thirds of the
+Statements run through the driver with plain tuples, without SQLAlchemy (docs/adr/0011). Two thirds of the
 cost of a row are its parameters, 0.15 µs each and bound with the interpreter's lock held, against 5 µs for the call and
 its attempt inside SQLite; so what all rows of a chunk share is one parameter (`benchmarks/bench_ledger.py`).
 """
@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
-from turnout.ledger import connection, schema
+from turnout.ledger import files, queries, rows
 from turnout.ledger.retention import Ages
 from turnout.ledger.store import AlreadyStoredError, Store
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turnout.core.facts import RouteKey
-    from turnout.ledger import rows
 
 # Parameters are bound while the lock is held, some 60 µs for so many rows, which no request notices.
 _GROUP = 32
@@ -37,6 +34,8 @@ _STATEMENTS_MAX = 64
 _KNOWN = "SELECT call_id FROM calls WHERE call_id IN (SELECT value FROM json_each(?))"
 _KNOWN_ATTEMPTS = "SELECT call_id, attempt_no, phase FROM attempts WHERE call_id IN (SELECT value FROM json_each(?))"
 _ROUTE = "SELECT route_id FROM routes WHERE provider = ? AND model = ? AND replica = ?"
+_NEW_ROUTE = "INSERT INTO routes (provider, model, replica) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_NEW_WRITER = "INSERT INTO writers (router_id, started_at_ms) VALUES (:router, :at) RETURNING writer_id"
 _LATEST = "SELECT recorded_at_ms FROM calls ORDER BY seq DESC LIMIT 1"
 
 
@@ -48,7 +47,7 @@ def open_store(
     retention_days: int,
     decisions_days: int,
     hourly_days: int = 400,
-    busy_timeout_s: float = connection.BUSY_TIMEOUT_MS / 1000,
+    busy_timeout_s: float = files.BUSY_TIMEOUT_MS / 1000,
 ) -> Store:
     """Describe the store over the database at `path`."""
     database = SqliteDatabase(path, router_id=router_id, clock_ms=clock_ms, busy_timeout_s=busy_timeout_s)
@@ -63,58 +62,56 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, *, router_id: str, clock_ms: Callable[[], int], busy_timeout_s: float) -> None:
         """Describe the database at `path`."""
-        self._engine = connection.writing_engine(path, busy_timeout_s=busy_timeout_s)
-        self._connection: sa.Connection | None = None
+        files.check_version()
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._connection: sqlite3.Connection | None = None
         self._router_id = router_id
         self._clock_ms = clock_ms
-        self._inserts = {name: _Insert(schema.metadata.tables[name]) for name in _INSERTED}
-        self._bulks = {name: _Bulk(schema.metadata.tables[name]) for name in ("calls", "attempts")}
-        self._insert_route = _single(schema.routes)
+        self._inserts = {table: _upsert(table) for table in rows.INSERTED}
+        self._bulks = {table: _Bulk(table) for table in ("calls", "attempts")}
 
-    def connection(self) -> sa.Connection:
+    def connection(self) -> sqlite3.Connection:
         """Open the connection if need be."""
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection = files.open_writing(self._path, busy_timeout_s=self._busy_timeout_s)
         return self._connection
 
     def writer(self) -> tuple[int, int]:
         """Take a writer's id, and read the latest stamp."""
         conn = self.connection()
-        with conn.begin():
-            row = {"router_id": self._router_id, "started_at_ms": self._clock_ms()}
-            result = conn.execute(sa.insert(schema.writers).values(row).returning(schema.writers.c.writer_id))
-            writer_id: int = result.scalar_one()
-            return writer_id, conn.exec_driver_sql(_LATEST).scalar() or 0
+        with queries.transaction(conn):
+            writer_id: int = queries.value(conn, _NEW_WRITER, router=self._router_id, at=self._clock_ms())
+            return writer_id, queries.value(conn, _LATEST) or 0
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[SqliteDatabase]:
         """Hold the write lock."""
-        with self.connection().begin():
+        with queries.transaction(self.connection()):
             yield self
 
     def trouble(self, error: Exception) -> str | None:
         """Tell a database in trouble from a row it refuses."""
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        if isinstance(cause, OverflowError | ValueError | TypeError):
+        if isinstance(error, OverflowError | ValueError | TypeError):
             return None
-        if isinstance(cause, sqlite3.Error):
-            environment = isinstance(cause, sqlite3.OperationalError) or type(cause) is sqlite3.DatabaseError
-            return _kind(cause) if environment else None
+        if isinstance(error, sqlite3.Error):
+            environment = isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+            return _kind(error) if environment else None
         return "other"
 
     def reset(self) -> None:
         """Close the connection."""
         conn, self._connection = self._connection, None
         if conn is not None:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
+            with contextlib.suppress(sqlite3.Error):
                 conn.close()
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the database, as far as possible."""
         if self._connection is not None:
             # On failure the log stays beside the database and is read by whoever opens it next.
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
-                self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def now_ms(self) -> int:
         """Read our own clock: nobody else writes."""
@@ -122,60 +119,45 @@ class SqliteDatabase:
 
     def known_calls(self, call_ids: list[str]) -> list[str]:
         """Look the ids up."""
-        found = self._cursor().execute(_KNOWN, (msgspec.json.encode(call_ids).decode(),))
+        found = self.connection().execute(_KNOWN, (msgspec.json.encode(call_ids).decode(),))
         return [call_id for (call_id,) in found.fetchall()]
 
     def known_attempts(self, call_ids: list[str]) -> list[rows.AttemptId]:
         """Look the attempts of these calls up."""
-        found = self._cursor().execute(_KNOWN_ATTEMPTS, (msgspec.json.encode(call_ids).decode(),))
+        found = self.connection().execute(_KNOWN_ATTEMPTS, (msgspec.json.encode(call_ids).decode(),))
         return [(call_id, number, phase) for call_id, number, phase in found.fetchall()]
 
     def route_id(self, key: RouteKey) -> tuple[int, bool]:
         """Insert the route unless it is there."""
         parts = (key.provider, key.model, key.replica)
-        made = self.connection().exec_driver_sql(self._insert_route, parts).rowcount
-        return self.connection().exec_driver_sql(_ROUTE, parts).scalar_one(), bool(made)
+        conn = self.connection()
+        made = conn.execute(_NEW_ROUTE, parts).rowcount
+        return conn.execute(_ROUTE, parts).fetchone()[0], bool(made)
 
     def insert(self, table: str, new: list[rows.Row]) -> None:
         """Insert rows; sums are added to those that are there."""
         if new:
-            self._cursor().executemany(self._inserts[table].sql, new)
+            self.connection().executemany(self._inserts[table], new)
 
     def insert_columns(self, table: str, new: rows.Columns) -> None:
         """Insert calls or attempts, or raise AlreadyStoredError."""
-        self._bulks[table].run(self._cursor(), new)
-
-    def _cursor(self) -> sqlite3.Cursor:
-        driver = self.connection().connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection), "the engine makes these"
-        return driver.cursor()
-
-
-_INSERTED = ("decisions", "attempt_buckets", "late_buckets", "dirty_hours", "budgets")
-_SUMS = ("attempt_buckets", "budgets")
-
-
-class _Insert:
-    """`INSERT … VALUES … ON CONFLICT …` of one row."""
-
-    def __init__(self, table: sa.Table) -> None:
-        self.sql = sum_upsert(table, sqlite) if table.name in _SUMS else _single(table)
+        self._bulks[table].run(self.connection(), new)
 
 
 class _Bulk:
     """Insertion by columns, up to 32 rows a statement; columns in which all rows agree are one parameter each."""
 
-    def __init__(self, table: sa.Table) -> None:
+    def __init__(self, table: str) -> None:
         self._single = _single(table)
         self._head = self._single.partition("VALUES ")[0]
         self._shared: tuple[bool, ...] = ()
         self._runs = 0
         self._statements: dict[tuple[tuple[bool, ...], int], str] = {}
 
-    def run(self, cursor: sqlite3.Cursor, columns: rows.Columns) -> None:
+    def run(self, conn: sqlite3.Connection, columns: rows.Columns) -> None:
         left = len(columns[0])
         if left < _SHARED_MIN:
-            self._insert(cursor, self._single, tuple(zip(*columns, strict=True)))
+            self._insert(conn, self._single, tuple(zip(*columns, strict=True)))
             return
         shared = self._agreeing(columns, left)
         once = [column[0] for column, same in zip(columns, shared, strict=True) if same]
@@ -184,12 +166,12 @@ class _Bulk:
         while left:
             size = _GROUP if left >= _GROUP else 1 << (left.bit_length() - 1)
             values = (*once, *chain.from_iterable([column[start : start + size] for column in each]))
-            if cursor.execute(self._statement(shared, size), values).rowcount != size:
+            if conn.execute(self._statement(shared, size), values).rowcount != size:
                 raise AlreadyStoredError
             start, left = start + size, left - size
 
-    def _insert(self, cursor: sqlite3.Cursor, sql: str, new: tuple[rows.Row, ...]) -> None:
-        if cursor.executemany(sql, new).rowcount != len(new):
+    def _insert(self, conn: sqlite3.Connection, sql: str, new: tuple[rows.Row, ...]) -> None:
+        if conn.executemany(sql, new).rowcount != len(new):
             raise AlreadyStoredError
 
     def _agreeing(self, columns: rows.Columns, n: int) -> tuple[bool, ...]:
@@ -218,18 +200,20 @@ class _Bulk:
         return found
 
 
-def _single(table: sa.Table) -> str:
-    """Compile the insertion of one row; its parameters are the columns in the table's order, without the identity."""
-    values: dict[str, Any] = {name: sa.bindparam(f"p_{name}") for name in connection.inserted_columns(table)}
-    return str(sqlite.insert(table).values(values).on_conflict_do_nothing().compile(dialect=sqlite.dialect()))
+def _single(table: str) -> str:
+    """Write the insertion of one row; its parameters are the columns in the table's order, without the identity."""
+    return f"{_insertion(table)} ON CONFLICT DO NOTHING"
 
 
-def sum_upsert(table: sa.Table, dialect: Any) -> str:
-    """Compile the addition of one row of sums for `dialect`, a module of sqlalchemy.dialects."""
-    insert = dialect.insert(table).values({c.name: sa.bindparam(f"p_{c.name}") for c in table.columns})
-    sums = {c.name: c + insert.excluded[c.name] for c in table.columns if not c.primary_key}
-    upsert = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
-    return str(upsert.compile(dialect=dialect.dialect()))
+def _upsert(table: str) -> str:
+    """Write the insertion of one row, or the addition where the table holds sums."""
+    return f"{_insertion(table)}{rows.addition(table)}" if table in rows.SUM_KEYS else _single(table)
+
+
+def _insertion(table: str) -> str:
+    columns = rows.inserted_columns(table)
+    # Names of our own schema only.
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
 
 
 _KINDS = {

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    import sqlalchemy as sa
-
     from turnout.core.facts import CallFact, RouteKey
+    from turnout.ledger.queries import Connection
 
 _ROUTES_MAX = 65_536
 LATE_MS: Final = 30_000
@@ -60,7 +59,7 @@ class Database(Protocol):
     chunk: int
     """Rows handled at a time."""
 
-    def connection(self) -> sa.Connection:
+    def connection(self) -> Connection:
         """Open it if need be."""
 
     def writer(self) -> tuple[int, int]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import sqlalchemy as sa
-
-from turnout.ledger import connection
+from turnout.ledger import queries
 from turnout.ledger.backend import Turn
 
 _MOST: Final = 100_000
-_TURNS: Final = sa.text(
+_TURNS: Final = (
     "SELECT tenant, session_id, knobs_hash, selected_model, provider, tokens_in, ended_at_ms FROM (SELECT c.tenant,"
     " c.session_id, c.knobs_hash, c.selected_model, r.provider, c.tokens_in, c.ended_at_ms, c.seq, ROW_NUMBER() OVER"
     " (PARTITION BY c.tenant, c.session_id, c.knobs_hash ORDER BY c.ended_at_ms DESC, c.seq DESC) AS place"
@@ -24,11 +22,7 @@ def recent_turns(url: str, since_ms: int, most: int = _MOST) -> list[Turn]:
     """Give the newest turns, newest first. Blocks: call it on a thread.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the database does not answer.
+        Exception: the database does not answer (`queries.errors`).
     """
-    engine = connection.reading(url)
-    try:
-        with engine.connect() as conn, conn.begin():
-            return [Turn(*row) for row in conn.execute(_TURNS, {"since": since_ms, "most": most})]
-    finally:
-        engine.dispose()
+    with queries.reading(url) as conn:
+        return [Turn(*row) for row in queries.rows(conn, _TURNS, since=since_ms, most=most)]

@@ -38,6 +38,13 @@ class OnEvent(Protocol):
         """Take one event."""
 
 
+class Prepare(Protocol):
+    """Brings a file to the newest schema, as `prepare` does."""
+
+    def __call__(self, path: Path, *, clock_ms: Callable[[], int], on_event: OnEvent) -> None:
+        """Do it, or raise."""
+
+
 class State(msgspec.Struct, frozen=True):
     """What stands at the path: nothing yet, a database at a revision (None: not ours), or no database at all."""
 

@@ -9,11 +9,13 @@ to one transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import sqlalchemy as sa
-
+from turnout.ledger import queries
 from turnout.ledger.rows import BUCKET_MS
+
+if TYPE_CHECKING:
+    from turnout.ledger.queries import Connection
 
 # Later than any mark can be missed: 30 s until a change counts as late, and as much for clocks that differ.
 OPEN_MS: Final = 60_000
@@ -22,12 +24,12 @@ _LOOK_BACK_MS: Final = 120_000
 _REBUILD_MS: Final = 60_000 * 5
 _SUMS: Final = ("n", "counted_n", "ok_n", "e2e_n", "e2e_sum_ms", "ttft_n", "ttft_sum_ms", "tools_n", "tools_emitted_n")
 
-_BUCKETS: Final = sa.text(
+_BUCKETS: Final = (
     "SELECT route_id, SUM(n), SUM(counted_n), SUM(ok_n), SUM(e2e_n), SUM(e2e_sum_ms), SUM(ttft_n), SUM(ttft_sum_ms),"
     " SUM(tools_n), SUM(tools_emitted_n)"
     " FROM attempt_buckets WHERE bucket_ms >= :since AND bucket_ms < :until GROUP BY route_id"
 )
-RAW: Final = sa.text(
+RAW: Final = (
     "SELECT route_id, COUNT(*), SUM(CASE WHEN counted THEN 1 ELSE 0 END), SUM(CASE WHEN ok THEN 1 ELSE 0 END),"
     " SUM(CASE WHEN ok AND e2e_ms IS NOT NULL THEN 1 ELSE 0 END),"
     " SUM(CASE WHEN ok THEN COALESCE(e2e_ms, 0) ELSE 0 END),"
@@ -39,7 +41,7 @@ RAW: Final = sa.text(
 )
 """The definition: the same sums over the rows themselves."""
 FOREVER_MS: Final = 2**62
-_LATE: Final = sa.text("SELECT seq FROM late_buckets WHERE recorded_at_ms >= :since")
+_LATE: Final = "SELECT seq FROM late_buckets WHERE recorded_at_ms >= :since"
 
 Totals = dict[int, tuple[int, ...]]
 """Per route_id the nine sums, in the order of the bucket's columns."""
@@ -57,11 +59,11 @@ class Window:
         self._built_at_ms: int | None = None
         self._marks: set[int] = set()
 
-    def refresh(self, conn: sa.Connection, now_ms: int) -> Totals:
+    def refresh(self, conn: Connection, now_ms: int) -> Totals:
         """Give the sums of [now − window, ∞), routes without an attempt left out."""
         cutoff_ms = now_ms - self._window_ms
         closed_ms = max(_up(cutoff_ms), _down(now_ms - OPEN_MS))
-        marks = set(conn.execute(_LATE, {"since": now_ms - _LOOK_BACK_MS}).scalars())
+        marks = {row[0] for row in queries.rows(conn, _LATE, since=now_ms - _LOOK_BACK_MS)}
         if self._stale(marks, cutoff_ms, closed_ms, now_ms):
             self._closed, self._from_ms, self._until_ms = {}, cutoff_ms, _up(cutoff_ms)
             self._built_at_ms = now_ms
@@ -71,7 +73,7 @@ class Window:
         self._move(conn, self._from_ms, cutoff_ms, -1)
         self._from_ms, self._until_ms = cutoff_ms, closed_ms
         totals = {route_id: list(sums) for route_id, sums in self._closed.items() if sums[0]}
-        _add(totals, conn.execute(_BUCKETS, {"since": closed_ms, "until": FOREVER_MS}), 1)
+        _add(totals, queries.rows(conn, _BUCKETS, since=closed_ms, until=FOREVER_MS), 1)
         return {route_id: tuple(sums) for route_id, sums in totals.items()}
 
     def _stale(self, marks: set[int], cutoff_ms: int, closed_ms: int, now_ms: int) -> bool:
@@ -83,19 +85,19 @@ class Window:
             or now_ms - built >= _REBUILD_MS
         )
 
-    def _move(self, conn: sa.Connection, since_ms: int, until_ms: int, sign: int) -> None:
+    def _move(self, conn: Connection, since_ms: int, until_ms: int, sign: int) -> None:
         """Add or take away [since, until): whole buckets where there are any, rows at both ends."""
         first, last = _up(since_ms), _down(until_ms)
         if first > last:
             first = last = until_ms
         for query, start, end in ((RAW, since_ms, first), (_BUCKETS, first, last), (RAW, last, until_ms)):
             if start < end:
-                _add(self._closed, conn.execute(query, {"since": start, "until": end}), sign)
+                _add(self._closed, queries.rows(conn, query, since=start, until=end), sign)
 
 
-def raw(conn: sa.Connection, now_ms: int, window_ms: int) -> Totals:
+def raw(conn: Connection, now_ms: int, window_ms: int) -> Totals:
     """Give the same sums by the plain query over the rows."""
-    found = conn.execute(RAW, {"since": now_ms - max(0, window_ms), "until": FOREVER_MS})
+    found = queries.rows(conn, RAW, since=now_ms - max(0, window_ms), until=FOREVER_MS)
     return {row[0]: tuple(map(int, row[1:])) for row in found}
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from turnout.ledger import connection, schema, upgrade
+from turnout.ledger import connection, rows, schema, upgrade
 from turnout.ledger.store import Store
 
 # `?` marks what may be NULL, as in the specification.
@@ -149,3 +149,15 @@ def _definitions(engine: sa.Engine) -> dict[str, str]:
     with engine.connect() as conn:
         found = conn.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     return {name: re.sub(r"\s+", " ", sql).strip() for name, sql in found}
+
+
+@pytest.mark.parametrize("table", ["calls", "attempts", *rows.INSERTED])
+def test_what_is_inserted_are_the_columns_of_the_table_in_its_order(table: str) -> None:
+    columns = schema.metadata.tables[table].columns
+    assert rows.inserted_columns(table) == tuple(column.name for column in columns if column.name != "seq")
+
+
+@pytest.mark.parametrize("table", [*rows.SUM_KEYS])
+def test_sums_are_found_by_the_key_of_their_table(table: str) -> None:
+    key = tuple(column.name for column in schema.metadata.tables[table].primary_key)
+    assert rows.INSERTED[table][: rows.SUM_KEYS[table]] == key

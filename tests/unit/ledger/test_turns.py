@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import SQLAlchemyError
 
 from turnout.core.facts import CallFact, RouteKey
+from turnout.ledger import queries
 from turnout.ledger.backend import Turn
 from turnout.ledger.store import Store
 from turnout.ledger.turns import recent_turns
@@ -49,5 +49,6 @@ def test_the_newest_completed_turn_of_each_session_and_knobs(
 
 
 def test_without_a_database_there_is_an_error_to_fail_open_on(tmp_path: Path) -> None:
-    with pytest.raises(SQLAlchemyError):
-        recent_turns(f"sqlite:///{tmp_path / 'none.db'}", 0)
+    url = f"sqlite:///{tmp_path / 'none.db'}"
+    with pytest.raises(queries.errors(url)):
+        recent_turns(url, 0)
