@@ -155,12 +155,17 @@ def hold_for_queue(decision: Decision, among: list[int], ask: Ask, fleet: Fleet)
     """Tell whether a request waits because each of these candidates has enough queued; fills in `held`, `retry_at`."""
     scheduling = fleet.scheduling
     limit, now = scheduling.hold_prefill_s, decision.now
-    queued = min([decision.rows[position][_QUEUE] for position in among], default=0.0)
-    if not limit or queued <= limit or now + _HOLD_LOOK_S >= ask.deadline_s:
+    if not limit or not among or now + _HOLD_LOOK_S >= ask.deadline_s:
         return False
-    # A queue that only the prior tells of is not known: waiting for it would hide the engines' real speed for ever.
-    if min([decision.members[position].prefill.samples for position in among]) < scheduling.hold_samples:
-        return False
+    queued = math.inf
+    for position in among:
+        # A queue that only the prior tells of is not known: waiting for it would hide the engines' real speed for ever.
+        if decision.members[position].prefill.samples < scheduling.hold_samples:
+            return False
+        queue = decision.rows[position][_QUEUE]
+        if queue <= limit:
+            return False
+        queued = min(queued, queue)
     decision.held = "queue"
     decision.retry_at = now + max(queued - limit, _HOLD_LOOK_S)
     return True
