@@ -60,9 +60,9 @@ def run(url: str, now_ms: int) -> Report:
             calls, attempts, routes = conn.execute(_COUNTS).one()
             buckets = conn.execute(_BUCKETS, {"since": since_ms, "most": _MOST}).all()
             no = sa.bindparam("no", value=False, type_=sa.Boolean())
-            oldest = conn.execute(_OLDEST).scalar() or 0
-            # Of the oldest day calls may be deleted already; of today none is.
-            since_day_ms = min(-(-oldest // rows.DAY_MS), now_ms // rows.DAY_MS) * rows.DAY_MS
+            # Of the oldest day calls may be deleted already, and of all days where none is left; of today none is.
+            today, oldest = now_ms // rows.DAY_MS, conn.execute(_OLDEST).scalar()
+            since_day_ms = (today if oldest is None else min(-(-oldest // rows.DAY_MS), today)) * rows.DAY_MS
             spent = conn.execute(_SPENT, {"since": since_day_ms, "most": _MOST}).all()
             costs = conn.execute(_COSTS.bindparams(no), {"most": _MOST}).scalars().all()
     finally:

@@ -111,3 +111,14 @@ def test_check_compares_budgets_with_calls(any_store: tuple[Any, str], call: Mak
             conn.commit()
         [problem] = [problem for problem in audit.run(url, clock()).problems if "budget" in problem]
         assert "differs from its calls by 2 nano-USD" in problem
+
+
+def test_check_asks_no_budget_for_calls_that_are_too_old_to_be_kept(
+    any_store: tuple[Any, str], call: Make, clock: Any
+) -> None:
+    store, url = any_store
+    store.write([call(0, cost_nusd=7, attempts=())])
+    clock.now_ms += 31 * DAY_MS
+    while store.prune():
+        pass
+    assert audit.run(url, clock()) == audit.Report(0, 0, 1, [])
