@@ -124,7 +124,9 @@ class SimEngine(Process):
 class Serve(Process):
     """A router with its admin listener and its ledger."""
 
-    def __init__(self, folder: Path, engines: list[SimEngine], key: str, tables: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, folder: Path, engines: list[SimEngine], key: str | dict[str, Any], tables: dict[str, dict[str, Any]]
+    ) -> None:
         self.engines = engines
         self.port, self.admin_port = free_port(), free_port()
         self.database = folder / "ledger.db"
@@ -137,7 +139,8 @@ class Serve(Process):
         lines = [_table(f"[{name}]", values) for name, values in settings.items()]
         lines += [_table("[[endpoint]]", {"name": e.name, "url": e.url, "models": [MODEL]}) for e in engines]
         if key:
-            lines.append(_table("[[key]]", {"name": "one", "tenant": "tenant-one", "digest": key}))
+            given = {"digest": key} if isinstance(key, str) else key
+            lines.append(_table("[[key]]", {"name": "one", "tenant": "tenant-one", **given}))
         config = folder / "turnout.toml"
         config.write_text("\n".join(lines))
         super().__init__(folder / "router.log", "serve", "-c", str(config))
@@ -210,7 +213,8 @@ class Processes:
             engine.wait_until_up()
         return started
 
-    def serve(self, engines: list[SimEngine], *, key: str = "", **tables: dict[str, Any]) -> Serve:
+    def serve(self, engines: list[SimEngine], *, key: str | dict[str, Any] = "", **tables: dict[str, Any]) -> Serve:
+        """Start a router; a key is its digest, or what its table has beside name and tenant."""
         router = Serve(self._own_folder(), engines, key, tables)
         self._running.append(router)
         router.wait_until_up()

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from turnout.ledger.rerating import Rerating
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -149,7 +152,7 @@ def import_prices(
 
     with _reporting():
         rows = prices.read(file)
-        with _writing(_address(config, url)) as conn:
+        with _transaction(_address(config, url)) as conn:
             version = prices.add(
                 conn,
                 rows,
@@ -169,26 +172,51 @@ def rerate(
     config: Config = None,
     url: Url = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print only.")] = False,  # noqa: FBT002 - typer's form
+    apply_budgets: Annotated[bool, typer.Option("--apply-budgets", help="Move spending, too.")] = False,  # noqa: FBT002 - as dry_run
 ) -> None:
-    """Price a period by another version, beside what was billed, and print old and new sums."""
-    from turnout.core.pricing import usd
+    """Price a period by another version, beside what was billed, and print old and new sums.
+
+    Calls stay as billed. With --apply-budgets spending moves to what the version says, all of it or none, and running
+    routers know a second later; the same version once more moves nothing, a later one only by the difference.
+
+    \b
+    Examples:
+      turnout ledger rerate -c turnout.toml --version 3 --from 7d --to 2026-02-01
+      turnout ledger rerate -c turnout.toml --version 3 --from 7d --to 2026-02-01 --apply-budgets --dry-run
+    """  # noqa: D301 - \b keeps the lines of the examples
     from turnout.ledger import prices, rerating
 
-    with _reporting(), _writing(_address(config, url)) as conn:
+    with _reporting(), _transaction(_address(config, url), reading=dry_run) as conn:
         if version not in {known.version for known in prices.versions(conn)}:
             _fail(f"version {version}: the book has no such version")
-        book = prices.load(conn, version, _section(config).default_cached_price_factor)
         rerate_id = _now_ms()
         found = rerating.rerate(
-            conn, book, from_ms=_instant(since), until_ms=_instant(until), rerate_id=rerate_id, dry_run=dry_run
+            conn,
+            prices.load(conn, version, _section(config).default_cached_price_factor),
+            from_ms=_instant(since),
+            until_ms=_instant(until),
+            rerate_id=rerate_id,
+            dry_run=dry_run,
+            apply_budgets=apply_budgets,
         )
     typer.echo(f"rerate {'(dry run)' if dry_run else rerate_id}, version {version}")
-    for row in found:
+    for line in _rerated(found, budgets=apply_budgets):
+        typer.echo(line)
+
+
+def _rerated(found: Rerating, *, budgets: bool) -> Iterator[str]:
+    from turnout.core.pricing import usd
+
+    for row in found.sums:
         unpriced = f", {row.unpriced_n} without a price" if row.unpriced_n else ""
-        typer.echo(
-            f"{row.tenant or '-'} {row.provider or '-'}: {row.n} attempts, "
-            f"{usd(row.old_nusd)} → {usd(row.new_nusd)} USD{unpriced}"
-        )
+        sums = f"{usd(row.old_nusd)} → {usd(row.new_nusd)} USD"
+        yield f"{row.tenant or '-'} {row.provider or '-'}: {row.n} attempts, {sums}{unpriced}"
+    for move in found.moves:
+        day = datetime.fromtimestamp(move.day_ms // 1000, UTC).date()
+        amount = f"{'+' if move.nusd > 0 else '-'}{usd(abs(move.nusd))} USD"
+        yield f"budget of {move.tenant or '-'}, key {move.key_id or '-'}, {day}: {amount}"
+    if budgets and not found.moves:
+        yield "no budget moves"
 
 
 def _section(config: Path | None) -> Any:
@@ -220,11 +248,11 @@ def _address(config: Path | None, url: str) -> str:
 
 
 @contextmanager
-def _writing(address: str) -> Iterator[Any]:
-    """Hold one transaction on the database of an address."""
+def _transaction(address: str, *, reading: bool = False) -> Iterator[Any]:
+    """Hold one transaction on the database of an address; `reading` keeps nobody from writing."""
     from turnout.ledger import connection
 
-    engine = connection.writing(address)
+    engine = connection.reading(address) if reading else connection.writing(address)
     try:
         with engine.begin() as conn:
             yield conn

@@ -1,4 +1,7 @@
-"""What must hold between the tables, read from the rows: buckets and costs equal their attempts, budgets calls."""
+"""What must hold between the tables, read from the rows: buckets and costs equal their attempts.
+
+Budgets equal what calls were billed, and what re-ratings moved since.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ _COSTS = sa.text(
 _SPENT = sa.text(
     "SELECT tenant, key_id, day, SUM(nusd) FROM (SELECT tenant, key_id, ended_at_ms - ended_at_ms % 86400000 AS day,"
     " cost_nusd AS nusd FROM calls WHERE ended_at_ms >= :since AND cost_nusd > 0"
+    " UNION ALL SELECT c.tenant, c.key_id, c.ended_at_ms - c.ended_at_ms % 86400000, m.moved_nusd FROM budget_moves m"
+    " JOIN calls c ON c.call_id = m.call_id WHERE m.ended_at_ms >= :since"
     " UNION ALL SELECT tenant, key_id, day_ms, -spent_nusd FROM budgets WHERE day_ms >= :since) s"
     " GROUP BY tenant, key_id, day HAVING SUM(nusd) <> 0 LIMIT :most"
 )

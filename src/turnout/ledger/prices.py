@@ -1,7 +1,4 @@
-"""The versioned price book in the ledger, and what a period would have cost by another version (ledger §7).
-
-Versions are append-only; a bad import changes nothing. Re-rating writes beside what was billed, never over it.
-"""
+"""The versioned price book in the ledger (ledger §7): versions are append-only, and a bad import changes nothing."""
 
 from __future__ import annotations
 

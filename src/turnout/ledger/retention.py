@@ -42,7 +42,7 @@ def prune(conn: Connection, now_ms: int, ages: Ages) -> bool:
 
 
 def ulid_floor(instant_ms: int) -> str:
-    """Give the least ULID of an instant: decisions carry no time column, their id does."""
+    """Give the least ULID of an instant: what explains or re-rates a call carries no time column, its id does."""
     value = max(0, instant_ms)
     return "".join(_CROCKFORD[value >> shift & 31] for shift in range(5 * (_ULID_TIME_CHARS - 1), -1, -5))
 
@@ -59,6 +59,9 @@ def _chunks(now_ms: int, ages: Ages) -> Iterator[tuple[str, int | str]]:
     calls_ms = now_ms - ages.calls_days * _DAY_MS
     for table in ("attempts", "calls"):
         yield _chunk(table, "seq", "ended_at_ms"), calls_ms
+    # Behind the calls: `turnout ledger check` never meets a call whose part in a budget has gone.
+    yield _chunk("budget_moves", "call_id", "ended_at_ms"), calls_ms
+    yield _chunk("rerated", "call_id", "call_id"), ulid_floor(calls_ms)
     # One row per 10 s, route and writer: what ages out between two runs is far less than a chunk.
     yield "DELETE FROM attempt_buckets WHERE bucket_ms < :oldest", now_ms - BUCKETS_MS
     yield "DELETE FROM late_buckets WHERE recorded_at_ms < :oldest", now_ms - BUCKETS_MS

@@ -215,6 +215,7 @@ rerated = sa.Table(
     sa.PrimaryKeyConstraint("rerate_id", "call_id", "attempt_no", "phase", name="pk_rerated"),
     *_money_checks("rerated", "cost_nusd", "list_nusd"),
 )
+sa.Index("ix_rerated_call", rerated.c.call_id)
 
 usage_hourly = sa.Table(
     "usage_hourly",
@@ -235,7 +236,7 @@ rollup_state = sa.Table(
     *_int("covered_from_ms", "covered_until_ms"),
 )
 
-# What calls of a key that ended on a day (UTC) have cost: moves with the row of the call, and only with that.
+# What calls of a key that ended on a day (UTC) have cost: moves with the row of the call, and with `budget_moves`.
 budgets = sa.Table(
     "budgets",
     metadata,
@@ -245,5 +246,18 @@ budgets = sa.Table(
     *_money_checks("budgets", "spent_nusd"),
 )
 sa.Index("ix_budgets_day", budgets.c.day_ms)
+
+# By how much an attempt counts more, or less, in its key's budget than it was billed: since its last re-rating, by this
+# version. The instant is the end of its call, which names the day of the budget.
+budget_moves = sa.Table(
+    "budget_moves",
+    metadata,
+    *_text("call_id"),
+    *_int("attempt_no"),
+    *_text("phase"),
+    *_int("ended_at_ms", "price_version", "moved_nusd"),
+    sa.PrimaryKeyConstraint("call_id", "attempt_no", "phase", name="pk_budget_moves"),
+)
+sa.Index("ix_budget_moves_ended", budget_moves.c.ended_at_ms)
 
 dirty_hours = sa.Table("dirty_hours", metadata, sa.Column("hour_ms", INT, primary_key=True, autoincrement=False))

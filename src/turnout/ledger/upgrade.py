@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Every revision, oldest first. A test compares it with the migrations.
-REVISIONS: Final = ("0001", "0002", "0003")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 HEAD: Final = REVISIONS[-1]
 MIGRATIONS: Final = str(Path(__file__).parent / "migrations")
 _SCHEME: Final = "sqlite:///"

@@ -87,7 +87,9 @@ def test_an_older_schema_is_upgraded_with_what_was_spent(any_store: tuple[Any, s
     file = url.startswith("sqlite")
     engine = connection.writing_engine(upgrade.path_of(url)) if file else connection.postgres_engine(url)
     with engine.begin() as conn:
-        conn.exec_driver_sql("DROP TABLE budgets")
+        conn.exec_driver_sql("DROP INDEX ix_rerated_call")
+        for table in ("budget_moves", "budgets"):
+            conn.exec_driver_sql(f"DROP TABLE {table}")
         conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
     engine.dispose()
     if file:

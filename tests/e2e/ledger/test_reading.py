@@ -223,7 +223,7 @@ def test_the_commands_upgrade_check_price_rerate_export_and_prune(
         ]
     )
     _age(url, HOLD_BACK_MS + 1_000)
-    assert "0003" in _turnout("upgrade", "--url", url).stdout
+    assert "0004" in _turnout("upgrade", "--url", url).stdout
     checked = _turnout("check", "--url", url)
     assert (checked.exit_code, checked.stdout) == (0, "calls 2, attempts 1, routes 1\n"), checked.stderr
     book = tmp_path / "prices.json"

@@ -39,12 +39,15 @@ COLUMNS = {
     "rollup_state": "name covered_from_ms covered_until_ms",
     "dirty_hours": "hour_ms",
     "budgets": "tenant key_id day_ms spent_nusd",
+    "budget_moves": "call_id attempt_no phase ended_at_ms price_version moved_nusd",
 }
 INDEXES = {
     "ix_calls_session": "tenant, session_id, ended_at_ms DESC, seq DESC) WHERE session_id IS NOT NULL",
     "ix_calls_tenant_ended": "tenant, ended_at_ms)",
     "ix_calls_ended": "ended_at_ms)",
     "ix_budgets_day": "day_ms)",
+    "ix_budget_moves_ended": "ended_at_ms)",
+    "ix_rerated_call": "call_id)",
     "ix_attempts_ended": "ended_at_ms)",
     "ix_attempts_route": "route_id, ended_at_ms DESC, seq DESC)",
 }
@@ -79,7 +82,7 @@ def test_a_fresh_file_is_what_the_migrations_lead_to(database: Path, tmp_path: P
 @pytest.mark.usefixtures("store")
 def test_one_time_unit(database: Path, store: Store, call: type) -> None:
     instants = [c for t in schema.metadata.tables.values() for c in t.columns if c.name.endswith("_ms")]
-    assert len(instants) == 26
+    assert len(instants) == 27
     assert {type(c.type) for c in instants} == {sa.BigInteger}
     assert not [
         c for t in schema.metadata.tables.values() for c in t.columns if isinstance(c.type, sa.Float | sa.DateTime)

@@ -47,7 +47,7 @@ def test_a_database_with_another_schema_is_copied_before_it_changes(
     prepare(database, clock_ms=clock, on_event=events)
     assert events.names == ["ledger_copied", "ledger_upgraded"]
     copy = database.with_name(f"turnout.db.before-{upgrade.HEAD}-was-none")
-    for path, tables in ((copy, 1), (database, 16)):
+    for path, tables in ((copy, 1), (database, 17)):
         with closing(sqlite3.connect(path)) as conn:
             assert conn.execute("SELECT value FROM keep").fetchall() == [(7,)]
             assert conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone() == (tables,)
@@ -70,7 +70,7 @@ def test_a_newer_schema_than_the_code_refuses_the_start(
     with closing(sqlite3.connect(database)) as conn:
         conn.execute("UPDATE alembic_version SET version_num = '9999'")
         conn.commit()
-    with pytest.raises(LedgerRefusedError, match=r"'9999'.*knows '0003'"):
+    with pytest.raises(LedgerRefusedError, match=r"'9999'.*knows '0004'"):
         upgrade.check(database)
     with pytest.raises(LedgerRefusedError):
         prepare(database, clock_ms=clock, on_event=events)
