@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 _E2E = Path(__file__).parents[1]
 

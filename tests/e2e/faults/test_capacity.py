@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Engine, Router
+    from tests.support.client import Client
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 SCRAPED = {"load": {"scrape_interval_ms": 50, "idle_interval_ms": 50}}

@@ -16,7 +16,8 @@ import pytest
 from turnout.http.dialling import Dialler
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 SOCKETS = pytest.mark.parametrize("place", ["sockets"])  # the kernel or the TLS library is what is tested

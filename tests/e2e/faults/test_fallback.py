@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 FIRST, SECOND = "model-a", "model-b"

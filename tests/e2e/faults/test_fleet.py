@@ -17,7 +17,8 @@ from turnout.core import options
 from turnout.core.fleet.registry import Fleet
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Router
+    from tests.support.client import Client
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 NEVER_OPEN = {"breaker": {"consecutive": 10**6, "ratio_min": 10**6}}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

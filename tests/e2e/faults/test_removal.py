@@ -12,7 +12,7 @@ import pytest
 from turnout.core import options
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 MODES = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

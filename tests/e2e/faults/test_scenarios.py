@@ -19,7 +19,7 @@ from turnout.sim.options import EngineOptions
 from turnout.sim.server import SimEngineServer
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 pytestmark = pytest.mark.parametrize("place", ["virtual"])
 

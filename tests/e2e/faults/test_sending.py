@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Response, Router
+    from tests.support.client import Response
+    from tests.support.router import Router
 
 LONG = 12_000_000  # more than the kernel takes for a peer that does not read
 

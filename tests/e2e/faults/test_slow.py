@@ -15,7 +15,7 @@ from turnout.sim.options import EngineOptions
 from turnout.sim.server import SimEngineServer
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 NAMES = ("e1", "e2", "e3", "e4")
 

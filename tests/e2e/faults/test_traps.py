@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Router
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 NEVER_OPEN = {"breaker": {"consecutive": 10**6, "ratio_min": 10**6}}

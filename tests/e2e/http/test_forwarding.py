@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Response, Router
+    from tests.support.client import Response
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 BODY = json.dumps({"model": "model-a", "messages": [{"role": "user", "content": "hello"}]}).encode()
 LENGTH = b"Content-Length: %d" % len(BODY)

@@ -12,7 +12,9 @@ from turnout.sim.options import EngineOptions
 from turnout.sim.server import SimEngineServer
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Loop, Router
+    from tests.support.client import Client
+    from tests.support.loop import Loop
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 TOKENS = 4800  # 0.6 s of prefill

@@ -16,7 +16,9 @@ import pytest
 from turnout.http.client import EndpointPool
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Engine, EngineRequest, Router
+    from tests.support.client import Client
+    from tests.support.engine import Engine, EngineRequest
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]

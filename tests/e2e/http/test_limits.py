@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Engine, Router
+    from tests.support.client import Client
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]

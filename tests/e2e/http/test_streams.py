@@ -11,7 +11,9 @@ import pytest
 from turnout.core.errors import Outcome
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Client, Engine, Response, Router
+    from tests.support.client import Client, Response
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]

@@ -18,7 +18,8 @@ from turnout.sim.options import EngineOptions
 from turnout.sim.server import SimEngineServer
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 Routers = Callable[..., "Router"]
 Engines = Callable[..., "Engine"]

@@ -22,7 +22,8 @@ from turnout.core.pricing import PriceBook
 from turnout.core.selection.embedder import Hashgram
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 MATHS, POEMS = "prove the integral theorem", "write a poem with rhymes"
 PRICES = {"big": Price(10, 30), "small": Price(0.5, 1)}

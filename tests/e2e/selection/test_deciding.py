@@ -25,7 +25,8 @@ from turnout.gateway.embedding import Embedding
 from turnout.ledger.writer import Ledger
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
     from turnout.core.selection.arrays import Floats32
 

@@ -18,7 +18,8 @@ from turnout.core.selection.knobs import Defaults, Knobs
 from turnout.core.selection.loaded import BundleSet
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 MATHS, POEMS = "prove the integral theorem", "write a poem with rhymes"
 CHAT, COMPLETIONS, MESSAGES = b"/v1/chat/completions", b"/v1/completions", b"/v1/messages"

@@ -14,7 +14,8 @@ from turnout.core.pricing import Price, PriceBook
 from turnout.gateway import response_cache
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import Engine, Router
+    from tests.support.engine import Engine
+    from tests.support.router import Router
 
 EXACT, SEMANTIC = b"x-turnout-cache-match: exact", b"x-turnout-cache-match: semantic"
 USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
