@@ -126,7 +126,7 @@ def spent(run: OpenRun) -> tuple[int | None, int | None, int | None, int | None]
         last.usage = response.usage if response.tap is None else response.tap.usage
     facts = tuple([_attempt_fact(run, attempt, attempt is last) for attempt in exchange.attempts])
     final = facts[last.no - 1]
-    return final.tokens_in, final.tokens_out, final.tokens_cached, _total(facts)[0]
+    return final.tokens_in, final.tokens_out, final.tokens_cached, _total(_and_legs(run, exchange.attempts, facts))[0]
 
 
 def _and_legs(run: OpenRun, attempts: list[Attempt], facts: tuple[AttemptFact, ...]) -> tuple[AttemptFact, ...]:
@@ -194,7 +194,7 @@ _UNPRICED: Final = Cost(None, "", None, None)
 
 
 def _total(facts: tuple[AttemptFact, ...]) -> tuple[int | None, str]:
-    """Add up what the attempts of a call cost; legs would count twice, so only attempts have money (ledger §3)."""
+    """Add up what the rows of a call cost; of a split attempt only its legs have money (ledger §3)."""
     total, basis = None, ""
     for fact in facts:
         if fact.cost_nusd is not None:

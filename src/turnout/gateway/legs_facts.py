@@ -1,4 +1,8 @@
-"""The ledger's rows of attempts with two legs: one row for the attempt, and one per leg under it (ledger §3)."""
+"""The ledger's rows of attempts with two legs: one row for the attempt, and one per leg under it (ledger §3).
+
+Tokens and money stand with the legs alone, so that rows can be added up: each leg costs what its own tokens do where it
+ran, and what an answer says of its cost stands with the leg that gave it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import msgspec
 
 from turnout.core.errors import UNCOUNTED, ErrorKind
 from turnout.core.facts import AttemptFact
+from turnout.core.pricing import Tokens
 
 if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
+    from turnout.core.fleet.endpoint import EndpointState
     from turnout.core.scheduling.legs import Legs
     from turnout.gateway.open_run import OpenRun
 
@@ -31,18 +37,45 @@ def with_legs(run: OpenRun, attempts: list[Attempt], facts: tuple[AttemptFact, .
                 tokens_in=None,
                 tokens_out=None,
                 tokens_cached=None,
+                tokens_cache_write=None,
                 usage_source="none",
+                cost_nusd=None,
+                cost_basis="",
+                list_nusd=None,
+                price_version=None,
             )
         )
-        rows += [_prefill(run, attempt, legs, fact), _decode(run, attempt, legs, fact)]
+        prefill, decode = _prefill(run, attempt, legs, fact), _decode(run, attempt, legs, fact)
+        rows += [_priced(prefill, attempt, legs.prefill), _priced(decode, attempt, legs.decode)]
     return tuple(rows)
+
+
+def _priced(row: AttemptFact, attempt: Attempt, endpoint: EndpointState) -> AttemptFact:
+    """Give a leg its own cost; what used nothing that is known has none, as its attempt."""
+    book = attempt.book
+    if book is None or (row.usage_source == "none" and not row.cost_basis):
+        return row
+    tokens = Tokens(row.tokens_in, row.tokens_out, row.tokens_cached, row.tokens_cache_write)
+    said = None
+    if row.cost_basis == "reported":
+        said = attempt.usage.cost_usd if attempt.usage is not None and endpoint is attempt.endpoint else 0
+    cost = book.cost(endpoint.provider, attempt.model, tokens, subscription=endpoint.flat_rate, reported=said)
+    return msgspec.structs.replace(
+        row,
+        cost_nusd=cost.cost_nusd,
+        cost_basis=cost.basis,
+        list_nusd=cost.list_nusd,
+        price_version=cost.price_version,
+    )
 
 
 def _prefill(run: OpenRun, attempt: Attempt, legs: Legs, fact: AttemptFact) -> AttemptFact:
     """The prompt's counts stand here."""
     route = run.gateway.route(legs.prefill, attempt.model)
     if attempt.endpoint is legs.prefill:
-        return msgspec.structs.replace(fact, phase="prefill", route=route, committed=False, ttft_ms=None)
+        return msgspec.structs.replace(
+            fact, phase="prefill", route=route, committed=False, ttft_ms=None, tokens_out=None
+        )
     done_s = legs.prefilled_s
     ended_ms = fact.ended_at_ms
     if done_s is not None:
@@ -69,6 +102,7 @@ def _decode(run: OpenRun, attempt: Attempt, legs: Legs, fact: AttemptFact) -> At
         route=run.gateway.route(legs.decode, attempt.model),
         tokens_in=None,
         tokens_cached=None,
+        tokens_cache_write=None,
     )
     return row if attempt.endpoint is not legs.prefill else _settled(row, ok=False)
 
