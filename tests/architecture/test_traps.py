@@ -34,18 +34,18 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "T9": ("test_scan_keeps_recency", (f"{CACHE}/test_store.py",)),
     "T10": (
         "test_key_covers_what_changes_the_answer",
-        (f"{CACHE}/test_store.py", f"{E2E}/test_auto.py", f"{E2E}/test_replayed_messages.py"),
+        (f"{CACHE}/test_store.py", f"{E2E}/test_response_cache.py", f"{E2E}/test_replayed_messages.py"),
     ),
     "T53": (
         "test_tenant_in_key_on_every_path",
-        (f"{CACHE}/test_store.py", f"{E2E}/test_auto.py", f"{E2E}/test_replayed_messages.py"),
+        (f"{CACHE}/test_store.py", f"{E2E}/test_response_cache.py", f"{E2E}/test_replayed_messages.py"),
     ),
     "T54": ("test_caller_cannot_lower_threshold", (f"{CACHE}/test_eligibility.py",)),
     "T55": (
         "test_only_complete_answers_are_stored",
         (
             f"{CACHE}/test_eligibility.py",
-            f"{E2E}/test_auto.py",
+            f"{E2E}/test_response_cache.py",
             f"{E2E}/test_replayed_streams.py",
             f"{E2E}/test_replayed_messages.py",
         ),

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.engine import Engine
+from tests.support.router import Router
+from tests.support.selecting import House, bundle
 
 from turnout.bundles.directory import BundleDirectory
 from turnout.bundles.fitting.build import Price, bundle_files
@@ -35,3 +38,21 @@ def two_topics(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return made
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    bundle(tmp_path, "v1", [[0.9, 0.1], [0.5, 0.5]])
+    bundle(tmp_path, "v2", [[0.1, 0.9], [0.1, 0.9]])
+    promote(BundleDirectory(tmp_path), "v1")
+    return tmp_path
+
+
+@pytest.fixture
+def house(router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path) -> House:
+    return House(router, script_engine(), root)
+
+
+@pytest.fixture
+def caching(router: Callable[..., Router], script_engine: Callable[..., Engine], root: Path) -> House:
+    return House(router, script_engine(), root, response_cache={"enabled": True, "guard": "standard", "threshold": 0.9})
