@@ -152,6 +152,23 @@ def test_open_and_recovered_calls_count_in_no_budget(store: Any, billed: Make, l
     assert [move.nusd for move in ledger.rerate(CHEAPER).moves] == [-2_100_000]
 
 
+def test_legs_of_a_split_attempt_are_rated_each_by_its_own_tokens(
+    store: Any, call: Make, attempt: Make, ledger: Ledger
+) -> None:
+    paid = {"cost_basis": "computed"}
+    legs = (
+        attempt(phase="pair", route=None),
+        attempt(phase="prefill", tokens_in=1_000, cost_nusd=2_500_000, **paid),
+        attempt(phase="decode", tokens_out=100, cost_nusd=1_000_000, **paid),
+    )
+    store.write([call(0, attempts=legs, cost_nusd=BILLED, cost_basis="computed")])
+    assert ledger.rerate(FIRST).moves == []
+    found = ledger.rerate(CHEAPER)
+    assert found.sums == [Rerated("acme", "", 2, BILLED, 1_400_000, 0)]
+    assert ledger.spent == {("acme", 0): 1_400_000}
+    assert ledger.problems == []
+
+
 @pytest.mark.parametrize("basis", ["reported", "subscription", ""])
 def test_only_computed_costs_are_rated_again(store: Any, billed: Make, ledger: Ledger, basis: str) -> None:
     store.write([billed(0, leg={"cost_basis": basis})])
