@@ -14,9 +14,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from turnout.core.facts import CallFact
+from turnout.ledger import entry, messages
 from turnout.ledger.sink import Sink, SinkDownError, Written
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turnout.core.admission.spending import Spending
-    from turnout.ledger.entry import Entry
+    from turnout.ledger.entry import Entry, Frame
     from turnout.ledger.explanations import Explanations
     from turnout.ledger.spool import Spool
     from turnout.ledger.upgrade import OnEvent
@@ -77,7 +75,6 @@ class Drain:
         self._monotonic = monotonic
         self._on_event = on_event
         self._on_safe = on_safe
-        self._decode = msgspec.msgpack.Decoder(CallFact).decode
         self._on_overflow = on_overflow or self.spool_queue
         self._spending = spending
         # One item per call of `spool_queue` under way, since a counter would not be exact between threads.
@@ -144,11 +141,11 @@ class Drain:
 
     def replay_one(self) -> None:
         """Store the oldest batch of the spool and remove it."""
-        facts = self._spool.read()
-        if facts and self._write(facts):
+        frames = self._spool.read()
+        if frames and self._write(frames):
             self._spool.advance()
-            self.replayed += len(facts)
-            self._on_safe([fact.call_id for fact in facts if fact.outcome])
+            self.replayed += sum([frame.calls for frame in frames])
+            self._on_safe([call_id for frame in frames for call_id in frame.closed])
 
     def prune(self) -> bool:
         """Delete one chunk of old rows; True while there is more."""
@@ -169,9 +166,9 @@ class Drain:
     def _insert_fresh(self) -> bool:
         """Store one batch straight from the queue; False when the database did not take it (it is in the spool)."""
         self._take(self.inflight, self._batch_max)
-        stored = self._write([entry.fact or self._decode(entry.payload) for entry in self.inflight])
+        stored = self._write(entry.frames(self.inflight, messages.PART))
         if stored:
-            self._on_safe([entry.call_id for entry in self.inflight if entry.call_id])
+            self._on_safe([waiting.call_id for waiting in self.inflight if waiting.call_id])
         else:
             self._to_spool(self.inflight)
         self.inflight = []
@@ -185,26 +182,27 @@ class Drain:
     def _to_spool(self, entries: list[Entry]) -> None:
         if not entries:
             return
-        self._spool.append_encoded([entry.payload for entry in entries])
+        self._spool.append_encoded([waiting.payload for waiting in entries])
         self._spooled += len(entries)
         # What the kernel has survives a kill, as slots do; the disk is waited for after that.
         if not self._spool.memory_used_bytes:
-            self._on_safe([entry.call_id for entry in entries if entry.call_id])
+            self._on_safe([waiting.call_id for waiting in entries if waiting.call_id])
         self._spool.sync()
 
-    def _write(self, facts: list[CallFact]) -> bool:
+    def _write(self, frames: list[Frame]) -> bool:
         assert self.sink is not None, "callers ask first"
         started = self._monotonic()
         explanations = self.explanations
         try:
-            written = self.sink.write(facts if explanations is None else explanations.joined(facts))
+            explained = frames if explanations is None else explanations.joined(frames)
+            written = self.sink.write([frame.payload for frame in explained])
         except SinkDownError as error:
             self._failed(error)
             return False
         if explanations is not None:
-            explanations.stored(facts)
+            explanations.stored(frames)
         if self._spending is not None and self._spending.days:
-            self._spending.stored([fact.call_id for fact in facts if fact.outcome])
+            self._spending.stored([call_id for frame in frames for call_id in frame.closed])
         self.last_commit_s = self._monotonic() - started
         self.written = self.written.plus(written)
         if written.invalid:

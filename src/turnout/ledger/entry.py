@@ -1,4 +1,4 @@
-"""One recorded fact on its way to the database, in the form in which slot and spool keep it."""
+"""Recorded facts on their way to the database, in the form in which slot, spool and database's process take them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,36 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     call_id: str
     """Whose slot is free once the fact is safe; empty for attempts of an exchange that is still open."""
     payload: bytes
-    fact: CallFact | None
-    """The fact itself while few wait: decoding costs seven times what encoding does."""
+
+
+class Key(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The first fields of a `CallFact`, up to its outcome: a fifth of the time that decoding all of them takes."""
+
+    call_id: str
+    request_id: str
+    started_at_ms: int
+    ended_at_ms: int
+    e2e_ms: int
+    tenant: str
+    key_id: str
+    dialect: str
+    path: str
+    stream: bool
+    requested_model: str
+    outcome: str
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """Some facts as one msgpack list. Whoever only passes them on never makes objects of them."""
+
+    payload: bytes
+    calls: int
+    closed: tuple[str, ...]
+    """The ids of its calls that have ended; the others are attempts of exchanges that are still open."""
+
+
+_raw: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_keys: Final = msgspec.msgpack.Decoder(list[Key]).decode
 
 
 def of(fact: CallFact) -> Entry:
@@ -32,7 +60,7 @@ def of(fact: CallFact) -> Entry:
     Raises:
         ValueError, OverflowError, TypeError: no column could hold it either (text that is not UTF-8, beyond 64 bits).
     """
-    return Entry(fact.call_id if fact.outcome else "", encode(fact), fact)
+    return Entry(fact.call_id if fact.outcome else "", encode(fact))
 
 
 def frame(payloads: Sequence[bytes]) -> bytes:
@@ -40,6 +68,34 @@ def frame(payloads: Sequence[bytes]) -> bytes:
     size = len(payloads)
     head = bytes((0x90 | size,)) if size <= _SMALL_MAX else b"\xdc" + size.to_bytes(2, "big")
     return head + b"".join(payloads)
+
+
+def frames(entries: Sequence[Entry], size: int) -> list[Frame]:
+    """Join entries to frames of at most `size` facts."""
+    found: list[Frame] = []
+    for start in range(0, len(entries), size):
+        part = entries[start : start + size]
+        closed = tuple([entry.call_id for entry in part if entry.call_id])
+        found.append(Frame(frame([entry.payload for entry in part]), len(part), closed))
+    return found
+
+
+def frame_of(payload: bytes) -> Frame:
+    """Look into a frame that was read.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+    """
+    keys = _keys(payload)
+    return Frame(payload, len(keys), tuple([key.call_id for key in keys if key.outcome]))
+
+
+def singly(payload: bytes) -> list[bytes]:
+    """Take a frame apart into frames of one fact; what is no frame stays as it is."""
+    try:
+        return [frame([bytes(part)]) for part in _raw(payload)]
+    except msgspec.DecodeError:
+        return [payload]
 
 
 def calls_of(payload: bytes) -> int:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from turnout.core.facts import CallFact
+from turnout.ledger.entry import encode
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turnout.core.facts import CallFact
+    from turnout.ledger.entry import Frame
 
 Recent = list[tuple[str, Any]]
 """(call_id, decision), oldest first."""
@@ -38,6 +41,7 @@ class Explanations:
         self._allowed, self._looked_s = float(per_s), monotonic()
         self._last: object = None
         self._held: dict[str, bytes] = {}
+        self._decode = msgspec.msgpack.Decoder(list[CallFact]).decode
         self.failed = 0
 
     def look(self) -> None:
@@ -66,21 +70,32 @@ class Explanations:
         while len(self._held) > _HELD_MAX:
             del self._held[next(iter(self._held))]
 
-    def joined(self, facts: list[CallFact]) -> list[CallFact]:
-        """Give the closed calls their explanations, where there are any."""
+    def joined(self, frames: list[Frame]) -> list[Frame]:
+        """Give the closed calls their explanations, where there are any; other frames stay as they are."""
         held = self._held
         if not held:
-            return facts
-        return [
-            msgspec.structs.replace(fact, decision=held[fact.call_id])
-            if fact.outcome and fact.call_id in held
-            else fact
-            for fact in facts
-        ]
+            return frames
+        return [frame if held.keys().isdisjoint(frame.closed) else self._explained(frame) for frame in frames]
 
-    def stored(self, facts: Sequence[CallFact]) -> None:
+    def stored(self, frames: Sequence[Frame]) -> None:
         """Let go of the explanations of calls whose rows are committed."""
         if self._held:
-            for fact in facts:
-                if fact.outcome:
-                    self._held.pop(fact.call_id, None)
+            for frame in frames:
+                for call_id in frame.closed:
+                    self._held.pop(call_id, None)
+
+    def _explained(self, frame: Frame) -> Frame:
+        held = self._held
+        try:
+            facts = self._decode(frame.payload)
+        except msgspec.DecodeError:  # a fact that no column can hold: whoever stores the others says so
+            return frame
+        payload = encode(
+            [
+                msgspec.structs.replace(fact, decision=held[fact.call_id])
+                if fact.outcome and fact.call_id in held
+                else fact
+                for fact in facts
+            ]
+        )
+        return msgspec.structs.replace(frame, payload=payload)

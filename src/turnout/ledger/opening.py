@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turnout.ledger import upgrade
+from turnout.ledger.decoding import StoreSink
 from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S
 from turnout.ledger.sink import LedgerRefusedError
 
@@ -79,12 +80,12 @@ def open_store(
         path = upgrade.path_of(options.url)
         prepare(path, clock_ms=clock_ms, on_event=on_event)
         _import_prices(options.url, prices, clock_ms(), on_event)
-        return sqlite.open_store(path, router_id=router_id, clock_ms=clock_ms, **days)
+        return StoreSink(sqlite.open_store(path, router_id=router_id, clock_ms=clock_ms, **days))
     from turnout.ledger import postgres, server_upgrade
 
     server_upgrade.check(options.url)
     _import_prices(options.url, prices, clock_ms(), on_event)
-    return postgres.open_store(options.url, router_id=router_id, clock_ms=clock_ms, **days)
+    return StoreSink(postgres.open_store(options.url, router_id=router_id, clock_ms=clock_ms, **days))
 
 
 def hot_routes(url: str, now_ms: int) -> list[HotRoute]:

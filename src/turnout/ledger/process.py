@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turnout.core.facts import CallFact
 from turnout.ledger import messages, opening, upgrading
 from turnout.ledger.channel import Channel, ChannelError, OversizeError
 from turnout.ledger.derivation import Derivation
@@ -35,7 +34,7 @@ from turnout.ledger.messages import (
     Told,
     Write,
 )
-from turnout.ledger.sink import LedgerRefusedError, SinkDownError, Written
+from turnout.ledger.sink import LedgerRefusedError, SinkDownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from turnout.ledger.sink import Sink
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_raw_parts: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
-_fact: Final = msgspec.msgpack.Decoder(CallFact).decode
 
 
 def main(writing: int, reading: int) -> None:
@@ -80,7 +77,7 @@ class Writer:
     def answer(self, question: Any) -> Done:
         """Do what is asked; everything may raise."""
         if isinstance(question, Write):
-            return Done(_result(self._write(question.facts)))
+            return Done(_result(self._opened().write(question.facts)))
         if isinstance(question, messages.Prune):
             return Done(_result(self._opened().prune()))
         if isinstance(question, messages.Open):
@@ -115,21 +112,6 @@ class Writer:
         if self._sink is None:
             raise SinkDownError("other", "not open")
         return self._sink
-
-    def _write(self, parts: list[bytes]) -> Written:
-        facts: list[CallFact] = []
-        invalid = 0
-        for part in parts:
-            try:
-                facts += messages.FACTS.joined([part])
-            except msgspec.DecodeError:  # a fact that no column could hold costs only itself
-                for raw in _raw_parts(part):
-                    try:
-                        facts.append(_fact(raw))
-                    except msgspec.DecodeError:
-                        invalid += 1
-        written = self._opened().write(facts)
-        return written.plus(Written(invalid=invalid)) if invalid else written
 
 
 class Reader:

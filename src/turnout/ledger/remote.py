@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 import turnout
-from turnout.ledger import messages, upgrade
+from turnout.ledger import entry, messages, upgrade
 from turnout.ledger.channel import FRAME_MAX, Channel, ChannelError, OversizeError
 from turnout.ledger.drain import RETRY_FIRST_S, RETRY_MAX_S
 from turnout.ledger.remote_statistics import RemoteStatistics
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turnout.core import options
-    from turnout.core.facts import CallFact
     from turnout.ledger.backend import HotRoute, Statistics, Turn
     from turnout.ledger.sink import Sink
     from turnout.ledger.upgrade import OnEvent
@@ -277,17 +276,17 @@ class RemoteSink:
     def __init__(self, process: OwnProcess) -> None:
         self._process = process
 
-    def write(self, facts: Sequence[CallFact]) -> Written:
+    def write(self, frames: Sequence[bytes]) -> Written:
         """Store all facts in one transaction; what is too long for a message is stored in two."""
-        parts, invalid = _parts(facts)
-        if sum(map(len, parts)) > FRAME_MAX // 2:
-            middle = len(facts) // 2
+        if sum(map(len, frames)) > FRAME_MAX // 2:
+            if len(frames) == 1:
+                frames = entry.singly(frames[0])
+            middle = len(frames) // 2
             if not middle:
                 return Written(invalid=1)
-            return self.write(facts[:middle]).plus(self.write(facts[middle:]))
-        counts: dict[str, Any] = self._process.write(messages.Write(parts), dict[str, Any])
-        written = Written(**counts | {"unpriced": Counter(counts["unpriced"])})
-        return written.plus(Written(invalid=invalid)) if invalid else written
+            return self.write(frames[:middle]).plus(self.write(frames[middle:]))
+        counts: dict[str, Any] = self._process.write(messages.Write([*frames]), dict[str, Any])
+        return Written(**counts | {"unpriced": Counter(counts["unpriced"])})
 
     def prune(self) -> bool:
         """Sum up one hour or delete one chunk."""
@@ -296,18 +295,6 @@ class RemoteSink:
     def close(self) -> None:
         """Checkpoint, and end the process."""
         self._process.finish()
-
-
-def _parts(facts: Sequence[CallFact]) -> tuple[list[bytes], int]:
-    """Encode a batch; also give how many facts cannot be."""
-    try:
-        return messages.FACTS.cut(facts), 0
-    except (ValueError, OverflowError, TypeError):  # text that is not UTF-8, an integer beyond 64 bits
-        parts: list[bytes] = []
-        for fact in facts:
-            with contextlib.suppress(ValueError, OverflowError, TypeError):
-                parts += messages.FACTS.cut([fact])
-        return parts, len(facts) - len(parts)
 
 
 def _value(answer: messages.Answer, kind: Any) -> Any:

@@ -10,8 +10,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turnout.core.facts import CallFact
-
 
 class Written(msgspec.Struct, frozen=True, gc=False):
     """What one `write` did: rows per table, calls that were there already, calls no table can hold."""
@@ -50,8 +48,11 @@ class LedgerRefusedError(Exception):
 class Sink(Protocol):
     """Takes batches; every method is called by the writer thread only."""
 
-    def write(self, facts: Sequence[CallFact]) -> Written:
-        """Store all facts in one transaction or raise SinkDownError and store none. Replays change nothing."""
+    def write(self, frames: Sequence[bytes]) -> Written:
+        """Store all facts of these lists in one transaction, or raise SinkDownError and store none.
+
+        What is stored twice changes nothing; what cannot be read is counted.
+        """
 
     def prune(self) -> bool:
         """Delete one chunk of what is too old; True while there is more."""

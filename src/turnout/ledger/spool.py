@@ -128,7 +128,7 @@ class Spool:
                     for payload in group:
                         self._to_memory(payload)
 
-    def read(self) -> list[CallFact]:
+    def read(self) -> list[entry.Frame]:
         """Give the oldest calls without removing them: whole frames, up to `read_calls` calls or the end of a file.
 
         Empty when nothing waits. Damaged frames are cut and counted.
@@ -136,15 +136,15 @@ class Spool:
         while True:
             with self._lock:
                 payloads = self._oldest()
-            # Decoded without the lock: the reader may be put aside at any moment, and others append meanwhile.
-            facts: list[CallFact] = []
+            # Looked at without the lock: the reader may be put aside at any moment, and others append meanwhile.
+            frames: list[entry.Frame] = []
             for payload in payloads:
                 try:
-                    facts += self._decoder.decode(payload)
+                    frames.append(entry.frame_of(payload))
                 except msgspec.DecodeError:
                     self.unreadable += 1
-            if facts or not payloads:
-                return facts
+            if frames or not payloads:
+                return frames
             self.advance()
 
     def advance(self) -> None:
@@ -170,7 +170,7 @@ class Spool:
         """Write what memory holds to files if possible, and let go of them; return the calls that are lost."""
         with self._lock:
             self._spill()
-            lost = sum(len(self._decoder.decode(payload)) for payload in self._memory)
+            lost = sum(map(entry.calls_of, self._memory))
             for segment in self._segments:
                 segment.sync()
                 segment.close()
@@ -217,7 +217,7 @@ class Spool:
             self.calls_stripped += len(bare)
             payload = entry.frame([entry.encode(fact) for fact in bare])
         if self._memory_used + len(payload) > self._memory_bytes:
-            self.calls_refused += len(self._decoder.decode(payload))
+            self.calls_refused += entry.calls_of(payload)
             return
         self._memory.append(payload)
         self._memory_used += len(payload)

@@ -44,8 +44,6 @@ _KNOWN_WAIT_S: Final = 5.0
 # A thread that has no reason to wait any longer ends in this time.
 _ENDS_S: Final = 0.2
 _ATTEMPTS_SHARE: Final = 0.8
-# So many calls wait as they came, which stores them at once; further ones only as msgpack, in a fifth of the memory.
-_AS_THEY_CAME: Final = 512
 # So many waiting calls are spooled at once, by a thread that gets the core even where the writer does not.
 _SPILL_AT: Final = 2_048
 _FRAME_CALLS: Final = 32
@@ -175,10 +173,9 @@ class Ledger:
             self._free([call.call_id] if call.outcome else [])
             return
         waiting = len(self._queue)
-        fact = call if waiting < _AS_THEY_CAME else None
         if not call.outcome:
             if not self._closed and waiting < self._attempts_max:
-                self._queue.append(Entry("", payload, fact))
+                self._queue.append(Entry("", payload))
             else:
                 self._dropped_attempts += len(call.attempts)
             return
@@ -188,7 +185,7 @@ class Ledger:
         if self._closed:
             self._dropped_closed += 1
         elif waiting < self._queue_max:
-            self._queue.append(Entry(call.call_id, payload, fact))
+            self._queue.append(Entry(call.call_id, payload))
             if waiting == self._spill_at:
                 self._spill.set()
         elif slots is not None and slots.holds(call.call_id):
@@ -378,7 +375,7 @@ class Ledger:
                 if call is None:
                     self._dropped_full += 1
                 else:
-                    self._queue.append(Entry(call.call_id, encode(call), None))
+                    self._queue.append(Entry(call.call_id, encode(call)))
 
     def _prune(self, wait_s: float) -> float:
         """Delete one chunk when it is time; return the pause until the next round."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turnout.core.facts import CallFact
-from turnout.ledger import entry
+from turnout.ledger import entry, messages
 from turnout.ledger.drain import Drain
 from turnout.ledger.sink import SinkDownError, Written
 from turnout.ledger.spool import Spool
@@ -26,7 +26,8 @@ class Sink:
         self.batches: list[int] = []
         self.tries = 0
 
-    def write(self, facts: Sequence[CallFact]) -> Written:
+    def write(self, frames: Sequence[bytes]) -> Written:
+        facts = messages.FACTS.joined(frames)
         self.tries += 1
         if not self.up:
             raise SinkDownError("locked", "database is locked")
@@ -158,7 +159,7 @@ def test_finish_leaves_the_rest_in_the_spool_after_its_deadline(world: World, ca
     world.drain.finish(world.now)
     assert world.sink.stored == []
     assert not world.queue
-    assert world.spool.read() == [call(n) for n in range(BATCH)]
+    assert messages.FACTS.joined(frame.payload for frame in world.spool.read()) == [call(n) for n in range(BATCH)]
 
 
 def test_pruning_a_database_that_fails_is_a_failure_like_any_other(world: World, events: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from turnout.core.facts import CallFact
+from turnout.ledger import entry, messages
 from turnout.ledger.segment import Segment
 from turnout.ledger.spool import Spool
 
@@ -17,9 +18,13 @@ def _spool(database: Path, name: str = "1", **options: Any) -> Spool:
     return Spool(database, name=name, **{"max_bytes": 2**20, "frame_calls": 2, **options})
 
 
+def read(spool: Spool) -> list[CallFact]:
+    return messages.FACTS.joined(frame.payload for frame in spool.read())
+
+
 def _drain(spool: Spool) -> list[CallFact]:
     found: list[CallFact] = []
-    while facts := spool.read():
+    while facts := read(spool):
         found += facts
         spool.advance()
     return found
@@ -44,16 +49,16 @@ def test_calls_come_back_equal_and_in_order_and_leave_no_file(database: Path, ca
 def test_reading_twice_without_advancing_gives_the_same_frame(database: Path, call: Make) -> None:
     spool = _spool(database)
     spool.append([call(0), call(1), call(2)])
-    assert spool.read() == spool.read() == [call(0), call(1)]
+    assert read(spool) == read(spool) == [call(0), call(1)]
 
 
 def test_small_frames_are_read_together_up_to_a_batch(database: Path, call: Make) -> None:
     spool = _spool(database, frame_calls=4)
     for n in range(6):
         spool.append([call(n)])
-    assert spool.read() == [call(n) for n in range(4)]
+    assert read(spool) == [call(n) for n in range(4)]
     spool.advance()
-    assert spool.read() == [call(4), call(5)]
+    assert read(spool) == [call(4), call(5)]
 
 
 def test_a_frame_of_another_version_is_left_out_and_counted(database: Path, call: Make) -> None:
@@ -71,7 +76,7 @@ def test_a_frame_of_another_version_is_left_out_and_counted(database: Path, call
 def test_appending_goes_on_while_older_frames_are_read(database: Path, call: Make) -> None:
     spool = _spool(database)
     spool.append([call(0), call(1)])
-    assert spool.read() == [call(0), call(1)]
+    assert read(spool) == [call(0), call(1)]
     spool.append([call(2)])
     spool.advance()
     assert _drain(spool) == [call(2)]
@@ -132,7 +137,7 @@ def test_without_a_file_calls_wait_in_memory_and_move_to_a_file_when_there_is_on
     spool = _spool(database)
     spool.append([call(0), call(1), call(2)])
     assert spool.memory_used_bytes > 0
-    assert spool.read() == [call(0), call(1)]
+    assert read(spool) == [call(0), call(1)]
     database.parent.mkdir()
     spool.append([call(3)])
     assert spool.memory_used_bytes == 0
@@ -171,3 +176,16 @@ def test_a_call_that_cannot_be_encoded_costs_only_itself(database: Path, call: M
     spool.append([call(0), call(1, tenant="\ud800"), call(2)])
     assert spool.calls_unencodable == 1
     assert _drain(spool) == [call(0), call(2)]
+
+
+def test_what_is_known_of_a_frame_that_is_passed_on_are_the_first_fields_of_its_facts() -> None:
+    names = entry.Key.__struct_fields__
+    assert names == CallFact.__struct_fields__[: len(names)]
+    assert [entry.Key.__annotations__[name] for name in names] == [CallFact.__annotations__[name] for name in names]
+
+
+def test_a_frame_that_was_read_is_known_as_well_as_one_that_was_made(call: Make) -> None:
+    facts = [call(0), call(1, outcome=""), call(2)]
+    [made] = entry.frames([entry.of(fact) for fact in facts], 8)
+    assert (made.calls, made.closed) == (3, (facts[0].call_id, facts[2].call_id))
+    assert entry.frame_of(made.payload) == made

@@ -16,6 +16,7 @@ import pytest
 
 from turnout.core import options
 from turnout.core.facts import CallFact, OpenedCall
+from turnout.ledger import entry
 from turnout.ledger.sink import LedgerRefusedError, Written
 from turnout.ledger.writer import Ledger
 
@@ -29,10 +30,10 @@ class HangingSink:
         self.entered = threading.Event()
         self.released = threading.Event()
 
-    def write(self, facts: Sequence[CallFact]) -> Written:
+    def write(self, frames: Sequence[bytes]) -> Written:
         self.entered.set()
         self.released.wait(30)
-        return Written(calls=len(facts), commits=1)
+        return Written(calls=sum(map(entry.calls_of, frames)), commits=1)
 
     def prune(self) -> bool:
         return False
