@@ -178,12 +178,6 @@ def test_a_call_that_cannot_be_encoded_costs_only_itself(database: Path, call: M
     assert _drain(spool) == [call(0), call(2)]
 
 
-def test_what_is_known_of_a_frame_that_is_passed_on_are_the_first_fields_of_its_facts() -> None:
-    names = entry.Key.__struct_fields__
-    assert names == CallFact.__struct_fields__[: len(names)]
-    assert [entry.Key.__annotations__[name] for name in names] == [CallFact.__annotations__[name] for name in names]
-
-
 def test_a_frame_that_was_read_is_known_as_well_as_one_that_was_made(call: Make) -> None:
     facts = [call(0), call(1, outcome=""), call(2)]
     [made] = entry.frames([entry.of(fact) for fact in facts], 8)
