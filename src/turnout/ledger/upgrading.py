@@ -6,6 +6,7 @@ happens is told as lines of JSON on standard output, the outcome last.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -83,5 +84,6 @@ def _tell_event(name: str, /, **fields: object) -> None:
 
 
 def _tell(line: Line) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-    sys.stdout.buffer.flush()
+    with contextlib.suppress(BrokenPipeError):  # nobody waits any more; what was begun is finished all the same
+        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+        sys.stdout.buffer.flush()
