@@ -91,6 +91,8 @@ class Engine:
         self.models: bytes = b'{"object":"list","data":[]}'
         self.pages: dict[bytes, bytes] = {}
         """What it answers to a GET of these paths; the model list to any other."""
+        self.missing: set[bytes] = set()
+        """Pages that it does not have."""
         self.answers_probes = True
         self.open: set[_EngineConnection] = set()
         self._server: asyncio.Server = loop.run(self._listen())
@@ -112,7 +114,10 @@ class Engine:
             self.probes.append(request)
             if not self.answers_probes:
                 return []
-            return [answer(self.pages.get(request.line.split()[1], self.models))]
+            page = request.line.split()[1]
+            if page in self.missing:
+                return [answer(b'{"detail":"Not Found"}', 404)]
+            return [answer(self.pages.get(page, self.models))]
         with self._arrived:
             self.requests.append(request)
             self._arrived.notify_all()

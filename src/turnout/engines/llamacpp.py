@@ -10,6 +10,8 @@ from msgspec import Meta
 PROPS_PATH = "/props"
 FAMILY = "llamacpp"
 """As it signs its model list."""
+PYTHON_OWNER = "me"
+"""As llama-cpp-python's server signs it. It answers 400 with an empty body to an `x-request-id` that is no UUID."""
 
 _Positive = Annotated[int, Meta(gt=0, le=2**31)]
 

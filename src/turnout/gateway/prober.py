@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _RETURN_DELAYS_S = (0.2, 1.0, 3.0)
 _BODY_MAX_BYTES = 1_048_576
 _OK = 200
+_NOT_FOUND = 404
 # Others take any name, or list a file: what they answer is their word on it, not what they list.
 _KNOW_THEIR_MODELS = ("vllm", "sglang")
 
@@ -84,7 +85,7 @@ class Prober:
         self._ended: set[asyncio.Task[None]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._stopped = False
-        self._timed_out = False
+        self._timed_out = self._missing = False
         """Whether the question that ended last got no answer in time; read before the loop does anything else."""
 
     def start(self) -> None:
@@ -178,6 +179,8 @@ class Prober:
         """Ask whether it is ready, and let the answer count."""
         gateway = self._gateway
         ok = await self._ask(upstream, "/health") is not None
+        if self._missing:  # llama-cpp-python has no such page
+            ok = await self._ask(upstream, "/v1/models") is not None
         now = gateway.clock()
         progress = gateway.recovery.health.progress(endpoint, now)
         if ok or counts_as_failure(ok=ok, timed_out=self._timed_out, progress=progress):
@@ -206,7 +209,10 @@ class Prober:
         contexts = [listed.max_model_len for listed in models if listed.id in names and listed.max_model_len]
         if contexts:
             endpoint.context_max = min(contexts)
-        if llamacpp.FAMILY in (endpoint.family, *[listed.owned_by for listed in models]):
+        owners = [listed.owned_by for listed in models]
+        if llamacpp.PYTHON_OWNER in owners:
+            endpoint.uuid_ids = True
+        if llamacpp.FAMILY in (endpoint.family, *owners):
             await self._properties(endpoint, upstream)
         return True
 
@@ -232,4 +238,5 @@ class Prober:
             answer, self._timed_out = None, True
         finally:
             upstream.pool.cancel(reply)
+        self._missing = answer is not None and answer[0] == _NOT_FOUND
         return answer if answer is not None and answer[0] == _OK else None

@@ -18,7 +18,7 @@ from turnout.core.options import Timeout
 from turnout.core.retry_loop import Route
 from turnout.core.scheduling.ask import Ask
 from turnout.dialects.splice import upstream_body
-from turnout.gateway import answers, fallback, legs, replies, rescue
+from turnout.gateway import answers, engine_ids, fallback, legs, replies, rescue
 from turnout.gateway.admission import applicant
 from turnout.gateway.extra import choose, looked_up, next_model
 from turnout.gateway.open_run import OpenRun
@@ -249,7 +249,7 @@ class Run(OpenRun):
         head = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             upstream.head(request.path) if request.stream else upstream.whole_head(request.path),
             forward,
-            self.request_id,
+            engine_ids.of(attempt.endpoint, self.request_id),
             len(body),
         )
         upstream.pool.request(head + body, response)

@@ -79,6 +79,7 @@ class EndpointState(Marks):
         "tokens_total",
         "ttft_s",
         "url",
+        "uuid_ids",
         "waiting",
         "waiting_uncached_tokens",
     )
@@ -106,6 +107,7 @@ class EndpointState(Marks):
         self.high_places = (self.places + 1) // 2
         """From so many on nothing is asked of it twice."""
         self.family: str = endpoint.family
+        self.uuid_ids = endpoint.family == "llamacpp"  # it refuses any other `x-request-id` (engines/llamacpp.py)
         self.dialects = frozenset(endpoint.dialects or _SPOKEN.get(endpoint.family, ("openai",)))
         self.durable_cooldown, self.flat_rate = endpoint.durable_cooldown, endpoint.flat_rate
         self.bit, self.incarnation = bit, incarnation
