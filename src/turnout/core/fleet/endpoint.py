@@ -116,8 +116,7 @@ class EndpointState(Marks):
         if endpoint.role != "both":
             self.split = True
         self.breaker = Breaker(breaker)
-        self.in_flight = self.pending_prefill_tokens = 0
-        self.active_tokens = self.attempts_total = 0
+        self.in_flight = self.pending_prefill_tokens = self.active_tokens = self.attempts_total = 0
         self.running: int | None = None
         self.waiting: int | None = None
         self.kv_usage_ratio: float | None = None
