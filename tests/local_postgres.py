@@ -85,11 +85,13 @@ class LocalPostgres:
             self.process = None
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to the server and each of its workers."""
+        """Send a signal to the server and each of its workers: the server first, so that a stopped one starts none."""
         assert self.process is not None, "start first"
+        self.process.send_signal(number)
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for pid in (*map(int, children), self.process.pid):
-            os.kill(pid, number)
+        for pid in map(int, children):
+            with contextlib.suppress(ProcessLookupError):  # a worker may end between the list and its signal
+                os.kill(pid, number)
 
     def new_database(self, template: str = "template1") -> str:
         """Create a database, empty or like another one, and give its address."""
