@@ -21,10 +21,10 @@ from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.report import Report
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.explain import explain
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat
-from turnout.core.scheduling.types import Decision
 
 _clock = time.thread_time
 ENTRIES = 1_000_000

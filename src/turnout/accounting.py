@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from turnout.config.schema import Config
     from turnout.coordinator.door import Door
-    from turnout.core.scheduling.types import Decision
+    from turnout.core.scheduling.decision import Decision
     from turnout.gateway.service import Gateway
     from turnout.ledger.upgrade import OnEvent
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turnout.core.selection.embedder import Embedder
     from turnout.core.selection.loaded import BundleSet
     from turnout.core.selection_options import Selection
-    from turnout.core.types import Usage
+    from turnout.core.usage import Usage
     from turnout.gateway.selecting import Selecting
     from turnout.ledger.writer import Ledger
     from turnout.telemetry.logs import Logger

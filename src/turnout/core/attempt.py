@@ -8,7 +8,7 @@ from turnout.core.fleet.seat import Seat
 from turnout.core.pricing import PriceBook
 from turnout.core.recovery.poison import COINCIDES_S
 from turnout.core.scheduling.legs import Legs
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 
 
 class Attempt:

@@ -10,6 +10,8 @@ Every count, lease and predicted prefix entry taken for an attempt is given back
 
 from __future__ import annotations
 
+from typing import Final
+
 from turnout.core.admission.gate import Entry, Gate, Room
 from turnout.core.admission.queue import Ticket
 from turnout.core.attempt import Attempt, end_attempt
@@ -18,17 +20,19 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.lifecycle import GiveUp, GoOn, Happening, Next, Open, Queued, State, Trouble, poisoned
 from turnout.core.recovery.poison import is_death
 from turnout.core.retry_loop import DEADLINE_MARGIN_S, RetryLoop, busy, usable
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.holding import PATIENCE
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.turnout import least_prefill_s
-from turnout.core.scheduling.types import Decision, DropReason
-from turnout.core.types import Usage
+from turnout.core.scheduling.types import DropReason
+from turnout.core.usage import Usage
 
-_COOLDOWN_S = 2.0
-_COOLDOWN_MAX_S = 60.0
-_OK_MAX = 299  # an error inside a 200 is nothing that could be relayed as the engine's refusal
+_COMPLETED: Final = Outcome.COMPLETED
+_COOLDOWN_S: Final = 2.0
+_COOLDOWN_MAX_S: Final = 60.0
+_OK_MAX: Final = 299  # an error inside a 200 is nothing that could be relayed as the engine's refusal
 # What the engine said in these cases is not for the client: rubbish, or talk about our own credential (U5).
-_POISONED = GiveUp(Outcome.UPSTREAM_UNREACHABLE, code="poison_suspected")
+_POISONED: Final = GiveUp(Outcome.UPSTREAM_UNREACHABLE, code="poison_suspected")
 _CREDENTIAL = (ErrorKind.AUTH_ERROR, ErrorKind.PAYMENT_REQUIRED)
 NOT_AN_ANSWER = (ErrorKind.BAD_RESPONSE, *_CREDENTIAL)
 
@@ -278,7 +282,7 @@ class Exchange(RetryLoop):
         if usage is not None and usage.tokens_in is not None:
             self._pool.measured(self.ask.prompt_bytes, usage.tokens_in)
         end_attempt(attempt, now, None, status)
-        self.close(Outcome.COMPLETED, now)
+        self.close(_COMPLETED, now)
 
     def close(self, outcome: Outcome, now: float, kind: ErrorKind = ErrorKind.CANCELLED) -> None:
         """End the exchange with its outcome; attempts that are still open end as `kind`, places are given back."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from turnout.core.options import Retry
 
-_WINDOW_S = 10.0
+_WINDOW_S: Final = 10.0
 
 
 class RetryBudget:

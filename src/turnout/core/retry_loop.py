@@ -7,7 +7,7 @@ budget and for a place, one at the same endpoint does not.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -33,17 +33,18 @@ from turnout.core.lifecycle import (
 from turnout.core.options import Retry
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat, take_seat_again
-from turnout.core.scheduling.types import Decision, DropReason
+from turnout.core.scheduling.types import DropReason
 
-DEADLINE_MARGIN_S = 0.25
-_BACKOFF_BASE_S = 0.25
-_BUDGET_LOOK_S = 0.1  # N5: how often an exchange that waits for the budget looks again
-_BUDGET_WAIT_MAX_S = 30.0  # D6
+DEADLINE_MARGIN_S: Final = 0.25
+_BACKOFF_BASE_S: Final = 0.25
+_BUDGET_LOOK_S: Final = 0.1  # N5: how often an exchange that waits for the budget looks again
+_BUDGET_WAIT_MAX_S: Final = 30.0  # D6
 # Of a stream that was held back: the client has seen nothing of it, so another attempt is as good as a first one.
 _BROKEN_STREAM = (ErrorKind.STREAM_CUT, ErrorKind.TIMEOUT_STALL)
-_BROKEN = frozenset((DropReason.BREAKER_OPEN, DropReason.EJECTED, DropReason.PROBE_FAILING))
+_BROKEN: Final = frozenset((DropReason.BREAKER_OPEN, DropReason.EJECTED, DropReason.PROBE_FAILING))
 
 
 class Route(msgspec.Struct, frozen=True):

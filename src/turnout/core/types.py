@@ -1,20 +1,8 @@
-"""Values of every dialect: what an engine counted, and what we refuse."""
+"""Values of every dialect: what we refuse."""
 
 from __future__ import annotations
 
 import msgspec
-
-
-class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts as the engine reported them; None is unknown, never zero (engines §3)."""
-
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    tokens_cached: int | None = None
-    tokens_reasoning: int | None = None
-    tokens_cache_write: int | None = None
-    cost_usd: float | int | str | None = None
-    """What the provider says it bills, as it stands in the answer; `core.pricing` judges it."""
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):

@@ -6,6 +6,8 @@ expected; it never shows content.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from turnout.core.request import Prompt, Request
@@ -36,8 +38,8 @@ from turnout.dialects.openai_prompt import render_salt
 from turnout.dialects.openai_shapes import INT_MAX
 from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, around_array, members, small_members
 
-MESSAGES: bytes = b"/v1/messages"
-COUNT_TOKENS: bytes = b"/v1/messages/count_tokens"
+MESSAGES: Final[bytes] = b"/v1/messages"
+COUNT_TOKENS: Final[bytes] = b"/v1/messages/count_tokens"
 
 _NUMBERS = ("temperature", "top_p")
 _NOTHING = (b"null", b"[]")

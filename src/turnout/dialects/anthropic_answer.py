@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from turnout.core.admission.precheck import units
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.anthropic_shapes import ANSWER, LOOSE_ANSWER, WRITTEN, Answer, ReportedUsage
 from turnout.dialects.envelope import ApiError, error_body
 from turnout.dialects.event_tap import TOKENS_MAX

@@ -7,7 +7,7 @@ Counting: request-path §7, whose text is that of `system`, `content` and tool r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import xxhash
@@ -18,17 +18,18 @@ from turnout.core.request import Prompt
 from turnout.dialects.anthropic_shapes import BLOCK, LOOSE_TURNS, SYSTEM, TURNS, Block, LooseTurn, Turn
 from turnout.dialects.fields import InvalidPrompt, Members, invalid_prompt
 
-_SYSTEM_ROLE, _TOOL_ROLE = ROLE + render_role("system"), ROLE + render_role("tool")
-_ROLES = {role: ROLE + render_role(role) for role in ("user", "assistant", "system")}
-_SILENT = frozenset(("thinking", "redacted_thinking"))
+_SYSTEM_ROLE: Final = ROLE + render_role("system")
+_TOOL_ROLE: Final = ROLE + render_role("tool")
+_ROLES: Final = {role: ROLE + render_role(role) for role in ("user", "assistant", "system")}
+_SILENT: Final = frozenset(("thinking", "redacted_thinking"))
 # A line that coding agents put before the system text, with a hash of the request in it. Engines take it out, because
 # nothing after it could ever be found in a cache.
-_ATTRIBUTION = "x-anthropic-billing-header"
-_UNREADABLE = Block(type="unreadable")
+_ATTRIBUTION: Final = "x-anthropic-billing-header"
+_UNREADABLE: Final = Block(type="unreadable")
 # Compact forms of recent tools spans: agents send the same tools with every turn. Bounded by entries and by size.
-_TOOLS_MEMO: dict[int, bytes] = {}
-_TOOLS_MEMO_MAX = 256
-_TOOLS_MEMO_SPAN_MAX_BYTES = 65_536
+_TOOLS_MEMO: Final[dict[int, bytes]] = {}
+_TOOLS_MEMO_MAX: Final = 256
+_TOOLS_MEMO_SPAN_MAX_BYTES: Final = 65_536
 
 
 def turns_of(found: Members) -> list[Turn]:

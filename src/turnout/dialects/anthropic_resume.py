@@ -7,15 +7,15 @@ no continuation in this dialect: engines take an assistant message at the end fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from turnout.core.recovery.prefix_match import PrefixMatch, Progress, Span
 from turnout.dialects.resume import COMMENT, Asked, Joiner, Resume, Sent, decoded
 
-_TEXTS = {"text_delta": "text", "thinking_delta": "thinking"}
-_SIGNED = "signature_delta"
+_TEXTS: Final = {"text_delta": "text", "thinking_delta": "thinking"}
+_SIGNED: Final = "signature_delta"
 _COMPARED = ("text", "thinking")
 
 
@@ -190,7 +190,7 @@ def _said(event: dict[str, Any]) -> Span | None:
     return (f"{index}:{kind}", text) if isinstance(text, str) and text else None
 
 
-RESUME = Resume(
+RESUME: Final = Resume(
     asked=asked,
     sent=sent,
     joiner=lambda before, _: MessageJoiner(before),

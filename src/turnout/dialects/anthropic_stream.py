@@ -6,15 +6,17 @@ of its framing, so nothing else can hide in it. Only the others are decoded.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.anthropic_answer import to_usage
 from turnout.dialects.anthropic_shapes import SAID, SAID_LOOSELY, Delta, ReportedUsage, Said
 from turnout.dialects.event_tap import Event, EventTap, data_of
 
-_DELTA = b"event: content_block_delta\ndata: {"
-_LINE_BREAKS_PER_EVENT = 3
+_DELTA: Final = b"event: content_block_delta\ndata: {"
+_LINE_BREAKS_PER_EVENT: Final = 3
 
 
 class AnthropicTap(EventTap):

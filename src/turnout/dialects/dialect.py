@@ -7,11 +7,13 @@ and the event of session totals, is chosen by the name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from turnout.core.request import Request
-from turnout.core.types import Refusal, Usage
+from turnout.core.types import Refusal
+from turnout.core.usage import Usage
 from turnout.dialects import (
     anthropic,
     anthropic_answer,
@@ -51,7 +53,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its clients look for `request-id`."""
 
 
-OPENAI = Dialect(
+OPENAI: Final = Dialect(
     name="openai",
     decode=openai.decode,
     tap=lambda request, event_max_bytes: openai_stream.StreamTap(
@@ -64,7 +66,7 @@ OPENAI = Dialect(
     resume=openai_resume.RESUME,
     keepalive=b": keep-alive\n\n",
 )
-ANTHROPIC = Dialect(
+ANTHROPIC: Final = Dialect(
     name="anthropic",
     decode=anthropic.decode,
     tap=lambda _, event_max_bytes: AnthropicTap(event_max_bytes),
@@ -77,8 +79,8 @@ ANTHROPIC = Dialect(
     request_id_header=True,
 )
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (OPENAI, ANTHROPIC)}
-PATHS: dict[bytes, Dialect] = {
+DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in (OPENAI, ANTHROPIC)}
+PATHS: Final[dict[bytes, Dialect]] = {
     openai.CHAT: OPENAI,
     openai.COMPLETIONS: OPENAI,
     openai.EMBEDDINGS: OPENAI,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from turnout.core.errors import ENDINGS, Outcome
@@ -20,7 +22,7 @@ class ApiError(msgspec.Struct, frozen=True, gc=False):
     extra: tuple[tuple[str, object], ...] = ()
 
 
-_ANTHROPIC_BY_STATUS = {
+_ANTHROPIC_BY_STATUS: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -29,7 +31,7 @@ _ANTHROPIC_BY_STATUS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-_GEMINI_BY_STATUS = {
+_GEMINI_BY_STATUS: Final = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
@@ -38,7 +40,8 @@ _GEMINI_BY_STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_CLIENT_ERROR, _SERVER_ERROR = 400, 500
+_CLIENT_ERROR: Final = 400
+_SERVER_ERROR: Final = 500
 
 
 def of_outcome(outcome: Outcome, message: str, extra: tuple[tuple[str, object], ...] = ()) -> ApiError:

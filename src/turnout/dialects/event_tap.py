@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 
 _END_OF_EVENT: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")

@@ -7,7 +7,7 @@ path, the value seen and what was expected; it never shows content.
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -17,15 +17,15 @@ from turnout.dialects.strict_json import DuplicateMember, InvalidJSON, refuse_du
 
 Members = dict[str, msgspec.Raw]
 T = TypeVar("T")
-NAME_MAX_BYTES = 256
-SESSION_MAX_BYTES = 512
-_NO_MODEL = msgspec.Raw(b"null")
-_PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
-_QUOTE = ord('"')
-_CONTROLS_READ = frozenset(controls.OTHERS)
+NAME_MAX_BYTES: Final = 256
+SESSION_MAX_BYTES: Final = 512
+_NO_MODEL: Final = msgspec.Raw(b"null")
+_PATH: Final = re.compile(r" - at `(?:key in )?\$?([^`]*)`")
+_QUOTE: Final = ord('"')
+_CONTROLS_READ: Final = frozenset(controls.OTHERS)
 
 # J9: fields that steer engines; a client that could set them could make an engine send KV elsewhere.
-FORBIDDEN = frozenset(
+FORBIDDEN: Final = frozenset(
     {
         "kv_transfer_params",
         "bootstrap_host",

@@ -46,7 +46,9 @@ from turnout.dialects.strict_json import (
     small_members,
 )
 
-CHAT, COMPLETIONS, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
+CHAT: Final = b"/v1/chat/completions"
+COMPLETIONS: Final = b"/v1/completions"
+EMBEDDINGS: Final = b"/v1/embeddings"
 
 _N_MAX: Final = 128
 _MESSAGES: Final = b'"messages"'

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.replay import Recorded, Replay
 
 _DONE = b"data: [DONE]\n\n"

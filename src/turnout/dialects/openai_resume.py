@@ -6,7 +6,7 @@ Everything here happens after a stream broke, so events are decoded and encoded 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,14 @@ from turnout.dialects.resume import COMMENT, Asked, Joiner, Resume, Sent, decode
 _REASONING = ("reasoning_content", "reasoning")
 _TEXTS = (*_REASONING, "content", "refusal")
 _NEVER_TWICE = ("tool_calls", "function_call")
-_GUIDED = ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+_GUIDED = (
+    "response_format",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -145,7 +152,7 @@ def _said(choice: dict[str, Any]) -> list[Span]:
     return [("content", text)] if isinstance(text, str) and text else []
 
 
-RESUME = Resume(
+RESUME: Final = Resume(
     asked=asked,
     sent=sent,
     joiner=lambda before, continued: ChatJoiner(before, continued=continued),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.event_tap import TOKENS_MAX, Event, EventTap, data_of
 from turnout.dialects.openai_shapes import (
     ANSWER,

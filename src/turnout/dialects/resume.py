@@ -7,13 +7,13 @@ Everything here happens after a stream broke, so events are decoded and encoded 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from turnout.core.recovery.prefix_match import PrefixMatch, Span
 
-COMMENT = b": turnout resumed\n\n"
+COMMENT: Final = b": turnout resumed\n\n"
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from turnout.core.request import Request
 from turnout.dialects.strict_json import spans
 
-_USAGE_OPTIONS = b'"stream_options":{"include_usage":true}'
+_USAGE_OPTIONS: Final = b'"stream_options":{"include_usage":true}'
 
 
 def upstream_body(request: Request, engine_model: str, *, ask_usage: bool) -> bytes:

@@ -26,7 +26,9 @@ _BACKSLASH: Final = ord("\\")
 _OPENING = (ord("{"), ord("["))
 _SMALL_BYTES: Final = 2048
 _QUOTE: Final = ord('"')
-_HIGH, _LOW, _END = 0xD800, 0xDC00, 0xE000
+_HIGH: Final = 55296
+_LOW: Final = 56320
+_END: Final = 57344
 
 
 class InvalidJSON(ValueError):

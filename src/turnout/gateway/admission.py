@@ -6,7 +6,7 @@ tick does so too, because places also appear when endpoints return.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.core.admission.gate import Applicant, Gate, request_cost
 from turnout.core.admission.queue import NORMAL
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turnout.core.fleet.registry import Fleet
     from turnout.gateway.run import Run
 
-_SAMPLE_S = 1.0
+_SAMPLE_S: Final = 1.0
 
 
 class Doors:

@@ -14,7 +14,7 @@ STATUS_LINES: Final = {
     % (code, http.HTTPStatus(code).phrase.encode() if code in set(http.HTTPStatus) else b"-")
     for code in range(200, 600)
 }
-STREAM_HEADERS = (
+STREAM_HEADERS: Final = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 )
 JSON_TYPE: Final = b"content-type: application/json\r\n"

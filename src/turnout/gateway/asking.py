@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Final
 
 import xxhash
 
@@ -18,31 +19,33 @@ from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
 from turnout.gateway.sessions import session_of
 
-_ROOTS_MAX = 4096
+_ROOTS_MAX: Final = 4096
 
 
-class Asked(Protocol):
-    """What is read of a run, or of a question that only wants to know what a run would get."""
+class Asked:
+    """What is asked: a run, or a question that only wants to know what a run would get."""
 
-    @property
-    def request(self) -> Request:
-        """The request."""
+    __slots__ = ("floor", "model", "prepared", "principal", "request", "session")
 
-    @property
-    def prepared(self) -> Prepared:
-        """Its head's meaning."""
-
-    @property
-    def principal(self) -> Principal:
-        """Who asks."""
-
-    @property
-    def model(self) -> str:
+    def __init__(
+        self,
+        request: Request,
+        prepared: Prepared,
+        principal: Principal,
+        order: Sequence[str] | None,
+        model: str = "",
+        floor: int = 0,
+    ) -> None:
+        """Ask for a request with its head's meaning; `order` is `scheduling.session_keys`."""
+        self.request = request
+        self.prepared = prepared
+        self.principal = principal
+        self.model = model
         """The resolved model."""
-
-    @property
-    def floor(self) -> int:
+        self.floor = floor
         """The least number of tokens that the prompt can have."""
+        self.session = session_of(prepared, request, order)
+        """Who the request belongs to, by header, body, or another router's header (scheduling §5.3)."""
 
 
 class Asker:
@@ -50,26 +53,28 @@ class Asker:
 
     def __init__(self, prefix: options.Prefix, fleet: Fleet, catalogue: Catalogue) -> None:
         self._prefix, self._fleet, self._catalogue = prefix, fleet, catalogue
+        self._block_bytes, self._block_tokens = prefix.block_bytes, prefix.block_tokens
+        self._hashes = prefix.max_blocks != 0
         self._roots: dict[tuple[str, ...], int] = {}
         self._chains = TextChains(prefix.block_bytes)
 
     def ask(self, run: Asked, pool: Pool) -> Ask:
         """Return what scheduling needs to know about a run."""
         request, prompt = run.request, run.request.prompt
-        session = session_of(run.prepared, request, self._fleet.scheduling.session_keys)
+        session = run.session
         session_key = xxhash.xxh3_64_intdigest(f"{run.principal.tenant}\0{session}".encode()) if session else 0
         keys: list[int] = []
         chains: dict[int, list[int]] = {}
         tokens = len(prompt.tokens)
         prompt_bytes = len(prompt.rendered)
         prefix = self._prefix
-        block_tokens = float(prefix.block_tokens)
-        if prefix.max_blocks != 0:
+        block_tokens = float(self._block_tokens)
+        if self._hashes:
             if prompt.rendered:
-                if len(prompt.rendered) >= prefix.block_bytes:
+                if len(prompt.rendered) >= self._block_bytes:
                     root = self._root(run, "text")
                     keys = self._chains.keys(prompt.rendered, root, prefix.max_blocks_per_request)
-            elif tokens >= prefix.block_tokens:
+            elif tokens >= self._block_tokens:
                 root = self._root(run, "tok")
                 keys = token_keys(prompt.tokens, root, prefix.block_tokens, prefix.max_blocks_per_request)
             if tokens and self._fleet.exact.live:
@@ -77,7 +82,7 @@ class Asker:
         if not tokens:
             per_token = pool.bytes_per_token.value
             tokens = math.ceil(prompt_bytes / per_token) or run.floor
-            block_tokens = prefix.block_bytes / per_token
+            block_tokens = self._block_bytes / per_token
         ask = Ask(pool.model, keys, tokens, run.floor, (), session_key, relax=True, block_tokens=block_tokens)
         ask.policy = run.prepared.policy
         ask.prompt_bytes = prompt_bytes

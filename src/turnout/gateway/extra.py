@@ -7,7 +7,7 @@ might matter. Nothing here imports the libraries that selection needs.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turnout.core.errors import RETRY, ErrorKind, Outcome
 from turnout.gateway.controls import NO_CONTROLS, Controls
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turnout.gateway.stored_answers import Ticket
 
 
-_ANOTHER_MODEL = frozenset(
+_ANOTHER_MODEL: Final = frozenset(
     (
         Outcome.NO_ENDPOINT,
         Outcome.SHED,
@@ -32,7 +32,7 @@ _ANOTHER_MODEL = frozenset(
 )
 
 
-_TIMER_SLACK_S = 0.002
+_TIMER_SLACK_S: Final = 0.002
 
 
 class Refused(Exception):

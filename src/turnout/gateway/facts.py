@@ -8,8 +8,7 @@ import msgspec
 
 from turnout.core.errors import ENDINGS
 from turnout.core.facts import AttemptFact, CallFact, OpenedCall
-from turnout.core.pricing import Cost, Tokens
-from turnout.gateway import sessions
+from turnout.core.pricing import Tokens
 from turnout.gateway.extra import facts as extra_facts
 from turnout.gateway.legs_facts import with_legs
 
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.open_run import OpenRun
     from turnout.gateway.run import Run
+
+
+# Words of each outcome and of its class: the attribute `value` of an enumeration costs more than a look-up.
+_ENDED: Final = {outcome: (outcome.value, ending.cls) for outcome, ending in ENDINGS.items()}
 
 
 def opened_call(run: OpenRun) -> OpenedCall:
@@ -28,7 +31,7 @@ def opened_call(run: OpenRun) -> OpenedCall:
         run.started_ms,
         principal.tenant,
         principal.key_id,
-        session_of(run),
+        run.session,
         request.dialect,
         request.path,
         request.stream,
@@ -36,11 +39,6 @@ def opened_call(run: OpenRun) -> OpenedCall:
         run.catalogue.resolve(request.model),
         reserved_nusd=_reserved(run),
     )
-
-
-def session_of(run: OpenRun) -> str | None:
-    """Return the session that a run belongs to, by header, body, or another router's header (scheduling §5.3)."""
-    return sessions.session_of(run.prepared, run.request, run.gateway.fleet.scheduling.session_keys)
 
 
 def call_fact(run: OpenRun, now: float) -> CallFact:
@@ -62,6 +60,7 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
     first_output_s = response.first_output_s if response is not None and request.stream else None
     started_s = run.started_s
     cost_nusd, cost_basis = _total(facts)
+    said, cls = _ENDED[outcome]
     fact = CallFact(
         run.call_id,
         run.request_id.decode(),
@@ -74,15 +73,15 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
         request.path,
         request.stream,
         request.model,
-        outcome.value,
-        ENDINGS[outcome].cls,
+        said,
+        cls,
         run.status,
         facts,
         run.gateway.router_id,
         int(trouble.queued_s * 1000 + 0.5) if trouble is not None and trouble.queued_s else None,
         int(run.decide_s * 1e6 + 0.5),
         int((first_output_s - started_s) * 1000 + 0.5) if first_output_s is not None else None,
-        session_of(run),
+        run.session,
         request.user,
         run.model,
         route=final.route if final is not None else None,
@@ -109,8 +108,10 @@ def call_fact(run: OpenRun, now: float) -> CallFact:
 
 
 def _reserved(run: OpenRun) -> int | None:
-    spending = run.gateway.spending if run.principal.budget_nusd is not None else None
-    return spending.reserved_nusd(run.call_id) if spending is not None else None
+    spending = run.gateway.spending
+    if spending is None or run.principal.budget_nusd is None:
+        return None
+    return spending.reserved_nusd(run.call_id)
 
 
 def spent(run: OpenRun) -> tuple[int | None, int | None, int | None, int | None]:
@@ -157,11 +158,13 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
         tokens_in, tokens_out, tokens_cached = usage.tokens_in, usage.tokens_out, usage.tokens_cached
         tokens_written, source = usage.tokens_cache_write, "engine"
     kind = attempt.error_kind
-    cost = _UNPRICED
+    cost_nusd = list_nusd = version = None
+    basis = ""
     book, said = attempt.book, usage.cost_usd if usage is not None else None
     if book is not None and (endpoint.flat_rate or said is not None or (book.version is not None and source != "none")):
         tokens = Tokens(tokens_in, tokens_out, tokens_cached, tokens_written)
         cost = book.cost(endpoint.provider, attempt.model, tokens, subscription=endpoint.flat_rate, reported=said)
+        cost_nusd, basis, list_nusd, version = cost.cost_nusd, cost.basis, cost.list_nusd, cost.price_version
     return AttemptFact(
         attempt.no,
         "solo",
@@ -183,14 +186,11 @@ def _attempt_fact(run: OpenRun, attempt: Attempt, is_last: bool) -> AttemptFact:
         source,
         tools_requested=run.request.tools_requested,
         tools_emitted=tools,
-        cost_nusd=cost.cost_nusd,
-        cost_basis=cost.basis,
-        list_nusd=cost.list_nusd,
-        price_version=cost.price_version,
+        cost_nusd=cost_nusd,
+        cost_basis=basis,
+        list_nusd=list_nusd,
+        price_version=version,
     )
-
-
-_UNPRICED: Final = Cost(None, "", None, None)
 
 
 def _total(facts: tuple[AttemptFact, ...]) -> tuple[int | None, str]:

@@ -36,7 +36,7 @@ def next_model(run: Run) -> Route | None:
         if pool is None:
             continue
         before, run.model = run.model, model  # block keys are those of the other model
-        ask = run.gateway.ask(run, pool)
+        ask = run.gateway.asker.ask(run, pool)
         run.model = before
         return Route(ask, pool, run.gateway.budget(model), run.gateway.recovery.doors.gate(model))
     return None

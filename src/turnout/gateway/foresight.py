@@ -5,27 +5,16 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from turnout.core.admission.precheck import estimate_floor
 from turnout.core.request import Request
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.foresight import foreseen
-from turnout.core.scheduling.types import Decision
+from turnout.gateway.asking import Asked
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
 
 if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
-
-
-class _Question(msgspec.Struct, frozen=True):
-    """What `Asker.ask` reads of a run."""
-
-    request: Request
-    prepared: Prepared
-    principal: Principal
-    model: str
-    floor: int
 
 
 def foresee(
@@ -41,7 +30,8 @@ def foresee(
         if prompt.tokens
         else estimate_floor(prompt.units, prompt.messages, prompt.tools_bytes, chars)
     )
-    ask = gateway.ask(_Question(request, prepared, principal, model, floor), pool)
+    order = gateway.fleet.scheduling.session_keys
+    ask = gateway.asker.ask(Asked(request, prepared, principal, order, model, floor), pool)
     return foreseen(ask, pool, gateway.fleet, gateway.clock(), copy.copy(gateway.rng))
 
 

@@ -6,7 +6,7 @@ What open responses say about an endpoint is looked up when somebody asks, not n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.core.errors import ErrorKind
 from turnout.core.fleet.ejection import Ejections
@@ -17,8 +17,8 @@ from turnout.core.options import Ejection
 if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
-_REVIEW_S = 1.0
-_SUSPENDED_S = 5.0
+_REVIEW_S: Final = 1.0
+_SUSPENDED_S: Final = 5.0
 
 
 class Health:

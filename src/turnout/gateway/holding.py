@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from turnout.core.options import Stream, StreamSafety
 
-_NEVER = float("inf")
-_GATE_EVENTS, _GATE_BYTES = 64, 262_144  # G1: what may be held before the first output event
+_NEVER: Final = float("inf")
+_GATE_EVENTS: Final = 64  # G1: what may be held before the first output event
+_GATE_BYTES: Final = 262144
 
 
 class Mode(enum.IntEnum):
@@ -41,7 +43,7 @@ class Hold:
         return first_output_s is None or now - first_output_s < self.seconds
 
 
-FAST = Hold(1, _NEVER, _GATE_EVENTS, _GATE_BYTES, validates=False)
+FAST: Final = Hold(1, _NEVER, _GATE_EVENTS, _GATE_BYTES, validates=False)
 
 
 def modes(options: Stream) -> dict[str, Hold]:
@@ -53,4 +55,4 @@ def modes(options: Stream) -> dict[str, Hold]:
     }
 
 
-MODES: tuple[StreamSafety, ...] = ("fast", "guarded", "buffered")
+MODES: Final[tuple[StreamSafety, ...]] = ("fast", "guarded", "buffered")

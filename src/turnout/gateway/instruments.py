@@ -10,7 +10,7 @@ import msgspec
 
 from turnout.core.facts import CallFact
 from turnout.core.kit.rng import Rng
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
 
 class Counts(Protocol):

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from turnout.core.errors import ErrorKind
 from turnout.core.exchange import NOT_AN_ANSWER
 from turnout.core.scheduling.legs import Legs
 from turnout.core.scheduling.pairing import Pairing
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.splice import upstream_body
 from turnout.engines import sglang_bootstrap, vllm_nixl
@@ -316,7 +314,7 @@ class LegPair:
 
     def merged(self, usage: Usage | None) -> Usage | None:
         """Return the counts of the whole attempt: the decode leg's, with what the prefill leg found cached."""
-        return None if usage is None else msgspec.structs.replace(usage, tokens_cached=self.cached)
+        return None if usage is None else usage.with_cached(self.cached)
 
     def both(self, body: bytes, usage: Usage | None) -> tuple[bytes, Usage | None]:
         """Return a whole answer and its counts."""

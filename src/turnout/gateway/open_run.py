@@ -18,12 +18,14 @@ from turnout.dialects.dialect import DIALECTS
 from turnout.dialects.envelope import of_outcome
 from turnout.gateway import answers, replies
 from turnout.gateway.advice import advice
+from turnout.gateway.asking import Asked
 from turnout.gateway.extra import Extra, ended
 from turnout.gateway.facts import call_fact
 from turnout.gateway.prepare import Prepared
 from turnout.gateway.principals import Principal
 from turnout.gateway.rescue import Rescue
 from turnout.gateway.response import AttemptResponse
+from turnout.gateway.sessions import session_of
 from turnout.gateway.wording import too_long
 from turnout.http.head import Head
 from turnout.http.response_head import ResponseHead
@@ -34,9 +36,10 @@ if TYPE_CHECKING:
     from turnout.gateway.service import Gateway
 
 NEVER: Final = float("inf")
+COMPLETED: Final = Outcome.COMPLETED
 
 
-class OpenRun:
+class OpenRun(Asked):
     """The state of a run and its endings; `Run` adds how it gets there."""
 
     __slots__ = (
@@ -53,18 +56,13 @@ class OpenRun:
         "dialect",
         "exchange",
         "extra",
-        "floor",
         "gate",
         "gateway",
         "head_sent",
         "hedged",
-        "model",
         "models_tried",
         "next_at_s",
         "outcome",
-        "prepared",
-        "principal",
-        "request",
         "request_id",
         "rescue",
         "response",
@@ -77,26 +75,23 @@ class OpenRun:
     def __init__(
         self, gateway: Gateway, client: Connection, head: Head, request: Request, principal: Principal
     ) -> None:
+        super().__init__(request, head.prepared, principal, gateway.fleet.scheduling.session_keys)
         self.gateway = gateway
         self.catalogue = gateway.catalogue  # a reload must not change the rules of what is open
         self.clock = gateway.clock
         self.client = client
-        self.prepared: Prepared = head.prepared
-        self.request = request
         self.dialect = DIALECTS[request.dialect]
-        self.principal = principal
         self.chunked = head.version_minor == 1
         self.started_s = self.clock()
         self.started_ms = gateway.now_ms()
         self.call_id = gateway.next_id(self.started_ms)
         self.request_id = self.prepared.client_id or self.call_id.encode()
-        self.model = self.asked_model = ""
+        self.asked_model = ""
         self.exchange: Exchange | None = None
         self.extra: Extra | None = None
         self.response: AttemptResponse | None = None
         self.outcome: Outcome | None = None
         self.status = 0
-        self.floor = 0
         self.decide_s = 0.0
         self.head_sent = False
         self.next_at_s = NEVER
@@ -108,6 +103,11 @@ class OpenRun:
         self.rival: AttemptResponse | None = None
         self.rescue: Rescue | None = None
         self.models_tried: tuple[str, ...] = ()
+
+    def reread(self, prepared: Prepared) -> None:
+        """Take another reading of the head: members of the body may say what headers say."""
+        self.prepared = prepared
+        self.session = session_of(prepared, self.request, self.gateway.fleet.scheduling.session_keys)
 
     def client_gone(self) -> None:
         """Close the engine's connection at once: nobody waits for the answer (W7)."""
@@ -220,7 +220,7 @@ class OpenRun:
         gateway = self.gateway
         gateway.runs.discard(self)
         gateway.record(call_fact(self, now))
-        if outcome is Outcome.COMPLETED and self.exchange is not None and self.exchange.ask.session:
+        if outcome is COMPLETED and self.exchange is not None and self.exchange.ask.session:
             self._keep_warm(self.exchange.ask.session, now)
         if self.extra is not None:
             ended(cast("Run", self), outcome)

@@ -5,7 +5,7 @@ A whole answer has none before its end, so once it has begun it must also come a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.core.errors import ErrorKind
 from turnout.core.fleet.breaker import State
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from turnout.gateway.run import Run
     from turnout.http.client import EngineConnection
 
-_NEVER = float("inf")
-_RESPONSE_BASE_S, _RESPONSE_TOKENS_PER_S = 10.0, 30.0
-_PREDICTED_TIMES = 3.0
+_NEVER: Final = float("inf")
+_RESPONSE_BASE_S: Final = 10.0
+_RESPONSE_TOKENS_PER_S: Final = 30.0
+_PREDICTED_TIMES: Final = 3.0
 
 
 def unanswered(run: Run, attempt: Attempt, unsent: EngineConnection | None, asked_s: float) -> tuple[ErrorKind, float]:

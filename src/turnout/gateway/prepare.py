@@ -91,7 +91,8 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TIMEOUT_MS: Final = re.compile(rb"[0-9]{1,9}")
 _TIMEOUT_MAX_MS: Final = 600_000
 _SESSION_MAX_BYTES: Final = 512
-_POLICY, _DIALECT = b"x-turnout-policy", b"x-turnout-dialect"
+_POLICY: Final = b"x-turnout-policy"
+_DIALECT: Final = b"x-turnout-dialect"
 _TOTALS: Final = b"x-turnout-session-totals"
 _ROUTE: Final = b"/v1/route"
 # A control is accepted only with a value that is honoured (J10): the others are refused by name and value.

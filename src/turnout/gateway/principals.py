@@ -6,28 +6,49 @@ import hashlib
 import hmac
 from collections.abc import Callable, Iterable
 from datetime import datetime
-
-import msgspec
+from typing import Final
 
 from turnout.core.options import Key
 from turnout.core.types import Refusal
 
-_KEY_MAX_BYTES = 256
-_UNKNOWN_DIGEST = "0" * 64
+_KEY_MAX_BYTES: Final = 256
+_UNKNOWN_DIGEST: Final = "0" * 64
 
 
-class Principal(msgspec.Struct, frozen=True, gc=False):
-    """A tenant with one of its keys; `key_id` "" is the anonymous principal."""
+class Principal:
+    """A tenant with one of its keys; `key_id` "" is the anonymous principal. Never changed."""
 
-    tenant: str
-    key_id: str
-    models: tuple[str, ...] = ("*",)
-    permissions: tuple[str, ...] = ()
-    ceiling_in: int | None = None
-    ceiling_out: int | None = None
-    """Most that a model chosen for it may cost, micro-USD per 1M tokens of input and output; None is no limit."""
-    budget_nusd: int | None = None
-    budget_days: int = 30
+    __slots__ = (
+        "budget_days",
+        "budget_nusd",
+        "ceiling_in",
+        "ceiling_out",
+        "key_id",
+        "models",
+        "permissions",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        tenant: str,
+        key_id: str,
+        models: tuple[str, ...] = ("*",),
+        permissions: tuple[str, ...] = (),
+        ceiling_in: int | None = None,
+        ceiling_out: int | None = None,
+        budget_nusd: int | None = None,
+        budget_days: int = 30,
+    ) -> None:
+        self.tenant: Final = tenant
+        self.key_id: Final = key_id
+        self.models: Final = models
+        self.permissions: Final = permissions
+        self.ceiling_in: Final = ceiling_in
+        self.ceiling_out: Final = ceiling_out
+        """Most that a model chosen for it may cost, micro-USD per 1M tokens of input and output; None is no limit."""
+        self.budget_nusd: Final = budget_nusd
+        self.budget_days: Final = budget_days
 
     @property
     def has_ceiling(self) -> bool:
@@ -42,8 +63,8 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
         return False
 
 
-ANONYMOUS = Principal("anonymous", "")
-INVALID_KEY = Refusal(
+ANONYMOUS: Final = Principal("anonymous", "")
+INVALID_KEY: Final = Refusal(
     401,
     "invalid_api_key",
     "No valid API key was given. Expected a known key as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",

@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from turnout.core.types import Refusal
-from turnout.gateway.facts import session_of
 from turnout.gateway.principals import ANONYMOUS, Principal
 
 if TYPE_CHECKING:
@@ -85,9 +84,7 @@ class Reading:
             return _NO_SESSION
         tenant = principal.tenant
         starts = [
-            run.started_ms
-            for run in self._gateway.runs
-            if run.principal.tenant == tenant and session_of(run) == session
+            run.started_ms for run in self._gateway.runs if run.principal.tenant == tenant and run.session == session
         ]
 
         def found() -> bytes | Refusal:

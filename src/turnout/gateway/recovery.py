@@ -6,7 +6,7 @@ One object per gateway, so that the way of a request without trouble passes one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from turnout.http.response_head import ResponseHead
 
 
-_UNKNOWN = 2**62
+_UNKNOWN: Final = 2**62
 
 
 class RecoveryOptions(msgspec.Struct, frozen=True):

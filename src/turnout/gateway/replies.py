@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turnout.gateway.response import AttemptResponse
     from turnout.http.response_head import ResponseHead
 
-_OWN = (
+_OWN: Final = (
     b"x-request-id: %b\r\nx-turnout-decision: %b\r\nx-turnout-model: %b\r\n"
     b"x-turnout-endpoint: %b\r\nx-turnout-attempts: %d\r\nx-turnout-overhead-ms: %.3f\r\n%b"
 )

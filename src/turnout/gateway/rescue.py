@@ -6,7 +6,7 @@ is new, and the request of a continuation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from turnout.gateway.response import AttemptResponse
     from turnout.gateway.run import Run
 
-_REFUSED_FROM, _REFUSED_TO = 400, 499
+_REFUSED_FROM: Final = 400
+_REFUSED_TO: Final = 499
 
 
 class Rescue:

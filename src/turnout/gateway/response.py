@@ -7,11 +7,11 @@ hold nothing but output are passed on with the engine's own chunk framing, unrea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.core.errors import ErrorKind
 from turnout.core.exchange import NOT_AN_ANSWER
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.event_tap import Event, EventTap
 from turnout.dialects.openai_answer import classify, retry_after_s
 from turnout.dialects.resume import Joiner
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from turnout.core.attempt import Attempt
     from turnout.gateway.run import Run
 
-_REFUSAL_HOLD_BYTES, _OK_MAX, _NEVER = 65_536, 299, float("inf")
+_REFUSAL_HOLD_BYTES: Final = 65536
+_OK_MAX: Final = 299
+_NEVER: Final = float("inf")
 
 
 class AttemptResponse:

@@ -21,7 +21,7 @@ from turnout.dialects.splice import upstream_body
 from turnout.gateway import answers, engine_ids, fallback, legs, replies, rescue
 from turnout.gateway.admission import applicant
 from turnout.gateway.extra import choose, looked_up, next_model
-from turnout.gateway.open_run import OpenRun
+from turnout.gateway.open_run import COMPLETED, OpenRun
 from turnout.gateway.rank_address import addressed
 from turnout.gateway.response import AttemptResponse
 from turnout.gateway.wording import CODES, POISON, too_large, unspoken
@@ -87,7 +87,7 @@ class Run(OpenRun):
         if fence.active and fence.holds(self.request.body, self.started_s):
             self.refuse(Outcome.UPSTREAM_UNREACHABLE, CODES[POISON], code=POISON)
             return
-        ask = gateway.ask(self, pool)
+        ask = gateway.asker.ask(self, pool)
         if gateway.tokenizing is None or not gateway.tokenizing.waits(self, pool, ask, attempts):
             self.enter(ask, pool, attempts, self.started_s if attempts is None else self.clock())
 
@@ -178,7 +178,7 @@ class Run(OpenRun):
             response.attempt.legs.driver.completed()
         if self.rescue is not None:
             self.gateway.recovery.rescues.rescued += 1
-        self._end(Outcome.COMPLETED, now)
+        self._end(COMPLETED, now)
         self.client.finish(close=not self.chunked)
         if self.gate.queue.size:
             self.place_freed()

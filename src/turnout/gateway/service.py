@@ -18,8 +18,8 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.ulid import UlidSource
 from turnout.core.pricing import PriceBook
 from turnout.core.retry_budget import RetryBudget
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.packing import pack
-from turnout.core.scheduling.types import Decision
 from turnout.core.types import Refusal
 from turnout.dialects.dialect import PATHS
 from turnout.gateway import answers, authority
@@ -112,7 +112,6 @@ class Gateway:
         self.entropy = sources.entropy
         self.budgets: dict[str, RetryBudget] = {}
         self.asker = Asker(prefix, fleet, catalogue)
-        self.ask = self.asker.ask
         self.tokenizing = Tokenizing(prefix, lambda: self.asker, upstreams) if prefix.tokenize == "auto" else None
         self._routes: dict[tuple[str, str], RouteKey] = {}
         self.retired: list[Upstream] = []
@@ -137,7 +136,7 @@ class Gateway:
                 return _not_allowed(method, "GET")
         else:
             return Refusal(404, "not_found", "There is nothing at this path.", close=method in (b"TRACE", b"CONNECT"))
-        prepared = head.prepared
+        prepared: Prepared | None = head.prepared
         if prepared is None:
             prepared = head.prepared = Prepared(head)
         identity = prepared.identity
@@ -148,7 +147,7 @@ class Gateway:
         if type(identity) is Refusal:
             return identity
         refusal: Refusal | None = prepared.refusal
-        if prepared.policy and refusal is None and _POLICY_PERMISSION not in identity.permissions:
+        if prepared.policy and refusal is None and _POLICY_PERMISSION not in identity.permissions:  # type: ignore[union-attr]  # no Refusal
             return _POLICY_FORBIDDEN
         return refusal
 
@@ -200,7 +199,7 @@ class Gateway:
         request, prepared = run.request, with_members(head, run.request)
         if isinstance(prepared, Refusal):
             return prepared
-        run.prepared = prepared
+        run.reread(prepared)
         controls = resolve(prepared.controls, request.body if request.has_controls else None, run.principal)
         if isinstance(controls, Refusal):
             return controls
@@ -279,7 +278,6 @@ class Gateway:
         self.principals = principals
         authority.watch(self)
         self.asker = Asker(self._prefix, self.fleet, self.catalogue)
-        self.ask = self.asker.ask
         self._routes.clear()
         self.first_look_s = min(self.catalogue.quickest_s, self.relay_options.keepalive_s)
 

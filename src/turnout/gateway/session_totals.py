@@ -14,7 +14,7 @@ import msgspec
 
 from turnout.core.kit.lru import LruMap
 from turnout.core.pricing import usd
-from turnout.gateway.facts import session_of, spent
+from turnout.gateway.facts import spent
 
 if TYPE_CHECKING:
     import asyncio
@@ -66,7 +66,7 @@ class SessionTotals:
 
     def begin(self, run: OpenRun) -> None:
         """A request wants the totals: let the rows be read while it is served."""
-        session = session_of(run)
+        session = run.session
         if not session:
             return
         key = (run.principal.tenant, session)
@@ -91,7 +91,7 @@ class SessionTotals:
 
     def document(self, run: OpenRun) -> bytes:
         """Give the member's value for a run that is about to end well."""
-        session = session_of(run)
+        session = run.session
         known = self._sessions.peek((run.principal.tenant, session)) if session else None
         if session is None or known is None:
             return b'{"session":null}'
@@ -136,7 +136,7 @@ class SessionTotals:
     def _others(self, run: OpenRun, session: str) -> int:
         tenant = run.principal.tenant
         open_runs = [one for one in self._gateway.runs if one is not run and one.principal.tenant == tenant]
-        return sum(session_of(one) == session for one in open_runs)
+        return sum(one.session == session for one in open_runs)
 
     def _read(self, known: _Session, asked: asyncio.Future[Committed]) -> None:
         self._asking -= 1

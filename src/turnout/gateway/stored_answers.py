@@ -15,7 +15,7 @@ from turnout.core.errors import Outcome
 from turnout.core.response_cache.eligibility import Consent, Ended, may_store
 from turnout.core.response_cache.key import CacheKey
 from turnout.core.response_cache.store import Answer, Place
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects import anthropic_replay, openai_replay
 from turnout.dialects.replay import Replay
 

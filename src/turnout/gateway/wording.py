@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-POISON = "poison_suspected"
-CODES: dict[str, str] = {
+from typing import Final
+
+POISON: Final = "poison_suspected"
+CODES: Final[dict[str, str]] = {
     POISON: "Two engines lost their connection while they worked on this request; it is not tried on a third one.",
 }
 

@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from turnout.core.options import Server
 from turnout.http.handler import Handler
@@ -17,13 +17,13 @@ from turnout.http.outbox import running_outbox
 from turnout.http.server import Connection
 from turnout.http.sockets import Acceptor, listen, running_poller
 
-SWEEP_S = 0.25
-_SNDBUF_BYTES = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
-_BACKLOG = 4096
-_RESERVE = 32  # F11: descriptors that are left to engines, files and the admin listener
-_SUSPENDED_S = 5.0
-_CROWDED = 0.8  # F34: from this share of the connections on, those idle for longest make room
-_IPV4_IN_IPV6 = "::ffff:"
+SWEEP_S: Final = 0.25
+_SNDBUF_BYTES: Final = 262_144  # L9: loopback would swallow 3.9 MB per stalled client
+_BACKLOG: Final = 4096
+_RESERVE: Final = 32  # F11: descriptors that are left to engines, files and the admin listener
+_SUSPENDED_S: Final = 5.0
+_CROWDED: Final = 0.8  # F34: from this share of the connections on, those idle for longest make room
+_IPV4_IN_IPV6: Final = "::ffff:"
 
 
 class Listener:
@@ -33,6 +33,9 @@ class Listener:
         self, options: Server, handler: Handler, clock: Callable[[], float], total_s: float = float("inf")
     ) -> None:
         self.options = options
+        # What every request asks for is read from here: an attribute of a compiled class.
+        self.idle_s, self.bodies_max_bytes = options.idle_s, options.bodies_max_bytes
+        self.body_max_bytes = options.body_max_bytes
         self.total_s = total_s  # L5: a body that trickles ends with the deadline of its exchange
         self.handler = handler
         self.clock = clock

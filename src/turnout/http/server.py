@@ -75,7 +75,7 @@ class Connection:
         self._line_ends = 0
         self.keep_alive = True
         self.fresh = True
-        self.deadline = listener.now + listener.options.idle_s
+        self.deadline = listener.now + listener.idle_s
 
     # -- what the gateway uses ----------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class Connection:
             self._linger()
             return
         self._state = _IDLE
-        self.deadline = self._listener.now + self._listener.options.idle_s
+        self.deadline = self._listener.now + self._listener.idle_s
         if not self._buffer:
             self._resume_reading()
         else:  # pipelined: from the loop, so that many small requests cannot grow the stack
@@ -270,11 +270,11 @@ class Connection:
     def _begin_body(self, head: Head, refusal: Refusal | None, rest: bytes) -> None:
         listener = self._listener
         self._head = head
-        limit = listener.options.body_max_bytes if head.method == b"POST" else _IGNORED_BODY_MAX_BYTES
+        limit = listener.body_max_bytes if head.method == b"POST" else _IGNORED_BODY_MAX_BYTES
         length = head.content_length
         if refusal is None and length > limit:
             refusal = _too_large(limit)
-        if refusal is None and listener.body_bytes + length > listener.options.bodies_max_bytes:
+        if refusal is None and listener.body_bytes + length > listener.bodies_max_bytes:
             refusal = _SHED
         if refusal is not None:
             # The unread body would be taken for the next request: unless it is all here, the connection ends.
@@ -322,7 +322,7 @@ class Connection:
             self._complete(head, b"".join(self._body), chunks.rest)
             return
         # Heads that announce bodies hold nothing yet, so many of them may pass the check of L8 together.
-        if listener.body_bytes > listener.options.bodies_max_bytes:
+        if listener.body_bytes > listener.bodies_max_bytes:
             self._refuse(head.path, _SHED)
 
     def _hold(self, piece: bytes) -> None:

@@ -29,7 +29,8 @@ SLOT_BYTES: Final = 2 * RECORD_BYTES
 _HEADER: Final = struct.Struct("<BHI")
 _HEADER_BYTES: Final = _HEADER.size
 _PAYLOAD_MAX: Final = RECORD_BYTES - _HEADER_BYTES
-_FREE, _WHOLE = 0, 1
+_FREE: Final = 0
+_WHOLE: Final = 1
 _TEXT_MAX: Final = 64
 _INTERNAL_STATUS: Final = 500
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import pairwise
+from typing import Final
 
 import msgspec
 
 from turnout.core.errors import Outcome
 from turnout.core.facts import CallFact, RouteKey
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
-LABEL_MAX = 1000
+LABEL_MAX: Final = 1000
 """Distinct models, and distinct endpoints, that get series of their own (F79)."""
-CODE_MAX = 128
+CODE_MAX: Final = 128
 """Distinct refusal codes, fallback reasons and drop reasons; they are closed sets far below this."""
-OTHER = "_other"
-NONE = "_none"
+OTHER: Final = "_other"
+NONE: Final = "_none"
 
 TTFT_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75,
@@ -46,7 +47,7 @@ OVERHEAD_S = (
 
 # Outcomes reached after model resolution (request-path §1, steps 10 to 13): there the requested name is a catalogue
 # id or an alias. Before it, the name is whatever a client typed and must not become a label.
-_RESOLVED = frozenset(
+_RESOLVED: Final = frozenset(
     {
         Outcome.MODEL_FORBIDDEN,
         Outcome.CONTEXT_EXCEEDED,

@@ -14,7 +14,7 @@ import uvloop
 from turnout.app import App
 from turnout.config.schema import Config
 from turnout.core.fleet.precision import Mode
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 from turnout.gateway.token_parity import Parity
 from turnout.gateway.tokenizing import Remembered
 from turnout.sim.faults import Fault

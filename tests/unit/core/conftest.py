@@ -16,7 +16,7 @@ from turnout.core.lifecycle import GiveUp, Next, Open, Queued, Wait
 from turnout.core.retry_budget import RetryBudget
 from turnout.core.retry_loop import Route
 from turnout.core.scheduling.ask import Ask
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 
 START = 100.0
 KEYS = [11, 12, 13]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turnout.core.errors import RETRY, ErrorKind, Outcome
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 
 Make = Callable[..., Any]
 

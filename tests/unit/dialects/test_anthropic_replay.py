@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.anthropic_replay import REPLAY
 
 USAGE = {"input_tokens": 3, "cache_read_input_tokens": 0, "output_tokens": 2}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turnout.core.errors import ENDINGS, ErrorKind, Outcome
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.anthropic_answer import answer_usage, as_events, estimated_tokens, in_band_error
 from turnout.dialects.anthropic_stream import AnthropicTap
 from turnout.dialects.dialect import DIALECTS, PATHS

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.openai_stream import StreamTap
 
 USAGE = {

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.dialects.event_tap import Event
 from turnout.dialects.openai_stream import StreamTap, answer_usage
 

@@ -7,6 +7,7 @@ fact that scheduling has and hands in. A split request needs room in every role 
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -15,9 +16,10 @@ from turnout.core.admission.queue import NORMAL, FairQueue, Ticket
 from turnout.core.errors import Outcome
 from turnout.core.options import Admission
 
-_DRAINING_RETRY_S = 15
-_NO_ENDPOINT_RETRY_S = 5
-_COST_TOKENS_DEFAULT, _COST_TOKENS_MAX = 512, 4096
+_DRAINING_RETRY_S: Final = 15
+_NO_ENDPOINT_RETRY_S: Final = 5
+_COST_TOKENS_DEFAULT: Final = 512
+_COST_TOKENS_MAX: Final = 4096
 
 
 class Applicant(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Final
 
-_WINDOW_S = 30
-_KNOWN_FROM = 5
-_RETRY_MIN_S, _RETRY_MAX_S = 1, 120
+_WINDOW_S: Final = 30
+_KNOWN_FROM: Final = 5
+_RETRY_MIN_S: Final = 1
+_RETRY_MAX_S: Final = 120
 
 
 class Shares:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from typing import Any
+from typing import Any, Final
 
-FIRST, HIGH, NORMAL, LOW = -1, 0, 1, 2
-CLASSES = {"high": HIGH, "normal": NORMAL, "low": LOW}
+FIRST: Final = -1
+HIGH: Final = 0
+NORMAL: Final = 1
+LOW: Final = 2
+CLASSES: Final = {"high": HIGH, "normal": NORMAL, "low": LOW}
 
 
 class Ticket:

@@ -12,14 +12,15 @@ slot needs no owner: it is free, or it is held by the one attempt whose epoch is
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from turnout.core import options
 from turnout.core.kit.ratio_window import RatioWindow
 
-_FORGET_S = 60.0  # B3: closed this long, the next opening counts as the first
-_EXPLICIT_MAX_S = 60.0  # B3: the longest time that an upstream can ask for
-_LEASE_S = 600.0  # B5: the slot returns at the latest with D5 (timeout.total_s)
-_FIRST_SHARE = 0.1  # B7: where slow start begins
+_FORGET_S: Final = 60.0  # B3: closed this long, the next opening counts as the first
+_EXPLICIT_MAX_S: Final = 60.0  # B3: the longest time that an upstream can ask for
+_LEASE_S: Final = 600.0  # B5: the slot returns at the latest with D5 (timeout.total_s)
+_FIRST_SHARE: Final = 0.1  # B7: where slow start begins
 
 
 class State(enum.StrEnum):

@@ -6,6 +6,7 @@ Attempts hold the incarnation they were opened on, so a late result of a removed
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from turnout.core import options
 from turnout.core.fleet.active_blocks import ActiveBlocks
@@ -18,13 +19,13 @@ from turnout.core.fleet.report import Report
 from turnout.core.prefix.exact import ExactStream
 from turnout.core.prefix.residency import Residency
 
-_PREFILL_TOKENS_PER_S = 8000.0
-_REPORT_MAX_AGE_S = 5.0  # the default of load.max_age_s
+_PREFILL_TOKENS_PER_S: Final = 8000.0
+_REPORT_MAX_AGE_S: Final = 5.0  # the default of load.max_age_s
 # What an endpoint holds at once when neither configuration nor engine says so: vLLM reports no maximum.
-_IN_FLIGHT_MAX = 256
-_BY_ROLE = {"prefill": 16}
+_IN_FLIGHT_MAX: Final = 256
+_BY_ROLE: Final = {"prefill": 16}
 # Engines that serve /v1/messages themselves; an unknown one is asked, and its own 404 is honest.
-_SPOKEN: dict[str, tuple[str, ...]] = dict.fromkeys(("auto", "vllm", "sglang"), ("openai", "anthropic"))
+_SPOKEN: Final[dict[str, tuple[str, ...]]] = dict.fromkeys(("auto", "vllm", "sglang"), ("openai", "anthropic"))
 
 
 class EndpointState(Marks):

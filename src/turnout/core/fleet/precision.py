@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
-_WEIGHT = 20_000.0  # tokens that the prior is worth
-_KEEP = 0.98
-_REPORTS_MIN = 50
-_DISTRUST = 0.2
-_TRUST = 0.4
+_WEIGHT: Final = 20_000.0  # tokens that the prior is worth
+_KEEP: Final = 0.98
+_REPORTS_MIN: Final = 50
+_DISTRUST: Final = 0.2
+_TRUST: Final = 0.4
 
 
 class Mode(enum.IntEnum):
@@ -19,7 +20,7 @@ class Mode(enum.IntEnum):
     EXACT = 2
 
 
-_PRIORS = {Mode.APPROXIMATE: 0.9, Mode.DEGRADED: 0.7, Mode.EXACT: 1.0}
+_PRIORS: Final = {Mode.APPROXIMATE: 0.9, Mode.DEGRADED: 0.7, Mode.EXACT: 1.0}
 
 
 class Precision:

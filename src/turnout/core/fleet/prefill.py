@@ -32,9 +32,11 @@ _SPEED_PRIOR: Final = 4.0  # samples that the pool's speed is worth against an e
 _SPEED_SAMPLES: Final = 32.0  # later samples count as one of so many
 _UNKNOWN: Final = float("-inf")
 _STEP_PRIOR_S: Final = 0.02
-_STEP_UP, _STEP_DOWN = 0.01, 0.1  # a low quantile: what prefill adds to a step is counted as prefill, not here
+_STEP_UP: Final = 0.01  # a low quantile: what prefill adds to a step is counted as prefill, not here
+_STEP_DOWN: Final = 0.1
 _PACE_TAU_S: Final = 20.0  # about the life of an answer
-_STEP_MIN_S, _STEP_MAX_S = 1e-4, 10.0
+_STEP_MIN_S: Final = 0.0001
+_STEP_MAX_S: Final = 10.0
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):

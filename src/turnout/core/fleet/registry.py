@@ -6,7 +6,7 @@ Same name again is a new incarnation that inherits nothing (I1); removal is idem
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -22,26 +22,36 @@ from turnout.core.prefix.exact import ExactIndex, ExactStream
 from turnout.core.prefix.index import PrefixIndex
 from turnout.core.prefix.residency import Ghosts
 
-_PINS_MAX = 100_000  # scheduling §5.3
-_PIN_TTL_S = 1800.0
-_MEAN_UNCACHED = 512.0
-_MEAN_WEIGHT = 0.05
-_PREDICTED_MAX = 300_000
-_BYTES_PER_TOKEN = 4.0
-_OWNERS_MAX = 1_000_000
+_PINS_MAX: Final = 100_000  # scheduling §5.3
+_PIN_TTL_S: Final = 1800.0
+_MEAN_UNCACHED: Final = 512.0
+_MEAN_WEIGHT: Final = 0.05
+_PREDICTED_MAX: Final = 300_000
+_BYTES_PER_TOKEN: Final = 4.0
+_OWNERS_MAX: Final = 1_000_000
 
 
-class Roster(msgspec.Struct, frozen=True, gc=False):
+class Roster:
     """Endpoints sorted by name, and columns beside them. Never changed in place: decisions share them.
 
     `bits` has one owner bit per member, `alive` all of them in one mask, `zeros` a depth of 0 for each.
     """
 
-    members: list[EndpointState]
-    names: tuple[str, ...]
-    bits: tuple[int, ...]
-    alive: int
-    zeros: list[int]
+    __slots__ = ("alive", "bits", "members", "names", "zeros")
+
+    def __init__(
+        self,
+        members: list[EndpointState],
+        names: tuple[str, ...],
+        bits: tuple[int, ...],
+        alive: int,
+        zeros: list[int],
+    ) -> None:
+        self.members: Final = members
+        self.names: Final = names
+        self.bits: Final = bits
+        self.alive: Final = alive
+        self.zeros: Final = zeros
 
 
 def roster(members: list[EndpointState]) -> Roster:

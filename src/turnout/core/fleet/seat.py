@@ -6,6 +6,8 @@ emitted tokens, `ended`. Late and repeated calls change nothing.
 
 from __future__ import annotations
 
+from typing import Final
+
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.prefill import settle
@@ -13,10 +15,10 @@ from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.prefix.index import Placement
 from turnout.core.prefix.residency import Residency
 
-_SHORT_QUEUE = 0.25  # a first byte measures the prefill when the queue was at most this share of the own work
-_SHORT_QUEUE_S = 0.02
-_TTFT_WEIGHT = 0.1
-_SETTLE_EVERY = 8
+_SHORT_QUEUE: Final = 0.25  # a first byte measures the prefill when the queue was at most this share of the own work
+_SHORT_QUEUE_S: Final = 0.02
+_TTFT_WEIGHT: Final = 0.1
+_SETTLE_EVERY: Final = 8
 
 
 class Seat:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_SLICES = 10
+from typing import Final
+
+_SLICES: Final = 10
 
 
 class RatioWindow:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from typing import Final
 
 import msgspec
 
@@ -22,14 +23,14 @@ from turnout.core.kit.lru import LruMap
 from turnout.core.prefix.open_counts import OpenCounts
 
 # Two kinds of empty answers, told apart by identity; never written to.
-MISS: dict[int, int] = {}
-STALE: dict[int, int] = {}
+MISS: Final[dict[int, int]] = {}
+STALE: Final[dict[int, int]] = {}
 
-_RECENT_MAX = 65_536  # scheduling §5: first blocks whose last endpoint is remembered
+_RECENT_MAX: Final = 65_536  # scheduling §5: first blocks whose last endpoint is remembered
 # Entries of a dropped map freed with each record, beyond twice what it writes: freeing a map at once stalls for 20 ms,
 # twice as fast as maps can fill never falls behind, and many more at a time show in the p99 of scheduling.
-_FREED_PER_RECORD = 8
-_KEY_BYTES = 48  # an integer above 2^60, as the allocator rounds it
+_FREED_PER_RECORD: Final = 8
+_KEY_BYTES: Final = 48  # an integer above 2^60, as the allocator rounds it
 
 
 class Generation:

@@ -10,12 +10,13 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-_VERSION = "turnout.prefix.1"
-_MEG_MODULUS = 2**63 - 1
-_STRETCH_BLOCKS = 16
+_VERSION: Final = "turnout.prefix.1"
+_MEG_MODULUS: Final = 2**63 - 1
+_STRETCH_BLOCKS: Final = 16
 
 
 def root_key(

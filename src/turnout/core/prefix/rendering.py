@@ -6,16 +6,18 @@ conversation has the same keys through any door.
 
 from __future__ import annotations
 
-TOOLS = b"\xfb"
-ROLE = b"\xff"
-NAME = b"\xf9"
-TEXT = b"\xfe"
-CALL = b"\xfd"
-PROMPT = b"\xf8"
+from typing import Final
+
+TOOLS: Final = b"\xfb"
+ROLE: Final = b"\xff"
+NAME: Final = b"\xf9"
+TEXT: Final = b"\xfe"
+CALL: Final = b"\xfd"
+PROMPT: Final = b"\xf8"
 
 # The same speaker under the names that different dialects and older APIs use.
-_SAME_ROLE = {"developer": "system", "model": "assistant", "function": "tool"}
-_KNOWN = {role: role.encode() for role in ("system", "user", "assistant", "tool")}
+_SAME_ROLE: Final = {"developer": "system", "model": "assistant", "function": "tool"}
+_KNOWN: Final = {role: role.encode() for role in ("system", "user", "assistant", "tool")}
 _KNOWN.update({alias: role.encode() for alias, role in _SAME_ROLE.items()})
 
 

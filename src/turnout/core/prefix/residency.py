@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Final
 
-_CHAINS_MAX = 65_536
-_TAU_S = 60.0  # scheduling §5.2: regret is a ratio of averages over this time
-_WINDOW_S = 300.0  # an eviction longer ago is no reason for regret
-_QUIET = 1e-9
+_CHAINS_MAX: Final = 65_536
+_TAU_S: Final = 60.0  # scheduling §5.2: regret is a ratio of averages over this time
+_WINDOW_S: Final = 300.0  # an eviction longer ago is no reason for regret
+_QUIET: Final = 1e-9
 
 
 class Ghosts:

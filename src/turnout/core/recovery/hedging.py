@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Final
 
 from turnout.core.options import Hedge
 
-_KEEP_S = 600.0
-_KEEP_MAX = 4096
-_QUANTILE = 0.95
-_WINDOW_S = 60.0
-_REFRESH_S = 1.0
+_KEEP_S: Final = 600.0
+_KEEP_MAX: Final = 4096
+_QUANTILE: Final = 0.95
+_WINDOW_S: Final = 60.0
+_REFRESH_S: Final = 1.0
 
 
 class HedgeTrigger:

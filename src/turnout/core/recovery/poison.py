@@ -7,16 +7,18 @@ Digests of such bodies are remembered for ten minutes, 1,024 of them; while none
 
 from __future__ import annotations
 
+from typing import Final
+
 import xxhash
 
 from turnout.core.errors import ErrorKind
 from turnout.core.kit.lru import LruMap
 
-DEATHS_MAX = 2
-COINCIDES_S = 1.0
-_FENCED_S = 600.0
-_DIGESTS_MAX = 1024
-_DEATHS = frozenset((ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT))
+DEATHS_MAX: Final = 2
+COINCIDES_S: Final = 1.0
+_FENCED_S: Final = 600.0
+_DIGESTS_MAX: Final = 1024
+_DEATHS: Final = frozenset((ErrorKind.CONNECTION_RESET, ErrorKind.STREAM_CUT))
 
 
 def is_death(kind: ErrorKind) -> bool:

@@ -7,13 +7,14 @@ the request again and proves itself, which only a request that repeats itself ca
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
 from turnout.core.errors import ErrorKind
 from turnout.core.options import Resume
 
-BROKEN = frozenset(
+BROKEN: Final = frozenset(
     (
         ErrorKind.STREAM_CUT,
         ErrorKind.TIMEOUT_STALL,

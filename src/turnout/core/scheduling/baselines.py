@@ -16,7 +16,7 @@ from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
 COLUMNS = {
     "sglang_cache_aware": ("served", "owned_blocks"),

@@ -16,14 +16,13 @@ from turnout.core.fleet.registry import Fleet, Pool, roster
 from turnout.core.kit.rng import Rng
 from turnout.core.scheduling import turnout
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision, PairDecision, PairFacts
 from turnout.core.scheduling.filters import Drop, keep
 from turnout.core.scheduling.knowledge import expected, told
-from turnout.core.scheduling.legs import PairDecision, PairFacts
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.pairing import Facts, Pairing, Split
 from turnout.core.scheduling.pipeline import depths_of, schedule
 from turnout.core.scheduling.splitting import broken, full, missing, never_fits, never_split, sees_images, wants_split
-from turnout.core.scheduling.types import Decision
 
 _BEST = 32
 _WISHES = ("pair_attempts", "one_token")  # reasons that yield when nobody may serve alone
@@ -231,11 +230,12 @@ def _columns(
     in_flight: list[float] = [member.in_flight for member in members]
     busy, reports = busy_column(members, in_flight, now)
     depths, result = depths_of(ask.keys, index, candidates)
-    decision = PairDecision(
+    columns = Decision(
         None, ask.model, "turnout", members, candidates.names, depths, busy, in_flight, len(ask.keys), ask.tokens,
         ask.block_tokens, fleet.scheduling.affinity_beta, result, now, pool.rotation.counter, pool.last, dropped,
         relaxed, reports,
     )  # fmt: skip
+    decision = PairDecision(columns)
     if members:
         if ask.chains and fleet.exact.live:
             told(decision, ask, fleet)
@@ -318,8 +318,7 @@ def _believed(decision: Decision, ask: Ask, position: int) -> tuple[int, int, in
 
 def _as_pair(decode: Decision, prefill: Decision | None, notes: PairFacts) -> PairDecision:
     """Turn the decisions of two rules into one."""
-    columns = {name: getattr(decode, name) for name in Decision.__struct_fields__}
-    decision = PairDecision(**columns)
+    decision = PairDecision(decode)
     decision.pair = notes
     if prefill is not None:
         decision.prefill = prefill.picked

@@ -10,15 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from turnout.core.fleet.precision import Mode
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling import turnout
-from turnout.core.scheduling.legs import PairDecision
+from turnout.core.scheduling.decision import COST_NAMES, Costs, Decision, PairDecision
 from turnout.core.scheduling.packing import unpacked
 from turnout.core.scheduling.policies import COLUMNS, POLICIES, affinity_totals
-from turnout.core.scheduling.types import Costs, Decision, DropReason, Verdict
+from turnout.core.scheduling.types import DropReason, Verdict
 
 _VERSION = 1
 _STORED_CANDIDATES = 10
@@ -72,7 +70,7 @@ def explain(decision: Decision, request_id: str) -> dict[str, Any]:
             "affinity_beta": decision.beta,
             "affinity_form": decision.form,
             "block_tokens": decision.block_tokens,
-            **msgspec.structs.asdict(decision.costs),
+            **decision.costs.params(),
         },
         "now_s": decision.now,
         "seed": decision.counter,
@@ -127,11 +125,11 @@ def recompute(document: dict[str, Any]) -> tuple[str | None, Sequence[float]]:
         document["now_s"],
         document["seed"],
         document["previous"],
-        recency=[candidate["recency"] for candidate in candidates if "recency" in candidate],
-        form=document["params"]["affinity_form"],
-        rows=[tuple(candidate["inputs"].values()) for candidate in candidates if "inputs" in candidate],
-        costs=Costs(**{name: document["params"][name] for name in Costs.__struct_fields__}),
     )
+    decision.recency = [candidate["recency"] for candidate in candidates if "recency" in candidate]
+    decision.form = document["params"]["affinity_form"]
+    decision.rows = [tuple(candidate["inputs"].values()) for candidate in candidates if "inputs" in candidate]
+    decision.costs = Costs(**{name: document["params"][name] for name in COST_NAMES})
     if not candidates:
         return None, []
     if decision.policy in turnout.PRICED:

@@ -6,6 +6,8 @@ of the list until somebody is left, and what was skipped is named.
 
 from __future__ import annotations
 
+from typing import Final
+
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.kit.rng import Rng
 from turnout.core.scheduling.ask import Ask
@@ -20,10 +22,10 @@ _SOFT = (
     DropReason.COOLDOWN,
     DropReason.SLOW_START,
 )
-_SLOW_START = len(_SOFT) - 1
-_CLEAR = len(_SOFT)
+_SLOW_START: Final = len(_SOFT) - 1
+_CLEAR: Final = len(_SOFT)
 # B9: an endpoint used although it is believed broken gets one attempt at a time.
-_ONE_AT_A_TIME = _SOFT.index(DropReason.PROBE_FAILING)
+_ONE_AT_A_TIME: Final = _SOFT.index(DropReason.PROBE_FAILING)
 
 Drop = tuple[str, str]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.kit.rng import Rng
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.pairing import Split
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Decision
 
 
 def foreseen(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:

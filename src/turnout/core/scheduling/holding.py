@@ -8,14 +8,14 @@ everybody: it stops the round. A verdict `cold_gate` concerns its own request on
 from __future__ import annotations
 
 import heapq
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.turnout import least_prefill_s
-from turnout.core.scheduling.types import Decision
 
 R = TypeVar("R")
 
-PATIENCE = 0.2  # seconds of prefill that one second of waiting is worth
+PATIENCE: Final = 0.2  # seconds of prefill that one second of waiting is worth
 
 
 class HeldQueue(Generic[R]):

@@ -6,7 +6,7 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.precision import Mode
 from turnout.core.fleet.registry import Fleet
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
 
 def told(decision: Decision, ask: Ask, fleet: Fleet) -> None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
-
 from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.seat import Seat
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import PairDecision
 
 if TYPE_CHECKING:
     from turnout.core.errors import ErrorKind
@@ -27,28 +25,6 @@ class Front(Protocol):
     endpoint: EndpointState
     seat: Seat | None
     epoch: int
-
-
-class PairFacts(msgspec.Struct, gc=False):
-    """Why a request was split, or not: `uncached` is u on the best decode endpoint, totals in seconds."""
-
-    decider: str
-    uncached: float
-    tokens: int
-    pair_s: float
-    solo_s: float
-    transfer_s: float = 0.0
-    reason: str = ""
-
-
-class PairDecision(Decision, gc=False):
-    """A decision of a pool with roles. `picked` is the decode leg, or the one endpoint that serves it all."""
-
-    prefill: EndpointState | None = None
-    prefill_depth: int = 0
-    prefill_predicted: int = 0
-    prefill_uncached: int = 0
-    pair: PairFacts | None = None
 
 
 class Legs:

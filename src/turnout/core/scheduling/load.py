@@ -5,11 +5,13 @@ Unknown is not zero: an endpoint without a fresh report is taken to carry as muc
 
 from __future__ import annotations
 
+from typing import Final
+
 from turnout.core.fleet.endpoint import EndpointState
 
 Report = tuple[int | None, int | None, float | None]
 
-_NOTHING: Report = (None, None, None)
+_NOTHING: Final[Report] = (None, None, None)
 
 
 def busy_column(

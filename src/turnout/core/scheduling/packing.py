@@ -10,9 +10,8 @@ from typing import Final
 
 import msgspec
 
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
-_NAMES: Final = ("rows", "totals", "busy", "in_flight", "reports")
 _NO_COLUMN: Final[list[float]] = []
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(
@@ -37,5 +36,7 @@ def unpacked(decision: Decision) -> Decision:
     """Return the decision as it was, bit for bit."""
     if not decision.packed:
         return decision
-    columns = dict(zip(_NAMES, _decode(decision.packed), strict=True))
-    return msgspec.structs.replace(decision, packed=b"", **columns)
+    twin = decision.copied()
+    twin.rows, twin.totals, twin.busy, twin.in_flight, twin.reports = _decode(decision.packed)
+    twin.packed = b""
+    return twin

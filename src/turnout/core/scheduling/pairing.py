@@ -21,9 +21,9 @@ from turnout.core.fleet.report import Report
 from turnout.core.kit.durations import Durations
 from turnout.core.kit.rng import Rng
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.legs import Legs, PairDecision, prefill_seat
+from turnout.core.scheduling.decision import Decision, PairDecision
+from turnout.core.scheduling.legs import Legs, prefill_seat
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Decision
 
 if TYPE_CHECKING:
     Choose = Callable[["Pairing", "Split", Ask, Pool, Fleet, float, Rng], Decision]

@@ -12,13 +12,13 @@ from turnout.core.fleet.registry import Fleet, Pool, Roster, roster
 from turnout.core.kit.rng import Rng
 from turnout.core.prefix.index import STALE, PrefixIndex
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.filters import Drop, keep
 from turnout.core.scheduling.knowledge import expected, held_by_rank, told
 from turnout.core.scheduling.load import busy_column
 from turnout.core.scheduling.policies import GATHERERS, NEED_RECENCY, POLICIES
 from turnout.core.scheduling.ties import clear_winner
 from turnout.core.scheduling.turnout import PRICED, hold
-from turnout.core.scheduling.types import Decision
 
 
 def schedule(ask: Ask, pool: Pool, fleet: Fleet, now: float, rng: Rng) -> Decision:

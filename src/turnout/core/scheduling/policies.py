@@ -19,8 +19,8 @@ from turnout.core.kit.rng import Rng
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling import baselines, turnout
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.ties import among, nearest
-from turnout.core.scheduling.types import Decision
 
 Policy = Callable[[Decision, Rotation, Rng], int]
 Gatherer = Callable[[Decision, Ask, Pool, Fleet], None]

@@ -6,7 +6,7 @@ from turnout.core.fleet.endpoint import EndpointState
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.seat import Seat
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
 
 def take_seat(decision: Decision, ask: Ask, pool: Pool, fleet: Fleet, now: float) -> Seat:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from turnout.core.kit.rotation import Rotation
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 
-_DIGITS = 6  # two costs are equal when equal after rounding to 1e-6
-_CLOSE = 2e-6  # further apart than this they cannot round to the same
+_DIGITS: Final = 6  # two costs are equal when equal after rounding to 1e-6
+_CLOSE: Final = 2e-6  # further apart than this they cannot round to the same
 
 
 def nearest(totals: Sequence[float], best: float) -> list[int]:

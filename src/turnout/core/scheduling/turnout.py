@@ -20,8 +20,8 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.kit.rng import Rng
 from turnout.core.kit.rotation import Rotation
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Costs, Decision
 from turnout.core.scheduling.ties import lowest
-from turnout.core.scheduling.types import Costs, Decision
 
 COLUMNS = ("uncached", "a", "b", "queue_s", "running", "pace", "busy", "step_s", "evict_s", "guard_s", "factor")
 PRICED: Final = frozenset(("turnout", "least_predicted_ttft"))
@@ -178,10 +178,12 @@ def least_prefill_s(decision: Decision) -> float:
 
 def _gated(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     """The cold gate: a new session waits while its blocks would only be thrown away again."""
+    if not decision.blocks:
+        return False
     scheduling = fleet.scheduling
     now = decision.now
     until = ask.arrived_s + scheduling.gate_wait_s  # compared as it is returned: rounding must not ask again at `now`
-    if not decision.blocks or now >= until or now + _GATE_LOOK_S >= ask.deadline_s:
+    if now >= until or now + _GATE_LOOK_S >= ask.deadline_s:
         return False
     if max(decision.depths) >= _COLD * decision.blocks:
         return False

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from turnout.core.scheduling.types import Decision
+from turnout.core.scheduling.decision import Decision
 from turnout.sim.replay.arrivals import Arrivals
 from turnout.sim.replay.engine import ReplayEngine
 from turnout.sim.replay.options import Fault, ReplayOptions

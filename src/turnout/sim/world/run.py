@@ -17,7 +17,7 @@ from turnout.core.fleet.health import PATIENCE_S, is_lost
 from turnout.core.lifecycle import GiveUp, GoOn, Next, Open, Queued, State
 from turnout.core.retry_loop import Route
 from turnout.core.scheduling.ask import Ask
-from turnout.core.types import Usage
+from turnout.core.usage import Usage
 from turnout.sim.world.clock import Timer
 from turnout.sim.world.engine import Generation
 from turnout.sim.world.router import MODEL, Router

@@ -17,8 +17,9 @@ from turnout.core.fleet.handover import ROOM_REST_S, PairState, Rooms
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.scheduling import disagg, splitting
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import PairDecision
 from turnout.core.scheduling.explain import explain
-from turnout.core.scheduling.legs import Legs, PairDecision
+from turnout.core.scheduling.legs import Legs
 from turnout.core.scheduling.pairing import Pairing
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat

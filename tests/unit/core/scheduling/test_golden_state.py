@@ -10,9 +10,9 @@ from turnout.core.fleet.active_blocks import ActiveBlocks
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.report import Report
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.explain import explain, recompute
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Decision
 
 KEYS = list(range(1000, 1512))
 STATE = {

@@ -14,10 +14,9 @@ from turnout.core.fleet.registry import Fleet
 from turnout.core.fleet.report import Report
 from turnout.core.scheduling import disagg
 from turnout.core.scheduling.ask import Ask
-from turnout.core.scheduling.legs import PairDecision
+from turnout.core.scheduling.decision import Decision, PairDecision
 from turnout.core.scheduling.pairing import Pairing, canonical
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Decision
 
 
 def fleet_of(members: dict[str, dict[str, Any]], **disagg_options: Any) -> tuple[Fleet, Pairing, list[dict[str, str]]]:

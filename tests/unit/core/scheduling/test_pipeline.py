@@ -9,9 +9,10 @@ from turnout.core.fleet.level import Level, level
 from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.report import Report
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.filters import _SOFT
 from turnout.core.scheduling.pipeline import schedule
-from turnout.core.scheduling.types import Decision, DropReason
+from turnout.core.scheduling.types import DropReason
 
 KEYS = [11, 12, 13, 14]
 

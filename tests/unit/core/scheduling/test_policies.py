@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 
 from turnout.core.kit.rotation import Rotation
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.policies import POLICIES, affinity_totals
-from turnout.core.scheduling.types import Decision
 
 NAMES = ("A", "B", "C")
 

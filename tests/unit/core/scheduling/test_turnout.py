@@ -12,11 +12,12 @@ from turnout.core.fleet.registry import Fleet, Pool
 from turnout.core.fleet.report import Report
 from turnout.core.fleet.seat import Seat
 from turnout.core.scheduling.ask import Ask
+from turnout.core.scheduling.decision import Decision
 from turnout.core.scheduling.explain import explain, recompute
 from turnout.core.scheduling.holding import HeldQueue
 from turnout.core.scheduling.pipeline import schedule
 from turnout.core.scheduling.seats import take_seat
-from turnout.core.scheduling.types import Decision, Verdict
+from turnout.core.scheduling.types import Verdict
 
 BLOCK = 512
 
