@@ -71,7 +71,7 @@ def _run(root: Path, server: Any, rows: int, routes: int) -> None:
             conn.execute(sa.text("ANALYZE"))
     refresher = _refreshes(store, url, rows, keys, rng)
     store.close()
-    _sustained(url, SERVER_ROWS_PER_S if server is not None else FILE_ROWS_PER_S, keys, rng)
+    _sustained(root, url, SERVER_ROWS_PER_S if server is not None else FILE_ROWS_PER_S, keys, rng)
     _reading(refresher, keys, _now_ms())
     _slots(root, keys)
 
@@ -159,9 +159,9 @@ def _opened(f: CallFact) -> OpenedCall:
     return OpenedCall(f.call_id, f.request_id, f.started_at_ms, *who, f.dialect, f.path, f.stream, "m", "m")
 
 
-def _sustained(url: str, rows_per_s: int, keys: list[RouteKey], rng: random.Random) -> None:
+def _sustained(root: Path, url: str, rows_per_s: int, keys: list[RouteKey], rng: random.Random) -> None:
     """Record at a fixed rate through the writer, as in service: two rows a call; look at what waits."""
-    section = options.Ledger(url=url)
+    section = options.Ledger(url=url, spool_path=str(root / "sustained"))  # nobody's spool but this run's
     process = OwnProcess(section, router_id="bench", on_event=lambda _name, /, **_fields: None, prices="")
     ledger = Ledger(section, router_id="bench", clock_ms=_now_ms, open_delay_s=0.0, backend=process)
     ledger.start()

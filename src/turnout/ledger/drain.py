@@ -2,8 +2,8 @@
 
 The database costs thirty times what the spool costs, and the writer shares its interpreter with the event loop. So a
 round inserts at most `direct_max` calls (one batch, three on a server); more than that arriving per interval goes to
-the spool, which is replayed in order once traffic is low or the spool half full. While the spool holds anything, new
-calls are appended to it: order is kept.
+the spool. It is replayed in order once no more comes in than could go straight to the database, a batch faster than
+that, or once it is half full. While the spool holds anything, new calls are appended to it: order is kept.
 
 Rounds belong to the writer. `spool_queue` may be called by another thread at the same time, for a writer that is put
 aside or waits for the database; no lock is held meanwhile that the other would have to wait for.
@@ -113,11 +113,16 @@ class Drain:
         pressure = self._spool.fill_ratio >= _PRESSURE
         if not ready or self._spool.empty or (fresh > self._direct_max and not pressure):
             return max(_PAUSE_MIN_S, round_started + self._interval_s - self._monotonic())
+        # One batch more than came in: a server that could take it all directly must not lose ground to its own spool.
+        batches = 1 if pressure else 1 + fresh // self._batch_max
         started = self._monotonic()
-        self.replay_one()
-        spent = self._monotonic() - started
+        for _ in range(batches):
+            if not self.replay_one():
+                break
+        now = self._monotonic()
         pause = _PAUSE_PRESSURE if pressure else _PAUSE_BUSY if fresh else _PAUSE_IDLE
-        return max(_PAUSE_MIN_S, min(self._interval_s, spent * pause))
+        due_s = self._interval_s if batches == 1 else round_started + self._interval_s - now
+        return max(_PAUSE_MIN_S, min(due_s, (now - started) * pause))
 
     def finish(self, deadline: float) -> None:
         """Store everything until `deadline` (monotonic seconds); what is left then is in the spool."""
@@ -139,13 +144,15 @@ class Drain:
         finally:
             self._spooling.pop()
 
-    def replay_one(self) -> None:
-        """Store the oldest batch of the spool and remove it."""
+    def replay_one(self) -> bool:
+        """Store the oldest batch of the spool and remove it; False when there is none or the database is down."""
         frames = self._spool.read()
-        if frames and self._write(frames):
-            self._spool.advance()
-            self.replayed += sum([frame.calls for frame in frames])
-            self._on_safe([call_id for frame in frames for call_id in frame.closed])
+        if not frames or not self._write(frames):
+            return False
+        self._spool.advance()
+        self.replayed += sum([frame.calls for frame in frames])
+        self._on_safe([call_id for frame in frames for call_id in frame.closed])
+        return True
 
     def prune(self) -> bool:
         """Delete one chunk of old rows; True while there is more."""

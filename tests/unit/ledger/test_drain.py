@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,19 @@ class Sink:
 class World:
     """A drain with everything around it, on a clock that the test moves."""
 
-    def __init__(self, database: Path, events: Any, spool_bytes: int = 2**20) -> None:
+    def __init__(self, database: Path, events: Any, spool_bytes: int = 2**20, direct_max: int = 0) -> None:
         self.now = 100.0
         self.queue: deque[entry.Entry] = deque()
         self.sink = Sink()
         self.spool = Spool(database, name="1", max_bytes=spool_bytes, frame_calls=BATCH)
         self.drain = Drain(
-            self.queue, self.spool, batch_max=BATCH, interval_s=0.1, monotonic=lambda: self.now, on_event=events
+            self.queue,
+            self.spool,
+            batch_max=BATCH,
+            interval_s=0.1,
+            monotonic=lambda: self.now,
+            on_event=events,
+            direct_max=direct_max,
         )
         self.drain.sink = self.sink
 
@@ -110,6 +117,31 @@ def test_steady_traffic_does_not_keep_the_spool_from_emptying(world: World, call
         world.now += world.drain.round()
     assert world.spool.empty
     assert world.sink.stored == [call(n) for n in range(100)]
+
+
+def test_a_burst_is_made_up_for_while_as_much_comes_in_as_could_go_straight(
+    database: Path, events: Any, call: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches per interval, which the database takes in 40 % of it: the spool of a hiccup must not stay for ever."""
+    world = World(database, events, direct_max=3 * BATCH)
+    write = world.sink.write
+
+    def slowly(frames: Sequence[bytes]) -> Written:
+        world.now += 0.02
+        return write(frames)
+
+    monkeypatch.setattr(world.sink, "write", slowly)
+    calls = (entry.of(call(n)) for n in range(1_000))
+    world.queue.extend(islice(calls, 10 * BATCH))
+    arrived = world.now
+    for _ in range(60):
+        world.now += world.drain.round()
+        world.queue.extend(islice(calls, int((world.now - arrived) / 0.1 * 2 * BATCH)))
+        arrived = world.now
+        if world.spool.empty:
+            break
+    assert world.spool.empty
+    assert world.sink.batches[-1] <= BATCH
 
 
 def test_a_spool_half_full_is_replayed_under_any_traffic(database: Path, events: Any, call: Make) -> None:

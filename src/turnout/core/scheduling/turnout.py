@@ -145,6 +145,7 @@ def hold(decision: Decision, ask: Ask, fleet: Fleet) -> bool:
     if (
         limit
         and decision.rows[0][_QUEUE] > limit
+        and decision.members[0].prefill.samples >= scheduling.hold_samples
         and hold_for_queue(decision, [*range(len(decision.rows))], ask, fleet)
     ):
         return True
