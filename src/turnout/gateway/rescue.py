@@ -68,7 +68,7 @@ def begin(run: Run, response: AttemptResponse, kind: ErrorKind) -> Next | None:
         return None
     resume = run.dialect.resume
     facts = resume.asked(run.request.body)
-    before = resume.sent(bytes(response.kept))
+    before = resume.sent(b"".join(response.kept))
     broken = Broken(
         choices=run.request.n,
         deterministic=run.request.repeatable,

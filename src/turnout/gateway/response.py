@@ -39,6 +39,7 @@ class AttemptResponse:
         "_held",
         "_held_bytes",
         "_hold",
+        "_kept_bytes",
         "_last_event_s",
         "_last_output_s",
         "_last_write_s",
@@ -74,11 +75,11 @@ class AttemptResponse:
         self.committed = False
         self.first_output_s: float | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._held_bytes = self._kept_bytes = 0
         self._paused = False
         self._hold = FAST
         self.plain = False
-        self.kept: bytearray | None = None
+        self.kept: list[bytes] | None = None
         self.lost = False
         self.joiner: Joiner | None = None
         self.upstream: Reach | None = None
@@ -113,7 +114,7 @@ class AttemptResponse:
             tap = self.tap
             if self.plain and not tap.partial and (events := tap.is_plain(payload)):  # type: ignore[union-attr]  # set with the mode
                 now = run.clock()
-                run.gateway.meter.itl.observe(now - self._last_event_s)
+                run.gateway.token_gap(now - self._last_event_s)
                 self._last_event_s = self._last_output_s = self._last_write_s = now
                 self.events += events
                 if self.kept is not None:
@@ -283,7 +284,7 @@ class AttemptResponse:
             run.next_at_s = min(run.next_at_s, now + self._hold.seconds)
             run.first_byte(self)
         else:
-            run.gateway.meter.itl.observe(now - self._last_output_s)
+            run.gateway.token_gap(now - self._last_output_s)
         self._last_output_s = now
 
     def _flush(self, shown: list[bytes], now: float) -> None:
@@ -307,7 +308,7 @@ class AttemptResponse:
         self.committed = self.plain = True
         payload = b"".join(shown)
         if self._run.keeps(self):
-            self.kept = bytearray()
+            self.kept = []
             self._keep(payload)
         self._run.commit(self, payload)
 
@@ -315,8 +316,9 @@ class AttemptResponse:
         """Keep what was sent, in case that another endpoint has to go on from here (R4)."""
         kept = self.kept
         if kept is not None:
-            kept += payload
-            if len(kept) > self._run.gateway.recovery.resume.keep_max_bytes:
+            kept.append(payload)
+            self._kept_bytes += len(payload)
+            if self._kept_bytes > self._run.gateway.recovery.resume.keep_max_bytes:
                 self.kept = None
 
     def _error_event(self, event: Event) -> None:

@@ -82,6 +82,7 @@ class Gateway:
         # No attempt can be due earlier, so opening one computes no deadline of its own: the tick does.
         self.first_look_s = min(catalogue.quickest_s, relay.keepalive_s)
         self.meter = meter
+        self.token_gap = meter.itl.observe
         self.router_id = router_id
         self.clock, self.now_ms, self.rng = sources.clock, sources.now_ms, sources.rng
         self.loop = asyncio.get_running_loop()

@@ -45,7 +45,7 @@ def keep_stream(run: Run, ticket: Ticket) -> None:
     """Take what was relayed; usage that is not told to everybody is kept apart."""
     replay = REPLAYS[ticket.key.dialect]
     kept = run.response.kept if run.response is not None else None
-    stream = bytes(kept) if kept is not None else b""
+    stream = b"".join(kept) if kept is not None else b""
     found = replay.recorded(stream, run.request.n)
     usage = run.response.usage if run.response is not None else None
     ticket.body = b""  # looked at, and by itself nothing that may be stored

@@ -29,7 +29,11 @@ _OVERHEAD_MAX_BYTES: Final = 4096
 _LINE_MAX_BYTES: Final = 4096
 _TRAILERS_MAX_BYTES: Final = 32768
 _TRAILERS_MAX: Final = 100
-_HEX_MAX_BYTES: Final = 18  # 16 digits and the CRLF
+_DIGITS_MAX: Final = 16
+_HEX_MAX_BYTES: Final = _DIGITS_MAX + 2  # with the CRLF
+# Events are of few sizes, and what their digits mean need not be computed again.
+_SIZES: Final[dict[bytes, int]] = {}
+_SIZES_MAX: Final = 4096
 _SIZE, _DATA, _AFTER, _TRAILERS, _DONE = range(5)
 
 
@@ -164,14 +168,11 @@ def whole_chunks(data: bytes) -> bytes | None:
     None means that the decoder has to look; it never means that the bytes are wrong.
     """
     line_end = data.find(b"\r\n", 0, _HEX_MAX_BYTES)
-    size = data[:line_end]
-    if line_end <= 0 or not size.isalnum():
+    size = _size(data[:line_end]) if line_end > 0 else 0
+    if size == 0:
         return None
-    try:
-        after = line_end + 2 + int(size, 16)
-    except ValueError:
-        return None
-    if len(data) == after + 2 and after > line_end + 2 and data.endswith(b"\r\n"):
+    after = line_end + 2 + size
+    if len(data) == after + 2 and data.endswith(b"\r\n"):
         return data[line_end + 2 : after]
     return _several_chunks(data)
 
@@ -181,15 +182,25 @@ def _several_chunks(data: bytes) -> bytes | None:
     at, end = 0, len(data)
     while at < end:
         line_end = data.find(b"\r\n", at, at + _HEX_MAX_BYTES)
-        size = data[at:line_end]
-        if line_end <= at or not size.isalnum():
-            return None
-        try:
-            length = int(size, 16)
-        except ValueError:
-            return None
-        at = line_end + 4 + length
-        if not length or at > end or data[at - 2 : at] != b"\r\n":
+        size = _size(data[at:line_end]) if line_end > at else 0
+        at = line_end + 4 + size
+        if size == 0 or at > end or not data.endswith(b"\r\n", 0, at):
             return None
         pieces.append(data[line_end + 2 : at - 2])
     return b"".join(pieces)
+
+
+def _size(digits: bytes) -> int:
+    """Return what the hexadecimal digits of a chunk's size say; 0 when they are none, or too many."""
+    known = _SIZES.get(digits)
+    if known is not None:
+        return known
+    if not digits.isalnum() or len(digits) > _DIGITS_MAX:
+        return 0
+    try:
+        size = int(digits, 16)
+    except ValueError:
+        return 0
+    if len(_SIZES) < _SIZES_MAX:
+        _SIZES[digits] = size
+    return size

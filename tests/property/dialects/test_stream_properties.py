@@ -81,3 +81,31 @@ def test_plain_payload_holds_nothing_that_a_tap_must_know(events: list[bytes]) -
 def test_garbage_gives_values_and_is_bounded(raw: bytes, event_max_bytes: int) -> None:
     _, tap = fed([raw[at : at + 7] for at in range(0, len(raw), 7)], event_max_bytes=event_max_bytes)
     assert len(tap.partial) <= event_max_bytes
+
+
+ALIKE = (
+    'data: {"id":"c","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n',
+    'data: {"id":"c","choices":[{"index":0,"delta":{"reasoning_content":"%s"},"finish_reason":null}]}\n\n',
+    'data: {"id":"c","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":"stop"}]}\n\n',
+    'data: {"id":"d","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}],"usage":{"x":1}}\n\n',
+)
+INSIDE = TEXT | st.sampled_from(
+    [
+        "\n",
+        '"',
+        '\\"',
+        '\\\\"},"finish_reason":null}]}\n\n',
+        '"},"finish_reason":null}]}\n\ndata: {"id":"c","choices":[{"index":0,"delta":{"content":"',
+    ]
+)
+PAYLOAD = st.lists(st.tuples(st.sampled_from(ALIKE[:1] * 4 + ALIKE), INSIDE), min_size=1, max_size=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PAYLOAD, max_size=12))
+def test_a_tap_that_has_seen_events_calls_plain_what_a_new_one_does(payloads: list[list[tuple[str, str]]]) -> None:
+    experienced = StreamTap(1, wants_usage=False, event_max_bytes=10_000)
+    for payload in payloads:
+        raw = "".join(shape % text for shape, text in payload).encode(errors="replace")
+        fresh = StreamTap(1, wants_usage=False, event_max_bytes=10_000)
+        assert experienced.is_plain(raw) == fresh.is_plain(raw)
