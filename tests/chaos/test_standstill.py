@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import signal
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 from turnout.telemetry.watchdog import Watchdog
 
-LIMIT_S = 0.2
+LIMIT_S = 0.4  # a machine that stands still itself for so long is rare
 
 
 def culprit() -> None:
@@ -21,11 +20,11 @@ def culprit() -> None:
 
 def test_F68_a_blocked_loop_is_told_once_with_its_stack() -> None:
     told: list[float] = []
-    stacks = io.StringIO()
+    dumps: list[str] = []
 
     def dump() -> None:
-        for frame in sys._current_frames().values():
-            traceback.print_stack(frame, file=stacks)
+        frames = sys._current_frames().values()
+        dumps.append("".join(line for frame in frames for line in traceback.format_stack(frame)))
 
     async def go() -> int:
         watchdog = Watchdog(told.append, LIMIT_S, dump)
@@ -39,9 +38,10 @@ def test_F68_a_blocked_loop_is_told_once_with_its_stack() -> None:
         watchdog.stop()
         return watchdog.blocked_total
 
-    assert asyncio.run(go()) == 2
-    assert all(LIMIT_S < seconds < 3 * LIMIT_S + 0.2 for seconds in told)
-    assert "culprit" in stacks.getvalue()
+    assert asyncio.run(go()) == len(told) == len(dumps)
+    # Another process may make the loop stand still as well; it is told of, too, but with another stack.
+    assert sum("in culprit" in dump for dump in dumps) == 2
+    assert sum(LIMIT_S < seconds < 3.5 * LIMIT_S for seconds in told) >= 2
 
 
 def test_F68_a_suspended_process_is_not_blocked() -> None:

@@ -106,7 +106,7 @@ class VirtualServer:
     def __init__(self, loop: VirtualLoop, factory: _Factory, port: int) -> None:
         self.factory = factory
         self._loop, self._port = loop, port
-        self.sockets = [_Socket(port)]
+        self.sockets = (_Socket(port),)
 
     def close(self) -> None:
         """Listen no longer; connections live on."""

@@ -26,9 +26,11 @@ class Sink:
         self.stored: list[CallFact] = []
         self.batches: list[int] = []
         self.tries = 0
+        self.on_write: Callable[[], None] = lambda: None
 
     def write(self, frames: Sequence[bytes]) -> Written:
         facts = messages.FACTS.joined(frames)
+        self.on_write()
         self.tries += 1
         if not self.up:
             raise SinkDownError("locked", "database is locked")
@@ -63,6 +65,9 @@ class World:
             direct_max=direct_max,
         )
         self.drain.sink = self.sink
+
+    def pass_time(self) -> None:
+        self.now += 0.02
 
     def rounds_until_settled(self) -> int:
         for n in range(1, 200):
@@ -120,17 +125,11 @@ def test_steady_traffic_does_not_keep_the_spool_from_emptying(world: World, call
 
 
 def test_a_burst_is_made_up_for_while_as_much_comes_in_as_could_go_straight(
-    database: Path, events: Any, call: Make, monkeypatch: pytest.MonkeyPatch
+    database: Path, events: Any, call: Make
 ) -> None:
     """Two batches per interval, which the database takes in 40 % of it: the spool of a hiccup must not stay for ever."""
     world = World(database, events, direct_max=3 * BATCH)
-    write = world.sink.write
-
-    def slowly(frames: Sequence[bytes]) -> Written:
-        world.now += 0.02
-        return write(frames)
-
-    monkeypatch.setattr(world.sink, "write", slowly)
+    world.sink.on_write = world.pass_time
     calls = (entry.of(call(n)) for n in range(1_000))
     world.queue.extend(islice(calls, 10 * BATCH))
     arrived = world.now
