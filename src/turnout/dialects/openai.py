@@ -36,7 +36,7 @@ from turnout.dialects.fields import (
     string,
     typed,
 )
-from turnout.dialects.openai_shapes import INT_MAX, MESSAGES, USUAL
+from turnout.dialects.openai_shapes import INT_MAX, MESSAGES, USUAL, Usual
 from turnout.dialects.strict_json import (
     DuplicateMember,
     InvalidJSON,
@@ -107,29 +107,68 @@ def _usual(body: bytes, depth_max: int) -> Request | None:
     if parts is None:
         return None
     outer, array = parts
+    asked = _ASKED.get(outer)
+    if asked is None:
+        asked = _asked(outer)
+        if asked is None:
+            return None
+    try:
+        messages = MESSAGES.decode(array)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return Request(
+        "openai",
+        "/v1/chat/completions",
+        body,
+        asked.model,
+        prompts.chat(messages, asked.found),
+        asked.stream,
+        max_tokens=asked.max_tokens,
+        user=asked.user,
+        repeatable=asked.repeatable,
+    )
+
+
+class _Asked:
+    """What a usual chat says beside its messages."""
+
+    __slots__ = ("found", "max_tokens", "model", "repeatable", "stream", "user")
+
+    def __init__(self, found: Members, usual: Usual) -> None:
+        self.found: Final = found
+        self.model: Final[str] = usual.model
+        self.stream: Final[bool] = usual.stream or False
+        most: int | None = usual.max_completion_tokens
+        self.max_tokens: Final = most if most is not None else usual.max_tokens
+        self.user: Final[str | None] = usual.user
+        self.repeatable: Final[bool] = usual.temperature == 0 or usual.seed is not None
+
+
+# A client asks with the same parameters again and again: what they mean is known by their bytes, few and short.
+_ASKED: Final[dict[bytes, _Asked]] = {}
+_ASKED_MAX: Final = 1024
+_ASKED_MAX_BYTES: Final = 512
+
+
+def _asked(outer: bytes) -> _Asked | None:
+    """Read a chat around its messages, which are a 0 here; None when anything asks for a second look."""
     found = small_members(outer)
     if found is None or not _UNUSUAL.isdisjoint(found):
         return None
     try:
-        usual = USUAL.decode(outer)  # its messages are the 0 in their place
-        messages = MESSAGES.decode(array)
+        usual = USUAL.decode(outer)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     model, user = usual.model, usual.user
     known = user is None or (len(user) <= SESSION_MAX_BYTES and "\0" not in user)
     if not (known and 0 < len(model) < NAME_MAX_BYTES // 4 and "\0" not in model):
         return None
-    return Request(
-        "openai",
-        "/v1/chat/completions",
-        body,
-        model,
-        prompts.chat(messages, found),
-        usual.stream or False,
-        max_tokens=usual.max_completion_tokens if usual.max_completion_tokens is not None else usual.max_tokens,
-        user=user,
-        repeatable=usual.temperature == 0 or usual.seed is not None,
-    )
+    asked = _Asked(found, usual)
+    if user is None and len(outer) <= _ASKED_MAX_BYTES:  # people's names are not kept
+        if len(_ASKED) >= _ASKED_MAX:
+            _ASKED.clear()
+        _ASKED[outer] = asked
+    return asked
 
 
 def _careful(path: bytes, found: Members, body: bytes, default_model: str) -> Request:

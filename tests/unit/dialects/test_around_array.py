@@ -103,3 +103,26 @@ def test_both_ways_agree(pairs: list[tuple[str, object]]) -> None:
         assert isinstance(seen, Refusal)
     else:
         assert fields(seen) == fields(expected)
+
+
+def test_the_same_parameters_mean_the_same_whatever_the_messages() -> None:
+    for text in ("a", "b", '[\\"]'):
+        body = (
+            f'{{"model":"m1","seed":4,"max_tokens":9,"messages":[{{"role":"user","content":"{text}"}}],"stream":true}}'
+        )
+        found = decode(CHAT, body.encode(), 64)
+        assert isinstance(found, Request)
+        assert (found.model, found.stream, found.max_tokens, found.repeatable) == ("m1", True, 9, True)
+        assert found.prompt.rendered == b"\xffuser\xfe" + text.replace("\\", "").encode()
+        assert found.body == body.encode()
+    assert isinstance(decode(CHAT, b'{"model":"m1","seed":4,"max_tokens":9,"messages":[1],"stream":true}', 64), Refusal)
+
+
+def test_remembered_parameters_are_few_short_and_nobodys_name() -> None:
+    for number in range(3_000):
+        decode(CHAT, b'{"model":"m","seed":%d,"messages":%b}' % (number, A.encode()), 64)
+    decode(CHAT, b'{"model":"m","user":"somebody","messages":%b}' % A.encode(), 64)
+    decode(CHAT, b'{"model":"m","x":"%b","messages":%b}' % (b"x" * 600, A.encode()), 64)
+    kept = openai._ASKED
+    assert 0 < len(kept) <= 1024
+    assert not any(b"somebody" in outer or len(outer) > 512 for outer in kept)
