@@ -72,7 +72,6 @@ class Costs:
 
 
 DEFAULT_COSTS: Final = Costs()
-_NO_TOTALS: Final[Sequence[float]] = ()
 _APPROXIMATE: Final = Mode.APPROXIMATE
 
 
@@ -176,7 +175,7 @@ class Decision:
         self.predicted = 0
         self.uncached = 0
         self.tie = self.fallback = self.form = ""
-        self.totals = _NO_TOTALS
+        self.totals: Sequence[float] = ()
         self.recency: Sequence[int] = ()
         self.draws: Sequence[int] = ()
         self.rows: Sequence[tuple[float, ...]] = ()
